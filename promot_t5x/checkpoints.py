@@ -1,0 +1,265 @@
+"""Checkpoints of a training run: Orbax folders, what a run needs to resume, and the fingerprint of a model.
+
+A run's folder holds `checkpoint_<step>/{params,opt_state,metadata}`. `params` are the trained leaves and the soft
+prompt; leaves that a stage froze are not stored again: `metadata` names the base they came from by path and
+fingerprint. Restoring is strict, metadata are compared before any array is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from promot_t5x import layout
+
+FORMAT = "promot_t5x 1"
+_PREFIX = "checkpoint"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a run saves and what it keeps.
+
+    Attributes:
+      period: steps between checkpoints; each is evaluated before it is saved. The last step is always saved.
+      keep_latest: newest checkpoints kept for resuming; the best one is always kept beside them.
+    """
+
+    period: int = 1000
+    keep_latest: int = 1
+
+    def __post_init__(self):
+        if self.period < 1 or self.keep_latest < 1:
+            raise ValueError(
+                f"CheckpointConfig has period={self.period}, keep_latest={self.keep_latest}: expected at least 1 each."
+            )
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """A short name for the exact bits of a model, the soft prompt left out.
+
+    For each leaf of the canonical per-layer layout: its name, shape, dtype, and the sum of its elements' bits as
+    unsigned integers modulo 2**32. Integer sums do not depend on order, so the result is the same for any sharding,
+    scanned or not, from whatever format the model was read.
+    """
+    flat = {name: leaf for name, leaf in layout.flatten(params).items() if not name.startswith("soft_prompt/")}
+    sums = jax.device_get(jax.jit(_bit_sums)(flat))
+    digest = hashlib.sha256()
+    for name, leaf in jax.eval_shape(layout.unstack_layers, flat).items():
+        digest.update(f"{name} {leaf.shape} {leaf.dtype} {int(sums[name])}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _bit_sums(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def bit_sum(x):
+        unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        return jnp.sum(jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32), dtype=jnp.uint32)
+
+    return {name: bit_sum(leaf) for name, leaf in layout.unstack_layers(flat).items()}
+
+
+class RunCheckpoints:
+    """The checkpoints of one run folder, saved in the background, the newest and the best kept.
+
+    Args:
+      folder: the run's MODEL_DIR.
+      config: how many to keep.
+    """
+
+    def __init__(self, folder: str | epath.Path, config: CheckpointConfig):
+        # The best has the highest score, the earliest of equals; a run without scores keeps its newest only.
+        best = BestN(get_metric_fn=lambda m: (m["score"], -m["step"]), n=1, keep_checkpoints_without_metrics=False)
+        self.folder = epath.Path(folder)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=("params", "opt_state", "metadata"),
+            options=ocp.CheckpointManagerOptions(
+                step_prefix=_PREFIX,
+                preservation_policy=AnyPreservationPolicy([LatestN(config.keep_latest), best]),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, None for an empty folder."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, params: Mapping, opt_state: Any, metadata: dict[str, Any], score: float | None) -> None:
+        """Starts saving; waits only for the save before.
+
+        Args:
+          step: steps done.
+          params: what is stored, None leaves left out.
+          opt_state: the optimizer's state, any tree of arrays.
+          metadata: anything JSON, see `read_metadata`.
+          score: of the evaluation at this step, None without one.
+        """
+        leaves, names = _numbered(opt_state)
+        facts = {"format": FORMAT, "step": step, "score": score, "opt_state": names, **metadata}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(layout.unflatten(layout.flatten(params))),
+                opt_state=ocp.args.StandardSave(leaves),
+                metadata=ocp.args.JsonSave(facts),
+            ),
+            metrics=None if score is None else {"score": score, "step": step},
+        )
+
+    def restore_opt_state(self, step: int, opt_state_like: Any) -> Any:
+        """The optimizer's state of a checkpoint, in the structure and sharding of `opt_state_like`.
+
+        Raises:
+          ValueError: it belongs to another optimizer or other parameters.
+        """
+        folder = checkpoint_folder(self.folder, step)
+        leaves, names = _numbered(opt_state_like)
+        stored = read_metadata(folder)["opt_state"]
+        if stored != names:
+            only_stored, only_wanted = sorted(set(stored) - set(names)), sorted(set(names) - set(stored))
+            raise ValueError(
+                f"The optimizer state in {folder} is another optimizer's: it has {only_stored[:3]} where this run has "
+                f"{only_wanted[:3]}; use the run's own configuration or a new MODEL_DIR."
+            )
+        restored = _restore(folder / "opt_state", leaves)
+        return jax.tree.unflatten(jax.tree.structure(opt_state_like), [restored[key] for key in sorted(restored)])
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _numbered(tree: Any) -> tuple[dict[str, Any], list[str]]:
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = {f"{i:05d}": leaf for i, (_, leaf) in enumerate(paths)}
+    return leaves, [jax.tree_util.keystr(path) for path, _ in paths]
+
+
+def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
+    """Where a run keeps the checkpoint of a step."""
+    return epath.Path(run_folder) / f"{_PREFIX}_{step}"
+
+
+def is_checkpoint(folder: str | epath.Path) -> bool:
+    """Whether a folder is one checkpoint written by this module (not a run folder that holds several)."""
+    return (epath.Path(folder) / "metadata" / "metadata").exists()
+
+
+def all_steps(run_folder: str | epath.Path) -> list[int]:
+    """The steps of the whole checkpoints in a run folder, ascending."""
+    folder = epath.Path(run_folder)
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.startswith(f"{_PREFIX}_") and is_checkpoint(path)]
+    return sorted(int(path.name.removeprefix(f"{_PREFIX}_")) for path in found)
+
+
+def best_step(run_folder: str | epath.Path) -> int:
+    """The step with the highest score, the earliest of equals; without scores the newest.
+
+    Raises:
+      FileNotFoundError: the folder holds no checkpoint.
+    """
+    scored = [(read_metadata(checkpoint_folder(run_folder, s))["score"], s) for s in all_steps(run_folder)]
+    if not scored:
+        raise FileNotFoundError(f"There is no checkpoint in {run_folder}; expected folders {_PREFIX}_<step>.")
+    return max(scored, key=lambda pair: (float("-inf"), pair[1]) if pair[0] is None else (pair[0], -pair[1]))[1]
+
+
+def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
+    """The facts of one checkpoint: format, step, score, stage, base (path and fingerprint), batches consumed.
+
+    Raises:
+      ValueError: not a checkpoint of this format.
+    """
+    file = epath.Path(folder) / "metadata" / "metadata"
+    try:
+        facts = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is not a readable checkpoint: {type(error).__name__} reading {file}.") from error
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"{folder} has the checkpoint format {facts.get('format')!r}; expected {FORMAT!r}.")
+    return facts
+
+
+def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names, shapes and dtypes of a checkpoint's parameters; reads no array.
+
+    Raises:
+      ValueError: unreadable.
+    """
+    try:
+        metadata = ocp.StandardCheckpointer().metadata(epath.Path(folder).resolve() / "params")
+        tree = metadata.item_metadata.tree
+    except Exception as error:  # Orbax has no common error class for a damaged checkpoint
+        raise ValueError(f"The parameters in {folder} cannot be read: {error}") from error
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in layout.flatten(tree).items()}
+
+
+def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Flat parameters of a checkpoint.
+
+    Args:
+      folder: one checkpoint.
+      like: flat names to arrays or ShapeDtypeStructs (with shardings); must be what the checkpoint holds.
+
+    Raises:
+      ValueError: names, shapes or dtypes differ, all listed side by side; or a damaged checkpoint.
+    """
+    compare(shapes(folder), like, str(folder))
+    return layout.flatten(_restore(epath.Path(folder) / "params", layout.unflatten(like)))
+
+
+def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
+    """Checks that two sets of leaves agree in names, shapes and dtypes.
+
+    Raises:
+      ValueError: lists what is missing, unexpected, misshapen or of another dtype.
+    """
+    rows = []
+    for name in sorted(set(stored) | set(wanted)):
+        facts = [f"{tuple(x[name].shape)} {x[name].dtype}" if name in x else "-" for x in (stored, wanted)]
+        if facts[0] != facts[1]:
+            kind = "missing" if facts[0] == "-" else "unexpected" if facts[1] == "-" else "differs"
+            rows.append(f"  {kind:10} {name:60} stored {facts[0]:28} wanted {facts[1]}")
+    if rows:
+        more = [f"  ... and {len(rows) - 20} more"] if len(rows) > 20 else []
+        raise ValueError(
+            f"{source} does not hold this network's parameters; {len(rows)} leaves differ, check the model's gin "
+            "file:\n" + "\n".join(rows[:20] + more)
+        )
+
+
+def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[str, Any]) -> None:
+    """Writes parameters alone, without optimizer state, as one checkpoint that anything here can start from."""
+    facts = {"format": FORMAT, "score": None, **metadata}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            epath.Path(folder).resolve(),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(layout.unflatten(layout.flatten(params))),
+                metadata=ocp.args.JsonSave(facts),
+            ),
+        )
+
+
+def _restore(folder: epath.Path, like: Any) -> Any:
+    device = jax.devices()[0]
+
+    def abstract(leaf):
+        sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(device)
+        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.resolve(), jax.tree.map(abstract, like))
+    except Exception as error:  # Orbax has no common error class for a damaged checkpoint
+        raise ValueError(f"{folder} cannot be read: {error}") from error

@@ -1,0 +1,39 @@
+"""The command `promot-t5x`: one verb each for the binaries."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from promot_t5x import launcher
+
+_VERBS = {
+    "train": ("promot_t5x.train", "train one stage or baseline"),
+    "eval": ("promot_t5x.eval", "score a checkpoint on seqio tasks, prompt removed or attached"),
+    "infer": ("promot_t5x.infer", "answer the inputs of a JSONL file"),
+    "pipeline": ("promot_t5x.pipeline", "stage 1, stage 2, baselines, evaluations and the report of a recipe"),
+    "demo": ("promot_t5x.demo", "the whole method on a small world, in minutes on a CPU"),
+    "report": ("promot_t5x.report.command", "make the report of a results.json again"),
+    "doctor": ("promot_t5x.doctor", "versions, devices and folders, to put beside a question"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code.
+
+    >>> main(["--help"])  # doctest: +ELLIPSIS
+    usage: promot-t5x VERB ...
+    ...
+    0
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        print("usage: promot-t5x VERB ...\n")
+        for verb, (_, what) in _VERBS.items():
+            print(f"  {verb:9} {what}")
+        print("\npromot-t5x VERB --help lists a verb's flags.")
+        return 0
+    if argv[0] not in _VERBS:
+        print(f"error: promot-t5x has no verb {argv[0]!r}; it has {', '.join(_VERBS)}.", file=sys.stderr)
+        return 1
+    binary = importlib.import_module(_VERBS[argv[0]][0])  # a verb loads only what it needs
+    return launcher.run_main(binary.main, argv[1:])

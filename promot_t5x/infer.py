@@ -1,0 +1,119 @@
+"""The infer binary: answers of a checkpoint to the inputs in a JSONL file, with the soft prompt removed or attached.
+
+    python -m promot_t5x.infer --gin_file=models/mt5_xxl.gin --gin_file=suites/infer.gin \
+        --gin.CHECKPOINT_PATH="'/path/to/run'" --gin.INPUTS="'in.jsonl'" --gin.OUTPUTS="'out.jsonl'"
+"""
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import seqio
+from etils import epath
+
+from promot_t5x import data, evaluation, flags, initialize, launcher, results
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+
+def infer(
+    model: EncoderDecoderModel,
+    checkpoint_path: str,
+    vocabulary: seqio.Vocabulary,
+    inputs: str,
+    outputs: str,
+    config: evaluation.EvaluationConfig,
+    prompt_id: int | None = None,
+    partitioner: Partitioner = Partitioner(),
+) -> int:
+    """Writes the input file's rows again, each with a `prediction`.
+
+    Args:
+      model: the network and how it decodes.
+      checkpoint_path: a checkpoint or run folder of ours or of T5X.
+      vocabulary: the checkpoint's.
+      inputs: a JSONL file with a column `input`.
+      outputs: the JSONL file to write; whole or not at all.
+      config: lengths, batch size, limit.
+      prompt_id: the soft prompt in front of every input, None for none.
+      partitioner: the mesh.
+
+    Returns:
+      The number of rows.
+
+    Raises:
+      FileNotFoundError: no input file.
+      ValueError: a row without `input`, or a checkpoint of another network.
+    """
+    rows = _read(inputs)[: config.limit]
+    params = initialize.load(checkpoint_path, model, partitioner).params
+    tokens_NxU = evaluation.predict_tokens(
+        model,
+        params,
+        _tokenized(rows, vocabulary, config),
+        prompt_id=prompt_id,
+        batch_size=config.batch_size,
+        partitioner=partitioner,
+    )
+    lines = [
+        json.dumps({**row, "prediction": vocabulary.decode([int(t) for t in tokens if t])}, ensure_ascii=False)
+        for row, tokens in zip(rows, tokens_NxU, strict=True)
+    ]
+    results.write_whole(epath.Path(outputs), ("\n".join(lines) + "\n").encode())
+    print(f"{len(lines)} predictions in {outputs}")
+    return len(lines)
+
+
+def _read(inputs: str) -> list[dict[str, Any]]:
+    file = epath.Path(inputs)
+    if not file.exists():
+        raise FileNotFoundError(f"There is no file {inputs}; set INPUTS to a JSONL file with a column `input`.")
+    rows = []
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            row["input"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{inputs}, line {number} is not a JSON object with a column `input`: {line[:60]!r}.") from (
+                error
+            )
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{inputs} is empty; expected one JSON object with a column `input` a line.")
+    return rows
+
+
+def _tokenized(
+    rows: list[dict[str, Any]], vocabulary: seqio.Vocabulary, config: evaluation.EvaluationConfig
+) -> data.EvalExamples:
+    length, width = config.task_feature_lengths["inputs"], config.task_feature_lengths["targets"]
+    tokens_NxT = np.zeros((len(rows), length), np.int32)
+    truncated = 0
+    for row, encoded in zip(tokens_NxT, (vocabulary.encode(row["input"]) for row in rows), strict=True):
+        encoded = [*encoded, vocabulary.eos_id]
+        truncated += len(encoded) > length
+        row[: min(len(encoded), length)] = encoded[:length]
+    features = {
+        "encoder_input_tokens": tokens_NxT,
+        "decoder_input_tokens": np.zeros((len(rows), width), np.int32),
+    }
+    return data.EvalExamples("", "", tuple(rows), [None] * len(rows), features, truncated)
+
+
+def main(argv: list[str]) -> None:
+    """Runs `infer` as the gin files and flags say."""
+    parser = flags.flag_parser("python -m promot_t5x.infer", "Answers the inputs of a JSONL file.")
+    invocation = flags.parse_flags(argv, parser)
+    launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
+    launcher.check_macros()
+    if invocation.dry_run:
+        print(launcher.resolved_config())
+        return
+    launcher.configurable(infer)()
+
+
+if __name__ == "__main__":
+    from promot_t5x import infer as binary
+
+    sys.exit(launcher.run_main(binary.main))

@@ -1,0 +1,157 @@
+"""Where a model's parameters come from: a checkpoint of ours, a T5X checkpoint, or a random key.
+
+`load` tries, in this order: one of our checkpoints; a run folder (its best checkpoint); a checkpoint written by T5X. A
+prompt-tuning checkpoint stores the prompt only; the rest comes from the base it names, whose fingerprint must agree.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from etils import epath
+
+from promot_t5x import checkpoints, layout, soft_prompt
+from promot_t5x.interop import t5x_checkpoint
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+_PROMPT = "soft_prompt/embedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Parameters and where they came from.
+
+    Attributes:
+      params: nested, in the network's layout, placed; with `soft_prompt` if the checkpoint had one.
+      base_path: the checkpoint that holds the model's weights.
+      base_fingerprint: of these weights, see `checkpoints.fingerprint`.
+    """
+
+    params: dict[str, Any]
+    base_path: str
+    base_fingerprint: str
+
+
+def load(path: str | epath.Path, model: EncoderDecoderModel, partitioner: Partitioner) -> Loaded:
+    """Reads all parameters of a checkpoint, strictly: nothing is left to chance, cast or initialised.
+
+    Args:
+      path: a checkpoint folder, a run folder, or a T5X checkpoint.
+      model: what the checkpoint must fit.
+      partitioner: where the arrays go.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: it is no checkpoint, is damaged, holds another network, or names a base that has changed.
+    """
+    folder = epath.Path(path).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no checkpoint at {path}; check INITIAL_CHECKPOINT_PATH.")
+    flat, base_path = _read_flat(folder, _wanted(model, partitioner))
+    params = layout.unflatten(flat)
+    loaded = Loaded(params, base_path, checkpoints.fingerprint(params))
+    logging.info("read %s, base %s, fingerprint %s", folder, base_path, loaded.base_fingerprint)
+    return loaded
+
+
+def _wanted(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = model.abstract_params()
+    shardings = layout.flatten(partitioner.shardings(model.logical_axes(), shapes))
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+        for name, leaf in layout.flatten(shapes).items()
+    }
+
+
+def _read_flat(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
+    if steps := checkpoints.all_steps(folder):
+        best = checkpoints.best_step(folder)
+        logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
+        folder = checkpoints.checkpoint_folder(folder, best)
+    if checkpoints.is_checkpoint(folder):
+        return _read_ours(folder, wanted)
+    if t5x_checkpoint.is_t5x_checkpoint(folder):
+        return _read_t5x(folder, wanted)
+    raise ValueError(
+        f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor a T5X checkpoint; "
+        "check INITIAL_CHECKPOINT_PATH."
+    )
+
+
+def _read_ours(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
+    stored, metadata = checkpoints.shapes(folder), checkpoints.read_metadata(folder)
+    without_prompt = {name: leaf for name, leaf in wanted.items() if name != _PROMPT}
+    if set(stored) == {_PROMPT}:
+        base = metadata["base"]
+        base_folder = epath.Path(base["path"])
+        if not base_folder.exists():
+            raise FileNotFoundError(f"{folder} holds a soft prompt for the model in {base_folder}, which is not there.")
+        flat, base_path = _read_flat(base_folder, without_prompt)
+        found = checkpoints.fingerprint(layout.unflatten(flat))
+        if found != base["fingerprint"]:
+            raise ValueError(
+                f"{folder} holds a soft prompt for the model in {base_folder} with fingerprint {base['fingerprint']}, "
+                f"but the model there now has {found}; put the original model back."
+            )
+        prompt_wanted = {name: leaf for name, leaf in wanted.items() if name == _PROMPT}
+        return {**flat, **checkpoints.read_params(folder, prompt_wanted)}, base_path
+    like = wanted if _PROMPT in stored and _PROMPT in wanted else without_prompt
+    if _PROMPT in stored and _PROMPT not in wanted:
+        raise ValueError(
+            f"{folder} holds a soft prompt {stored[_PROMPT].shape}, the network has none; set "
+            "architecture.T5Config.prompt_length."
+        )
+    same_layout = layout.is_scanned(stored) == layout.is_scanned(like)
+    as_stored = like if same_layout else _other_layout(like)
+    flat = checkpoints.read_params(folder, as_stored)
+    return _place(flat if same_layout else layout.as_stored_in(flat, like), like), str(folder)
+
+
+def _other_layout(like: Mapping[str, Any]) -> dict[str, Any]:
+    convert = layout.unstack_layers if layout.is_scanned(like) else layout.stack_layers
+    return jax.eval_shape(convert, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in like.items()})
+
+
+def _read_t5x(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
+    like = {name: leaf for name, leaf in wanted.items() if name != _PROMPT}
+    canonical = _other_layout(like) if layout.is_scanned(like) else like
+    checkpoints.compare(t5x_checkpoint.read_metadata(folder), canonical, str(folder))
+    flat = {name: jnp.asarray(leaf) for name, leaf in t5x_checkpoint.read_params(folder).items()}
+    return _place(layout.as_stored_in(flat, like), like), str(folder)
+
+
+def _place(flat: Mapping[str, jax.Array], like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    return {name: jax.device_put(leaf, like[name].sharding) for name, leaf in flat.items()}
+
+
+def random_params(model: EncoderDecoderModel, partitioner: Partitioner, seed: int) -> dict[str, Any]:
+    """Freshly initialised parameters, made where they belong; without the soft prompt."""
+    shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
+    params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(seed))
+    return {name: subtree for name, subtree in params.items() if name != "soft_prompt"}
+
+
+def with_new_prompt(
+    params: Mapping[str, Any],
+    init: soft_prompt.Initializer,
+    model: EncoderDecoderModel,
+    partitioner: Partitioner,
+    seed: int,
+) -> dict[str, Any]:
+    """The parameters with a freshly initialised soft prompt, in place of any they had.
+
+    Raises:
+      ValueError: the network has no place for a prompt, or the initialiser cannot fill it.
+    """
+    c = model.config
+    if not c.prompt_length:
+        raise ValueError("The network has no soft prompt; set architecture.T5Config.prompt_length (the paper: 100).")
+    key = jax.random.fold_in(jax.random.key(seed), 0x50)  # apart from the key that initialised the weights
+    prompt_NxPxD = init(key, c.num_prompts, c.prompt_length, params["token_embedder"]["embedding"])
+    sharding = _wanted(model, partitioner)[_PROMPT].sharding
+    placed = jax.device_put(jnp.asarray(prompt_NxPxD, c.param_dtype), sharding)
+    return {**params, "soft_prompt": {"embedding": placed}}

@@ -1,0 +1,245 @@
+"""From gin files and bindings to a parsed configuration, with one clear sentence for every mistake.
+
+A binary calls `parse` with what `flags.parse_flags` returned, then `check_macros`, then what `configurable` returns, all
+inside `run_main`. Files and their includes are found by this module (`resolve`), never by gin's own package reader;
+`gin_parsing` carries their statements out.
+
+gin keeps one symbol table per file; bindings from flags get a table of their own holding the imports of all files, so
+that `--gin.network.T5Config.embed_dim=64` addresses what the files call `network.T5Config`. Where two files give one
+name to two modules, the including file's and then the later file's meaning holds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+from gin import config as gin_config
+from gin import config_parser
+
+from promot_t5x import gin_parsing
+from promot_t5x.flags import ConfigError, did_you_mean
+
+_PACKAGED = Path(__file__).resolve().parent / "gin"
+_PACKAGED_PREFIX = "promot_t5x/gin/"
+_DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
+
+
+def gin_files_packaged() -> list[Path]:
+    """Returns the gin files that come with the package, sorted."""
+    return sorted(_PACKAGED.rglob("*.gin"))
+
+
+def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
+    """Finds a gin file: as given, then in each search path, then in the packaged folder.
+
+    A name that begins with `promot_t5x/gin/` means the packaged folder first, whatever the current folder holds.
+
+    Args:
+      name: a path, or a short name such as `models/mt5_small.gin`.
+      search_paths: folders, in order.
+
+    Returns:
+      The absolute path.
+
+    Raises:
+      FileNotFoundError: nothing by that name; the sentence names the folders tried and the nearest names.
+    """
+    folders = [Path.cwd(), *(Path(path).expanduser().absolute() for path in search_paths), _PACKAGED]
+    candidates = [folder / Path(name).expanduser() for folder in folders]
+    if name.startswith(_PACKAGED_PREFIX):
+        candidates.insert(0, _PACKAGED / name.removeprefix(_PACKAGED_PREFIX))
+    for candidate in candidates:
+        if candidate.is_file():
+            return Path(os.path.abspath(candidate))
+    known = {str(path.relative_to(folder)) for folder in folders[1:] for path in folder.rglob("*.gin")}
+    same_file = [short for short in sorted(known) if Path(short).name == Path(name).name]
+    near = same_file or difflib.get_close_matches(name.removeprefix(_PACKAGED_PREFIX), sorted(known), n=3)
+    hint = f"; the nearest names are {', '.join(near)}" if near else ""
+    tried = ", ".join(str(folder) for folder in ([] if Path(name).is_absolute() else folders))
+    raise FileNotFoundError(f"gin file {name!r} was not found{f' in {tried}' if tried else ''}{hint}")
+
+
+def parse(
+    files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequence[str] = (), *, imports: Sequence[str] = ()
+) -> None:
+    """Replaces gin's configuration by that of some files, overridden by bindings.
+
+    Args:
+      files: gin files, found as `resolve` finds them; later files override earlier ones.
+      bindings: gin statements; they override the files and may name whatever the files import, as the files name it,
+        or by the end of a name that the files use (`T5Config.embed_dim` for `network.T5Config.embed_dim`).
+      search_paths: folders for `resolve`, for the files and for their includes.
+      imports: modules (`"promot_t5x.network"`) that bindings may name although no file imports them.
+
+    Raises:
+      FileNotFoundError: a file that does not exist.
+      ConfigError: anything wrong inside a file or a binding; gin's configuration is then empty.
+    """
+    find = functools.partial(resolve, search_paths=search_paths)
+    gin_parsing.clear()
+    paths = [find(name) for name in files]
+    try:
+        found = [statement for path in paths for statement in gin_parsing.parse_file(path, find)]
+        location = config_parser.Location(None, 0, None, "")
+        extra = (_DYNAMIC_REGISTRATION, *imports) if imports else ()
+        found += [config_parser.ImportStatement(name, "." in name, None, location) for name in extra]
+        with gin_config._parse_scope() as context:
+            for statement in _import_order(found):
+                context.process_import(statement)
+            for binding in bindings:
+                gin_parsing.run_statements(binding, None, context, find)
+            gin_config._IMPORTS.update(context.imports)
+    except BaseException:
+        gin_parsing.clear()
+        raise
+
+
+def _import_order(found: Sequence[config_parser.ImportStatement]) -> list[config_parser.ImportStatement]:
+    """Drops repeated imports, keeps the last of each, and puts dynamic registration first, where gin demands it."""
+    last = list({statement.format(): statement for statement in reversed(found)}.values())[::-1]
+    return sorted(last, key=lambda statement: statement.module != _DYNAMIC_REGISTRATION)
+
+
+def configurable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function or class with the parsed configuration applied to its arguments.
+
+    Args:
+      function: as the gin files name it through an import. One of a module run by `python -m` is taken from that
+        module's importable twin, the only one that gin files can reach.
+
+    Returns:
+      The function whose bound arguments need not be given.
+
+    Raises:
+      ConfigError: no parsed file or binding mentions it.
+    """
+    module = function.__module__
+    main_spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if module == "__main__" and main_spec is not None:
+        module = main_spec.name
+        function = getattr(importlib.import_module(module), function.__name__)
+    name = f"{module.split('.')[-1]}.{function.__name__}"
+    found = gin_config._inverse_lookup(function)
+    if found is None or found.selector not in gin_parsing.MENTIONED.values():
+        raise ConfigError(
+            f"the gin files never mention {module}.{function.__name__}: give a --gin_file that imports {module} and "
+            f"binds a parameter, such as `{name}.{next(iter(inspect.signature(function).parameters), 'x')} = ...`"
+        )
+    return gin.get_configurable(function)
+
+
+def check_macros() -> None:
+    """Finds what would fail later: undefined or circular macros, and values still to be given (`%gin.REQUIRED`).
+
+    A macro that only a flag sets, that nothing uses and that is nearly the name of a used one counts as misspelt.
+
+    Raises:
+      ConfigError: one sentence with everything missing and the flags that set it.
+    """
+    problems: list[str] = []
+    used: set[str] = set()
+    macros = {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
+    for key, origin in gin_parsing.ORIGINS.items():
+        value = gin_config._CONFIG.get(key[:2], {}).get(key[2])
+        _with_macros_resolved(value, (origin.written,) if key[1] == "gin.macro" else ())
+        for reference in gin_config.iterate_references({"": value}):
+            name = "/".join(reference.scopes)
+            if reference.selector == "gin.constant" and name == "gin.REQUIRED":
+                problems.append(
+                    f"{origin.where}: {origin.written} is required and has no value: pass --gin.{origin.written}=VALUE"
+                )
+            elif reference.selector == "gin.macro":
+                used.add(name)
+                if name not in macros:
+                    problems.append(
+                        f"{origin.where}: {origin.written} uses %{name}, which is defined nowhere"
+                        f"{did_you_mean(name, macros, cutoff=0.7)}: pass --gin.{name}=VALUE"
+                    )
+    for (macro, selector, _), origin in gin_parsing.ORIGINS.items():
+        if selector == "gin.macro" and origin.from_flag and macro not in used and not problems:
+            if hint := did_you_mean(macro, used, cutoff=0.88):
+                problems.append(f"{origin.where}: nothing uses {macro}{hint}")
+    if problems:
+        raise ConfigError("; ".join(dict.fromkeys(problems)))
+
+
+def _with_macros_resolved(value: Any, seen: tuple[str, ...] = ()) -> Any:
+    """Replaces defined macros inside a bound value by what they stand for."""
+    if isinstance(value, gin_config.ConfigurableReference) and value.selector == "gin.macro":
+        name = "/".join(value.scopes)
+        if name in seen:
+            raise ConfigError(f"macro {name} is defined by itself: {' -> '.join((*seen, name))}")
+        bound = gin_config._CONFIG.get((name, "gin.macro"))
+        return _with_macros_resolved(bound["value"], (*seen, name)) if bound else value
+    if isinstance(value, dict):
+        return {key: _with_macros_resolved(item, seen) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_macros_resolved(item, seen) for item in value)
+    return value
+
+
+def resolved_config() -> str:
+    """Returns every binding as parsed, with macros replaced by their values, sorted; the text is itself valid gin."""
+    return gin_config._config_str(_with_macros_resolved(gin_config._CONFIG))
+
+
+def operative_config() -> str:
+    """Returns the bindings and defaults that calls have used so far, as gin text."""
+    return gin.operative_config_str()
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a binary's main function; a user's mistake is printed as `error: <sentence>` and gives exit code 1.
+
+    Args:
+      main: takes the arguments without the program's name, returns an exit code or None for success.
+      argv: defaults to the process's arguments.
+
+    Returns:
+      The exit code. Errors that are not a user's (and all of them with PROMOT_TRACEBACK=1) keep their traceback.
+    """
+    try:
+        return main(sys.argv[1:] if argv is None else argv) or 0
+    except Exception as error:
+        sentence = _user_error(error)
+        if sentence is None:
+            raise
+        if os.environ.get("PROMOT_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"error: {sentence}", file=sys.stderr)
+        return 1
+
+
+def _user_error(error: Exception) -> str | None:
+    """Returns the sentence for a user's mistake, without what gin appends to it, or None for any other error."""
+    text = str(error)
+    message = re.split(r"\n  (?:In call to configurable|No values supplied by Gin)", text)[0]
+    unset = re.match(r"(?:.*\.)?(\w+?)(?:\.__init__|\.__new__)?\(\) missing \d+ required .*?: (.*)", message)
+    inside = re.search(r"In call to configurable '(.*?)' \(.*?\)(?: in scope '(.*)')?", text)
+    if isinstance(error, TypeError) and unset and inside and unset[1] == inside[1]:
+        if inside[1] == "macro":
+            return f"macro {inside[2]} is used but defined nowhere: pass --gin.{inside[2]}=VALUE"
+        return _value_needed(inside[1], re.findall(r"'(\w+)'", unset[2]))
+    if isinstance(error, RuntimeError):
+        required = re.match(r"Required bindings for `(.*)` not provided in config: (.*)", message)
+        return _value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
+    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return re.sub(r"^\[Errno \d+\] ", "", message)
+    return None
+
+
+def _value_needed(name: str, parameters: Sequence[str]) -> str:
+    written = next((known for known in gin_parsing.MENTIONED if known.split(".")[-1] == name.split(".")[-1]), name)
+    flags = " ".join(f"--gin.{written}.{parameter}=VALUE" for parameter in parameters)
+    return f"{written} needs {', '.join(parameters)} and nothing gives a value: pass {flags}"

@@ -1,0 +1,86 @@
+"""Names of parameters: flat paths, and the exact conversion between per-layer and scanned stacks.
+
+Canonical is T5X's public layout, `encoder/layers_0/mlp/wo/kernel` [F, D]. With `scan_layers` the same weights are
+`encoder/layers/mlp/wo/kernel` [L, F, D]. Both hold the same bits.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+_LAYER = re.compile(r"^(encoder|decoder)/layers_(\d+)/(.+)$")
+_STACK = re.compile(r"^(encoder|decoder)/layers/(.+)$")
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": x}} as {"a/b": x}, sorted by name; leaves that are None are left out.
+
+    >>> flatten({"b": 1, "a": {"c": 2, "d": None}})
+    {'a/c': 2, 'b': 1}
+    """
+    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    return {name: flat[name] for name in sorted(flat) if flat[name] is not None}
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`.
+
+    >>> unflatten({"a/c": 2, "b": 1})
+    {'a': {'c': 2}, 'b': 1}
+    """
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def map_with_names(function: Callable[[str, Any], Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Applies function(name, leaf) to every leaf of a nested dictionary, None leaves included."""
+    flat = traverse_util.flatten_dict(dict(tree), sep="/")
+    return unflatten({name: function(name, leaf) for name, leaf in flat.items()})
+
+
+def is_scanned(names: Iterable[str]) -> bool:
+    """Whether any of the flat names belongs to a scanned stack."""
+    return any(_STACK.match(name) for name in names)
+
+
+def unstack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Flat parameters with every scanned stack cut into its layers (canonical names); others pass through."""
+    result = {}
+    for name, leaf in flat.items():
+        if match := _STACK.match(name):
+            side, rest = match.groups()
+            result |= {f"{side}/layers_{i}/{rest}": leaf[i] for i in range(leaf.shape[0])}
+        else:
+            result[name] = leaf
+    return dict(sorted(result.items()))
+
+
+def stack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Flat parameters with the layers of each side stacked on a new leading axis; others pass through.
+
+    Raises:
+      ValueError: a layer in the middle lacks a parameter that others have.
+    """
+    result, stacks = {}, {}
+    for name, leaf in flat.items():
+        if match := _LAYER.match(name):
+            side, index, rest = match.groups()
+            stacks.setdefault(f"{side}/layers/{rest}", {})[int(index)] = leaf
+        else:
+            result[name] = leaf
+    for name, by_index in stacks.items():
+        if sorted(by_index) != list(range(len(by_index))):
+            raise ValueError(f"Cannot stack {name}: found layers {sorted(by_index)}, expected 0..{max(by_index)}.")
+        result[name] = jnp.stack([by_index[i] for i in range(len(by_index))])
+    return dict(sorted(result.items()))
+
+
+def as_stored_in(flat: Mapping[str, jax.Array], names: Iterable[str]) -> dict[str, jax.Array]:
+    """Converts flat parameters to the layout (scanned or per layer) that `names` are written in."""
+    wanted_scanned, scanned = is_scanned(names), is_scanned(flat)
+    if wanted_scanned == scanned:
+        return dict(flat)
+    return stack_layers(flat) if wanted_scanned else unstack_layers(flat)

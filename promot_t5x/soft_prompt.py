@@ -1,0 +1,176 @@
+"""Soft prompts: initialisers as plain functions, and the prompt as a file of a few kilobytes.
+
+An initialiser is called as `init(key, num_prompts, length, embedding_VxD)` and returns prompt_NxPxD in float32. The
+functions here that build one are what gin binds (Lester et al. 2021, section 3.2, compare them).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from etils import epath
+
+Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
+_FIRST_WORD_ID = 3  # 0, 1, 2 are padding, end of sequence and unknown in every T5 vocabulary
+
+
+def random_uniform(low: float = -0.5, high: float = 0.5) -> Initializer:
+    """Every component uniform in [low, high); Lester et al. state [-0.5, 0.5], their code draws from [0, 0.5).
+
+    >>> random_uniform()(jax.random.key(0), 1, 2, jnp.zeros((5, 3))).shape
+    (1, 2, 3)
+    """
+    if not low < high:
+        raise ValueError(f"soft_prompt.random_uniform got low={low}, high={high}: expected low below high.")
+
+    def init(key, num_prompts, length, embedding_VxD):
+        return jax.random.uniform(key, (num_prompts, length, embedding_VxD.shape[1]), minval=low, maxval=high)
+
+    return init
+
+
+def sampled_vocabulary(population: int = 5000) -> Initializer:
+    """Embeddings of different tokens drawn from the `population` most frequent ones (the lowest ids).
+
+    Raises:
+      ValueError: (when called) fewer tokens than prompt positions.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        available = min(population, embedding_VxD.shape[0]) - _FIRST_WORD_ID
+        if available < length:
+            raise ValueError(
+                f"soft_prompt.sampled_vocabulary has {available} tokens to draw from, fewer than the prompt length "
+                f"{length}; raise its population or shorten architecture.T5Config.prompt_length."
+            )
+        ids_NxP = jnp.stack(
+            [
+                _FIRST_WORD_ID + jax.random.choice(k, available, (length,), replace=False)
+                for k in jax.random.split(key, num_prompts)
+            ]
+        )
+        return jnp.take(embedding_VxD, ids_NxP, axis=0).astype(jnp.float32)
+
+    return init
+
+
+def class_labels(labels: Sequence[str], vocabulary: Any, population: int = 5000) -> Initializer:
+    """The embedding of each label (mean over its tokens) on the first positions, sampled vocabulary on the rest.
+
+    Args:
+      labels: the task's answers as the model writes them.
+      vocabulary: a seqio vocabulary.
+      population: see `sampled_vocabulary`.
+
+    Raises:
+      ValueError: (when called) no labels, or more labels than prompt positions.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        if not 0 < len(labels) <= length:
+            raise ValueError(
+                f"soft_prompt.class_labels got {len(labels)} labels for a prompt of length {length}: expected between "
+                "1 and the length."
+            )
+        label_CxD = jnp.stack(
+            [embedding_VxD[jnp.asarray(vocabulary.encode(label))].astype(jnp.float32).mean(axis=0) for label in labels]
+        )
+        prompt_NxPxD = sampled_vocabulary(population)(key, num_prompts, length, embedding_VxD)
+        return prompt_NxPxD.at[:, : len(labels)].set(label_CxD)
+
+    return init
+
+
+def text(text: str, vocabulary: Any) -> Initializer:
+    """The embeddings of a text's tokens, cut to the prompt length or repeated up to it.
+
+    Raises:
+      ValueError: (when called) the text has no tokens.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        del key
+        ids = vocabulary.encode(text)
+        if not ids:
+            raise ValueError(f"soft_prompt.text got the text {text!r}, which has no tokens; give it some words.")
+        ids_P = jnp.asarray(np.resize(np.asarray(ids), length))
+        prompt_PxD = jnp.take(embedding_VxD, ids_P, axis=0).astype(jnp.float32)
+        return jnp.broadcast_to(prompt_PxD, (num_prompts, *prompt_PxD.shape))
+
+    return init
+
+
+def from_file(path: str) -> Initializer:
+    """A prompt that was saved before: `soft_prompt.safetensors` (or its folder), or a .npy [P, D] or [N, P, D].
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: (when called) its shape is not the network's.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        del key
+        prompt_NxPxD = load(path)
+        expected = (num_prompts, length, embedding_VxD.shape[1])
+        if prompt_NxPxD.shape != expected:
+            raise ValueError(
+                f"The soft prompt in {path} has the shape {prompt_NxPxD.shape}, the network expects {expected} (prompts, "
+                "length, embed); set architecture.T5Config.prompt_length and num_prompts to the file's."
+            )
+        return jnp.asarray(prompt_NxPxD, jnp.float32)
+
+    return init
+
+
+def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
+    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each atomically.
+
+    Args:
+      folder: made when it is missing.
+      prompt_NxPxD: the prompts.
+      description: what a reader needs to use it: base checkpoint path and fingerprint, task, initialisation, step.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts, length, embed = prompt_NxPxD.shape
+    tensors = {"soft_prompt/embedding": np.ascontiguousarray(prompt_NxPxD)}
+    _replace(folder / "soft_prompt.safetensors", safetensors.numpy.save(tensors))
+    facts = {"prompts": prompts, "length": length, "embed": embed, **description}
+    _replace(folder / "soft_prompt.json", json.dumps(facts, indent=2).encode())
+
+
+def load(path: str | epath.Path) -> np.ndarray:
+    """Reads prompt_NxPxD that `save` wrote (file or folder), or a .npy of one prompt [P, D] or several [N, P, D].
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: the file is no prompt.
+    """
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / "soft_prompt.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(f"There is no soft prompt at {file}; expected soft_prompt.safetensors or a .npy file.")
+    try:
+        if file.suffix == ".npy":
+            with file.open("rb") as stream:
+                prompt = np.load(stream, allow_pickle=False)
+        else:
+            prompt = safetensors.numpy.load(file.read_bytes())["soft_prompt/embedding"]
+    except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
+    if prompt.ndim == 2:
+        prompt = prompt[None]
+    if prompt.ndim != 3:
+        raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
+    return prompt
+
+
+def _replace(file: epath.Path, content: bytes) -> None:
+    temporary = file.parent / f".{file.name}.writing"
+    temporary.write_bytes(content)
+    temporary.replace(file)

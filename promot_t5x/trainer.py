@@ -1,0 +1,201 @@
+"""One training step and one training loop, the same for every stage.
+
+The step is step(trainable, opt_state, frozen, batch, step number): the gradient is taken for the trainable leaves only,
+the first two arguments are donated, and no metric touches frozen leaves. Dropout depends on (seed, step) alone, and the
+data on the number of batches consumed, so a run that is resumed equals one that was never stopped.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from clu import metric_writers
+
+from promot_t5x import stages
+from promot_t5x.checkpoints import RunCheckpoints
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+Params = dict[str, Any]
+Batches = Iterator[Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What changes during training; a pytree. `step` counts the updates made in this run."""
+
+    step: int
+    trainable: Params
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """The length and rhythm of a run.
+
+    Attributes:
+      total_steps: updates of this run (T5X counts pretraining steps too; this does not).
+      log_period: steps between log lines.
+      seed: of dropout.
+    """
+
+    total_steps: int
+    log_period: int = 50
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.total_steps < 1 or self.log_period < 1:
+            raise ValueError(
+                f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}: expected at least 1 each."
+            )
+
+
+def make_step(model: EncoderDecoderModel, optimizer: optax.GradientTransformation, seed: int = 0) -> Callable:
+    """The jitted step (trainable, opt_state, frozen, batch, step) -> (trainable, opt_state, metrics).
+
+    Args:
+      model: the objective.
+      optimizer: from `stages.staged_optimizer`.
+      seed: of the dropout masks.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def train_step(trainable, opt_state, frozen, batch, step):
+        dropout_rng = jax.random.fold_in(jax.random.key(seed), step)
+
+        def loss_of(trainable):
+            return model.loss_fn(stages.combine(trainable, frozen), batch, dropout_rng)
+
+        (_, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        updates, opt_state = optimizer.update(gradients, opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        metrics = {"sums": sums, "gradient_norm": optax.global_norm(gradients)}
+        return trainable, opt_state, metrics
+
+    return train_step
+
+
+def init_state(optimizer: optax.GradientTransformation, trainable: Params) -> TrainState:
+    """The state before the first step; optimizer slots are placed as the leaves they belong to."""
+    return TrainState(0, trainable, jax.jit(optimizer.init)(trainable))
+
+
+def train(
+    model: EncoderDecoderModel,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    frozen: Params,
+    batches: Batches,
+    config: LoopConfig,
+    *,
+    partitioner: Partitioner,
+    save_period: int,
+    evaluate: Callable[[Params], float | None],
+    save: Callable[[TrainState, float | None], None],
+    writer: metric_writers.MetricWriter,
+) -> TrainState:
+    """Runs the loop from `state.step` to `config.total_steps`.
+
+    Args:
+      model: the objective.
+      optimizer: from `stages.staged_optimizer`.
+      state: where to start.
+      frozen: the leaves that do not train.
+      batches: batch number `state.step` and on.
+      config: length and rhythm.
+      partitioner: places batches.
+      save_period: steps between evaluations and checkpoints; the last step always has one.
+      evaluate: whole parameters -> score on the validation split, None without one.
+      save: called with the state and its score.
+      writer: receives the metrics.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      FloatingPointError: the loss is no longer a finite number; the last checkpoint is from before.
+    """
+    train_step = make_step(model, optimizer, config.seed)
+    trainable, opt_state = state.trainable, state.opt_state
+    progress = _Progress(config, state.step)
+    with partitioner.context():
+        for step in range(state.step, config.total_steps):
+            batch = partitioner.place_batch(next(batches))
+            trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
+            progress.add(metrics["sums"])
+            done = step + 1
+            if done % config.log_period == 0 or done == config.total_steps:
+                progress.report(done, metrics, writer)
+            if done % save_period == 0 or done == config.total_steps:
+                progress.check_finite(done)
+                score = evaluate(stages.combine(trainable, frozen))
+                if score is not None:
+                    writer.write_scalars(done, {"validation/score": score})
+                    logging.info("step %d: validation score %.4f", done, score)
+                save(TrainState(done, trainable, opt_state), score)
+    return TrainState(config.total_steps, trainable, opt_state)
+
+
+class _Progress:
+    """Adds up the losses since the last report and times them; evaluations and checkpoints count as time too."""
+
+    def __init__(self, config: LoopConfig, first_step: int):
+        self._total, self._last_step = config.total_steps, first_step
+        self._sums, self._started = None, time.monotonic()
+
+    def add(self, sums) -> None:
+        self._sums = sums if self._sums is None else jax.tree.map(jnp.add, self._sums, sums)
+
+    def check_finite(self, step: int) -> None:
+        if self._sums is not None and not math.isfinite(float(self._sums.loss)):
+            raise FloatingPointError(
+                f"The loss is {float(self._sums.loss)} at or before step {step}; lower the learning rate or train in "
+                "float32. The last checkpoint is from before."
+            )
+
+    def report(self, step: int, metrics, writer: metric_writers.MetricWriter) -> None:
+        self.check_finite(step)
+        sums = jax.device_get(self._sums)
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = (step - self._last_step) / seconds
+        scalars = {
+            "train/loss": float(sums.loss / sums.weight_sum),
+            "train/accuracy": float(sums.correct / sums.weight_sum),
+            "train/gradient_norm": float(metrics["gradient_norm"]),
+            "train/steps_per_second": rate,
+            "train/target_tokens_per_second": float(sums.weight_sum) / seconds,
+        }
+        writer.write_scalars(step, scalars)
+        logging.info(
+            "step %d/%d  loss %.4f  accuracy %.3f  %.1f steps/s  %.0f target tokens/s  %.0f s left",
+            step,
+            self._total,
+            scalars["train/loss"],
+            scalars["train/accuracy"],
+            rate,
+            scalars["train/target_tokens_per_second"],
+            (self._total - step) / rate,
+        )
+        self._sums, self._last_step, self._started = None, step, time.monotonic()
+
+
+def saver(
+    checkpoints: RunCheckpoints, frozen: Params, metadata: dict[str, Any]
+) -> Callable[[TrainState, float | None], None]:
+    """What saves a state of this run: the trained leaves, and the soft prompt even where it is frozen."""
+    frozen_prompt = {k: v for k, v in frozen.items() if k == "soft_prompt"}
+
+    def save(state: TrainState, score: float | None) -> None:
+        stored = {**state.trainable, **{k: v for k, v in frozen_prompt.items() if jax.tree.leaves(v)}}
+        facts = {**metadata, "batches_consumed": state.step}
+        checkpoints.save(state.step, stored, state.opt_state, facts, score)
+
+    return save

@@ -1,0 +1,6 @@
+"""seqio tasks and mixtures of ProMoT; importing this package registers all of them.
+
+The tasks know seqio, not the framework: the two meet in seqio's registry and in the feature names `inputs`, `targets`.
+"""
+
+from promot_t5x.tasks import jsonl, super_glue, toy_world  # noqa: F401

@@ -1,0 +1,271 @@
+"""promot_t5x.data against streams, shifts and paddings worked out by hand or in numpy."""
+
+import itertools
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from promot_t5x import data
+
+LENGTHS = {"inputs": 5, "targets": 4}
+N = 24  # examples of the train split: example i has inputs i+10, ..., 1..6 of them, and targets i+10, i+11
+
+
+def _example(i):
+    return [i + 10] * (i % 6 + 1), [i + 10, i + 11]
+
+
+def _examples(n):
+    rows = [_example(i) for i in range(n)]
+    signature = {k: tf.TensorSpec([None], tf.int32) for k in ("inputs", "targets")}
+    return tf.data.Dataset.from_generator(
+        lambda: ({"inputs": a, "targets": b} for a, b in rows), output_signature=signature
+    )
+
+
+def _source(sizes):
+    return seqio.FunctionDataSource(lambda split, shuffle_files: _examples(sizes[split]), splits=tuple(sizes))
+
+
+def _with_prompt_seven(ds):
+    return ds.map(lambda example: {**example, "soft_prompt_ids": 7})
+
+
+def _drop_all(ds):
+    return ds.filter(lambda example: tf.size(example["inputs"]) < 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tasks():
+    vocabulary = seqio.PassThroughVocabulary(100, eos_id=1)
+    features = {k: seqio.Feature(vocabulary, add_eos=k == "targets") for k in ("inputs", "targets")}
+    prompted = {**features, "soft_prompt_ids": seqio.Feature(vocabulary, add_eos=False, rank=0)}
+    eos = seqio.preprocessors.append_eos
+    sizes = {"train": N, "small": 3, "empty": 0}
+    added = {
+        "data_plain": dict(source=_source(sizes), preprocessors=[eos], output_features=features),
+        "data_other": dict(source=_source(sizes), preprocessors=[eos], output_features=features),
+        "data_filtered": dict(source=_source(sizes), preprocessors=[_drop_all, eos], output_features=features),
+        "data_prompted": dict(source=_source(sizes), preprocessors=[eos, _with_prompt_seven], output_features=prompted),
+    }
+    for name, task in added.items():
+        seqio.TaskRegistry.add(name, **task)
+    seqio.MixtureRegistry.add("data_mixture", [("data_plain", 3.0), ("data_other", 1.0)])
+    yield
+    seqio.MixtureRegistry.remove("data_mixture")
+    for name in added:
+        seqio.TaskRegistry.remove(name)
+
+
+def _config(task="data_plain", **kwargs):
+    return data.DatasetConfig(task, LENGTHS, **{"batch_size": 8, "shards": 4, **kwargs})
+
+
+def _take(n, config, **kwargs):
+    return list(itertools.islice(data.train_batches(config, **kwargs), n))
+
+
+def _equal(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert list(batch) == list(other)
+        for k in batch:
+            assert batch[k].dtype == other[k].dtype and batch[k].tobytes() == other[k].tobytes(), k
+
+
+def _ids(batch):
+    return batch["decoder_target_tokens"][:, 0] - 10  # the example's index
+
+
+@pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
+def test_a_stream_is_a_function_of_task_and_seed(task):
+    batches = _take(10, _config(task))
+    _equal(_take(10, _config(task)), batches)
+    _equal(_take(4, _config(task), start_batch=6), batches[6:])
+    other = _take(10, _config(task, seed=1))
+    assert any((_ids(a) != _ids(b)).any() for a, b in zip(batches, other, strict=True))
+
+
+@pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
+@pytest.mark.parametrize("batch_size,shards", [(8, 4), (12, 4), (8, 8), (8, 1)])
+def test_processes_share_the_batches_of_one(task, batch_size, shards):
+    config = _config(task, batch_size=batch_size, shards=shards)
+    whole = _take(5, config, start_batch=2)
+    for count in (2, 4):
+        parts = [_take(5, config, start_batch=2, process_index=i, process_count=count) for i in range(count)]
+        joined = [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts, strict=True)]
+        _equal(joined, whole)
+
+
+def test_row_r_comes_from_shard_r_mod_s_once_an_epoch():
+    batches = _take(3 * N // 8, _config())  # three epochs
+    ids = np.stack([_ids(batch) for batch in batches])
+    epochs = []
+    for shard in range(4):
+        stream = ids[:, shard::4].reshape(3, N // 4)
+        for epoch in stream:
+            assert sorted(epoch) == list(range(shard, N, 4))
+        epochs.append(stream)
+    assert any((stream[0] != stream[1]).any() for stream in epochs)  # shuffled anew
+
+
+def test_arrays_equal_a_numpy_construction():
+    for batch in _take(3, _config(soft_prompt_id=2)):
+        inputs, targets = np.zeros((8, 5), np.int32), np.zeros((8, 4), np.int32)
+        for row, i in enumerate(_ids(batch)):
+            tokens, target = _example(i)
+            inputs[row, : len(tokens)] = tokens[:5]
+            targets[row, :3] = [*target, 1]
+        expected = {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": np.concatenate([np.zeros((8, 1), np.int32), targets[:, :3]], axis=1),
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": (targets > 0).astype(np.float32),
+            "soft_prompt_ids": np.full(8, 2, np.int32),
+        }
+        _equal([batch], [expected])
+
+
+def test_a_task_may_name_its_own_prompt():
+    (batch,) = _take(1, _config("data_prompted"))
+    assert batch["soft_prompt_ids"].tolist() == [7] * 8
+
+
+def test_a_mixture_mixes_by_its_rates():
+    ids = np.concatenate([_ids(batch) for batch in _take(30, _config("data_mixture"))])
+    assert set(ids) == set(range(N))
+
+
+def test_files_are_read_in_pieces(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text("".join(f"{10 * i + j}\n" for j in range(4)))
+    feature = seqio.Feature(seqio.PassThroughVocabulary(100), add_eos=False)
+
+    def parse(ds):
+        return ds.map(lambda line: dict.fromkeys(LENGTHS, tf.strings.to_number([line], tf.int32) + 10))
+
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
+    seqio.TaskRegistry.add("data_files", source, {k: feature for k in LENGTHS}, preprocessors=[parse])
+    try:
+        batches = _take(4, _config("data_files"))
+        _equal(_take(2, _config("data_files"), start_batch=2), batches[2:])
+    finally:
+        seqio.TaskRegistry.remove("data_files")
+    for shard in range(4):
+        stream = np.concatenate([_ids(batch)[shard::4] for batch in batches])
+        assert len(set(stream // 10)) == 1 and sorted(stream[:4]) == sorted(stream[4:]) == sorted(set(stream))
+
+
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        (dict(batch_size=10), "data.DatasetConfig.batch_size=10 is not a multiple of data.DatasetConfig.shards=4"),
+        (dict(shards=0), "data.DatasetConfig.shards is 0"),
+        (dict(seed=-1), "data.DatasetConfig.seed is -1"),
+        (dict(soft_prompt_id=-2), "data.DatasetConfig.soft_prompt_id is -2"),
+    ],
+)
+def test_configuration_errors_name_the_parameter(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        _config(**change)
+
+
+def test_lengths_must_name_both_features():
+    with pytest.raises(ValueError, match="data.DatasetConfig.task_feature_lengths"):
+        data.DatasetConfig("data_plain", {"inputs": 3})
+
+
+@pytest.mark.parametrize(
+    "config,sentence",
+    [
+        (dict(task="data_plian"), "mixture_or_task_name='data_plian'.*data_plain"),
+        (dict(split="validation"), "no split 'validation', only train, small, empty"),
+        (dict(split="small"), "'small' of task 'data_plain' has 3 examples, fewer than data.DatasetConfig.shards=4"),
+        (dict(split="empty"), "'empty' of task 'data_plain' is empty"),
+        (dict(task="data_filtered"), "'train' of task 'data_filtered' is empty after its preprocessors"),
+    ],
+)
+def test_data_errors_come_before_the_first_batch(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        data.train_batches(_config(**config))
+
+
+def test_rows_must_be_shared_evenly():
+    with pytest.raises(ValueError, match="multiple of the number of processes"):
+        data.train_batches(_config(), process_index=0, process_count=3)
+
+
+def test_fewer_shards_read_a_small_split():
+    (batch,) = _take(1, _config(split="small", shards=1))
+    assert set(_ids(batch)) == {0, 1, 2}
+
+
+def test_the_converter_agrees_with_training_and_refuses_packing():
+    converted = data.PromptedFeatureConverter()(
+        seqio.get_mixture_or_task("data_plain").get_dataset(LENGTHS, split="train", shuffle=False), LENGTHS
+    )
+    by_id = {int(row["decoder_target_tokens"][0]) - 10: row for row in converted.as_numpy_iterator()}
+    for batch in _take(2, _config(soft_prompt_id=-1)):
+        for r, i in enumerate(_ids(batch)):
+            for k, v in by_id[i].items():
+                np.testing.assert_array_equal(batch[k][r], v)
+    with pytest.raises(ValueError, match="pack"):
+        data.PromptedFeatureConverter(pack=True)
+
+
+def test_evaluation_keeps_the_order_and_counts_what_it_trims():
+    examples = data.eval_examples("data_plain", LENGTHS, "train")
+    assert _ids(examples.features).tolist() == list(range(N))
+    assert examples.truncated == N // 6  # inputs of six tokens
+    assert [len(e["inputs"]) for e in examples.examples[:6]] == [1, 2, 3, 4, 5, 6]
+    assert set(examples.features) == {
+        "encoder_input_tokens",
+        "decoder_input_tokens",
+        "decoder_target_tokens",
+        "decoder_loss_weights",
+    }
+    assert examples.features["encoder_input_tokens"].shape == (N, 5)
+    assert len(data.eval_examples("data_plain", LENGTHS, "train", limit=5).targets) == 5
+
+
+def test_evaluation_targets_are_postprocessed():
+    def postprocess(output, example, is_target):
+        assert is_target and "other" in example
+        return output.upper()
+
+    vocabulary = seqio.ByteVocabulary()
+    rows = {"inputs": ["a", "b"], "targets": ["yes", "no"], "other": [1, 2]}
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"])
+    features = {k: seqio.Feature(vocabulary) for k in LENGTHS}
+    seqio.TaskRegistry.add(
+        "data_text", source, features, preprocessors=[seqio.preprocessors.tokenize], postprocess_fn=postprocess
+    )
+    try:
+        examples = data.eval_examples("data_text", LENGTHS, "test")
+    finally:
+        seqio.TaskRegistry.remove("data_text")
+    assert examples.targets == ["YES", "NO"]
+    assert examples.examples[0]["inputs_pretokenized"] == b"a"
+
+
+def test_the_last_evaluation_batch_is_padded_with_zeros():
+    examples = data.eval_examples("data_plain", LENGTHS, "train", limit=7)
+    batches = list(data.eval_batches(examples, 3))
+    assert [(start, real) for start, _, real in batches] == [(0, 3), (3, 3), (6, 1)]
+    for k, v in examples.features.items():
+        joined = np.concatenate([batch[k] for _, batch, _ in batches])
+        np.testing.assert_array_equal(joined[:7], v)
+        assert joined.shape[0] == 9 and not joined[7:].any() and joined.dtype == v.dtype
+
+
+def test_evaluation_errors():
+    with pytest.raises(ValueError, match="'data_mixture' is a mixture"):
+        data.eval_examples("data_mixture", LENGTHS, "train")
+    with pytest.raises(ValueError, match="data_plain"):
+        data.eval_examples("data_plan", LENGTHS, "train")
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        data.eval_examples("data_plain", LENGTHS, "dev")
+    with pytest.raises(ValueError, match="'empty' of task 'data_plain' is empty"):
+        data.eval_examples("data_plain", LENGTHS, "empty")
