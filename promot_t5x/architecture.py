@@ -66,6 +66,8 @@ class T5Config:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"T5Config.{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
+        if not self.mlp_activations:
+            raise ValueError("T5Config.mlp_activations is empty: expected ('gelu', 'linear'), ('relu',) or the like.")
         for activation in self.mlp_activations:
             if activation not in ACTIVATIONS:
                 raise ValueError(

@@ -8,7 +8,9 @@ fingerprint. Restoring is strict, metadata are compared before any array is read
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from promot_t5x import layout
 
@@ -66,6 +67,24 @@ def _bit_sums(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: bit_sum(leaf) for name, leaf in layout.unstack_layers(flat).items()}
 
 
+def _best(scores: Mapping[int, float | None]) -> int:
+    """The step with the highest score, the earliest of equals; without scores the newest."""
+    return max(scores, key=lambda step: (-math.inf, step) if scores[step] is None else (scores[step], -step))
+
+
+class _KeepBestAndNewest:
+    """Tells Orbax which checkpoints stay, by the scores in our own metadata: these outlive a restart of the run."""
+
+    def __init__(self, scores: dict[int, float | None], keep_latest: int):
+        self._scores, self._keep_latest = scores, keep_latest
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        best = [_best({step: self._scores.get(step) for step in steps})] if steps else []
+        kept = {*best, *sorted(steps)[-self._keep_latest :]}
+        return [step in kept for step in steps]
+
+
 class RunCheckpoints:
     """The checkpoints of one run folder, saved in the background, the newest and the best kept.
 
@@ -75,15 +94,14 @@ class RunCheckpoints:
     """
 
     def __init__(self, folder: str | epath.Path, config: CheckpointConfig):
-        # The best has the highest score, the earliest of equals; a run without scores keeps its newest only.
-        best = BestN(get_metric_fn=lambda m: (m["score"], -m["step"]), n=1, keep_checkpoints_without_metrics=False)
         self.folder = epath.Path(folder)
+        self._scores = _scores(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=("params", "opt_state", "metadata"),
             options=ocp.CheckpointManagerOptions(
                 step_prefix=_PREFIX,
-                preservation_policy=AnyPreservationPolicy([LatestN(config.keep_latest), best]),
+                preservation_policy=_KeepBestAndNewest(self._scores, config.keep_latest),
             ),
         )
 
@@ -103,15 +121,14 @@ class RunCheckpoints:
         """
         leaves, names = _numbered(opt_state)
         facts = {"format": FORMAT, "step": step, "score": score, "opt_state": names, **metadata}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(layout.unflatten(layout.flatten(params))),
-                opt_state=ocp.args.StandardSave(leaves),
-                metadata=ocp.args.JsonSave(facts),
-            ),
-            metrics=None if score is None else {"score": score, "step": step},
-        )
+        items = {
+            "params": ocp.args.StandardSave(layout.unflatten(layout.flatten(params))),
+            "metadata": ocp.args.JsonSave(facts),
+        }
+        if leaves:  # plain gradient descent has none, and Orbax refuses to save nothing
+            items["opt_state"] = ocp.args.StandardSave(leaves)
+        self._scores[step] = score
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore_opt_state(self, step: int, opt_state_like: Any) -> Any:
         """The optimizer's state of a checkpoint, in the structure and sharding of `opt_state_like`.
@@ -128,7 +145,7 @@ class RunCheckpoints:
                 f"The optimizer state in {folder} is another optimizer's: it has {only_stored[:3]} where this run has "
                 f"{only_wanted[:3]}; use the run's own configuration or a new MODEL_DIR."
             )
-        restored = _restore(folder / "opt_state", leaves)
+        restored = _restore(folder / "opt_state", leaves) if leaves else {}
         return jax.tree.unflatten(jax.tree.structure(opt_state_like), [restored[key] for key in sorted(restored)])
 
     def close(self) -> None:
@@ -140,7 +157,7 @@ class RunCheckpoints:
 def _numbered(tree: Any) -> tuple[dict[str, Any], list[str]]:
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves = {f"{i:05d}": leaf for i, (_, leaf) in enumerate(paths)}
-    return leaves, [jax.tree_util.keystr(path) for path, _ in paths]
+    return leaves, [f"{jax.tree_util.keystr(path)} {tuple(np.shape(leaf))} {leaf.dtype}" for path, leaf in paths]
 
 
 def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
@@ -158,8 +175,9 @@ def all_steps(run_folder: str | epath.Path) -> list[int]:
     folder = epath.Path(run_folder)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.name.startswith(f"{_PREFIX}_") and is_checkpoint(path)]
-    return sorted(int(path.name.removeprefix(f"{_PREFIX}_")) for path in found)
+    # A checkpoint that is still being written has a longer name.
+    names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
+    return sorted(int(match[1]) for name, match in names.items() if match and is_checkpoint(folder / name))
 
 
 def best_step(run_folder: str | epath.Path) -> int:
@@ -168,10 +186,14 @@ def best_step(run_folder: str | epath.Path) -> int:
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
     """
-    scored = [(read_metadata(checkpoint_folder(run_folder, s))["score"], s) for s in all_steps(run_folder)]
-    if not scored:
+    scores = _scores(run_folder)
+    if not scores:
         raise FileNotFoundError(f"There is no checkpoint in {run_folder}; expected folders {_PREFIX}_<step>.")
-    return max(scored, key=lambda pair: (float("-inf"), pair[1]) if pair[0] is None else (pair[0], -pair[1]))[1]
+    return _best(scores)
+
+
+def _scores(run_folder: str | epath.Path) -> dict[int, float | None]:
+    return {step: read_metadata(checkpoint_folder(run_folder, step))["score"] for step in all_steps(run_folder)}
 
 
 def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
@@ -185,8 +207,9 @@ def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
         facts = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a readable checkpoint: {type(error).__name__} reading {file}.") from error
-    if facts.get("format") != FORMAT:
-        raise ValueError(f"{folder} has the checkpoint format {facts.get('format')!r}; expected {FORMAT!r}.")
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{folder} has the checkpoint format {found!r}; expected {FORMAT!r}.")
     return facts
 
 
@@ -200,7 +223,7 @@ def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
         metadata = ocp.StandardCheckpointer().metadata(epath.Path(folder).resolve() / "params")
         tree = metadata.item_metadata.tree
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
-        raise ValueError(f"The parameters in {folder} cannot be read: {error}") from error
+        raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in layout.flatten(tree).items()}
 
 
@@ -262,4 +285,9 @@ def _restore(folder: epath.Path, like: Any) -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.resolve(), jax.tree.map(abstract, like))
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
-        raise ValueError(f"{folder} cannot be read: {error}") from error
+        raise ValueError(f"{folder} cannot be read, a file of it is missing or damaged: {_line(error)}.") from error
+
+
+def _line(error: Exception) -> str:
+    """An error's first line, cut, for use inside a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".")

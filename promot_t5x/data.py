@@ -151,18 +151,15 @@ def _check_lengths(lengths: Mapping[str, int], parameter: str) -> None:
         )
 
 
-def _find(name: str, parameter: str, tasks_only: bool = False) -> seqio.Task | seqio.Mixture:
+def _find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
     """Looks a name up in seqio's registry, or says which registered names are nearest to it."""
-    tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
-    if name in tasks or (name in mixtures and not tasks_only):
+    names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    if name in names:
         return seqio.get_mixture_or_task(name)
-    if name in mixtures:
-        raise ValueError(f"{parameter}={name!r} is a mixture, expected one task: name the tasks of it one by one.")
-    names = sorted(tasks) if tasks_only else sorted({*tasks, *mixtures})
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
     hint = f"the nearest registered names are {', '.join(near)}" if near else "nothing is registered"
     raise ValueError(
-        f"{parameter}={name!r} is not a registered seqio {'task' if tasks_only else 'task or mixture'}; {hint}: "
+        f"{parameter}={name!r} is not a registered seqio task or mixture; {hint}: "
         "correct the name, or import the module that registers it."
     )
 
@@ -232,11 +229,12 @@ class _ShardedSource(seqio.DataSource):
     def num_input_examples(self, split: str) -> int | None:
         return self._task.source.num_input_examples(split)
 
-    def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None, **_) -> tf.data.Dataset:
+    def get_dataset(
+        self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **_: Any
+    ) -> tf.data.Dataset:
         if self._sharded_by_file:
             # One seed for all shards, so that they stay disjoint parts of the same order of files.
-            kwargs = dict(split=split, shuffle=True, seed=self._config.seed, shard_info=shard_info)
-            shard = self._task.source.get_dataset(**kwargs)
+            shard = self._task.source.get_dataset(split, True, self._config.seed, shard_info)
         else:
             shard = self._examples.shard(shard_info.num_shards, shard_info.index)
         return shard.shuffle(self._buffer, seed=seed, reshuffle_each_iteration=True)
@@ -299,14 +297,16 @@ def _seed(seed: int, shard: int, name: str) -> int:
     return int(np.random.SeedSequence([seed, shard, zlib.crc32(name.encode())]).generate_state(1)[0])
 
 
-def _on_few_threads(ds: tf.data.Dataset) -> tf.data.Dataset:
+def _as_numpy(ds: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Iterates in a fixed order, on few threads: the cores are the model's."""
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False  # hundreds of small ops; tuning them costs more than running them
     options.threading.private_threadpool_size = 1
     options.experimental_optimization.map_fusion = True
     options.threading.max_intra_op_parallelism = 1
-    return ds.with_options(options)
+    iterator: Any = ds.with_options(options).as_numpy_iterator()
+    return iterator
 
 
 def train_batches(
@@ -345,7 +345,7 @@ def train_batches(
     streams = _TrainingStreams(config)
     zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
     stacked = zipped.map(lambda *batches: {k: tf.stack([b[k] for b in batches]) for k in batches[0]})
-    iterator = _on_few_threads(stacked.prefetch(8)).as_numpy_iterator()
+    iterator = _as_numpy(stacked.prefetch(8))
     return (_converted({k: v[position, rows // config.shards] for k, v in batch.items()}) for batch in iterator)
 
 
@@ -390,20 +390,22 @@ def eval_examples(
     _check_lengths(task_feature_lengths, "task_feature_lengths")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit!r}, expected a positive number of examples, or None for all of them.")
-    task = _find(task_name, "task_name", tasks_only=True)
+    task = _find(task_name, "task_name")
+    if not isinstance(task, seqio.Task):
+        raise ValueError(f"task_name={task_name!r} is a mixture, expected one task: name its tasks one by one.")
     _check_split(task, split)
 
     def read(lengths: Mapping[str, int] | None) -> tf.data.Dataset:
         return task.get_dataset(lengths, split=split, shuffle=False).take(-1 if limit is None else limit)
 
     # Preprocessors may trim by themselves when told the lengths, so what is whole is read without any.
-    whole = list(_on_few_threads(read(None)).as_numpy_iterator())
+    whole = list(_as_numpy(read(None)))
     if not whole:
         raise ValueError(
             f"Split {split!r} of task {task_name!r} is empty, expected examples: look at the task's source."
         )
     converted = PromptedFeatureConverter()(read(task_feature_lengths), task_feature_lengths)
-    (features,) = _on_few_threads(converted.batch(len(whole))).as_numpy_iterator()
+    (features,) = _as_numpy(converted.batch(len(whole)))
     del features[SOFT_PROMPT_IDS]
     return EvalExamples(
         task_name=task_name,

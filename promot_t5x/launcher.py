@@ -1,7 +1,7 @@
 """From gin files and bindings to a parsed configuration, with one clear sentence for every mistake.
 
-A binary calls `parse` with what `flags.parse_flags` returned, then `check_macros`, then what `configurable` returns, all
-inside `run_main`. Files and their includes are found by this module (`resolve`), never by gin's own package reader;
+A binary calls `parse` with what `flags.parse_flags` returned, then `check_macros`, then what `configurable` returns,
+all inside `run_main`. Files and their includes are found by this module (`resolve`), never by gin's own package reader;
 `gin_parsing` carries their statements out.
 
 gin keeps one symbol table per file; bindings from flags get a table of their own holding the imports of all files, so
@@ -15,6 +15,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import logging as python_logging
 import os
 import re
 import sys
@@ -24,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import gin
+from absl import flags as absl_flags
+from absl import logging
 from gin import config as gin_config
 from gin import config_parser
 
 from promot_t5x import gin_parsing
 from promot_t5x.flags import ConfigError, did_you_mean
 
+_PACKAGE = str(Path(__file__).resolve().parent)
 _PACKAGED = Path(__file__).resolve().parent / "gin"
 _PACKAGED_PREFIX = "promot_t5x/gin/"
 _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
@@ -209,6 +213,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
     Returns:
       The exit code. Errors that are not a user's (and all of them with PROMOT_TRACEBACK=1) keep their traceback.
     """
+    _show_progress()
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except Exception as error:
@@ -219,6 +224,18 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
             traceback.print_exc()
         print(f"error: {sentence}", file=sys.stderr)
         return 1
+
+
+def _show_progress() -> None:
+    """Lets this package's own progress lines through, and warnings from anywhere; libraries' notices stay quiet."""
+    if not absl_flags.FLAGS.is_parsed():
+        absl_flags.FLAGS(["promot_t5x"])  # absl logs nothing of its own accord before its flags are parsed
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if not handler.filters:
+        handler.addFilter(lambda r: r.levelno >= python_logging.WARNING or _PACKAGE in r.pathname)
 
 
 def _user_error(error: Exception) -> str | None:

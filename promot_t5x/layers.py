@@ -6,10 +6,12 @@ Q query positions, D embed, H heads, K head dim, F mlp, R relative position buck
 """
 
 import functools
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from promot_t5x.architecture import T5Config
 
@@ -99,7 +101,7 @@ class RelativeBias(nn.Module):
             num_buckets=c.relative_bias_buckets,
             max_distance=c.relative_bias_max_distance,
         )
-        return jnp.take(table_HxR, bucket_QxS, axis=1)[None].astype(c.dtype)
+        return jnp.take(cast(Array, table_HxR), bucket_QxS, axis=1)[None].astype(c.dtype)
 
 
 class Attention(nn.Module):
@@ -119,7 +121,7 @@ class Attention(nn.Module):
 
     def _split_heads(self, x: Array) -> Array:
         x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
-        return nn.with_logical_constraint(x, ("batch", "length", "heads", "kv"))
+        return with_logical_constraint(x, ("batch", "length", "heads", "kv"))
 
     def keys_values(self, memory_BxSxD: Array) -> tuple[Array, Array]:
         """Projects what is attended to: (key_BxSxHxK, value_BxSxHxK)."""
@@ -154,7 +156,7 @@ class Mlp(nn.Module):
             ],
         )
         hidden_BxQxF = dropout(c, hidden_BxQxF, self.deterministic)
-        hidden_BxQxF = nn.with_logical_constraint(hidden_BxQxF, ("batch", "length", "mlp"))
+        hidden_BxQxF = with_logical_constraint(hidden_BxQxF, ("batch", "length", "mlp"))
         return dense(c, c.embed_dim, ("mlp", "embed"), "wo")(hidden_BxQxF)
 
 
@@ -168,7 +170,7 @@ class EncoderLayer(nn.Module):
     def __call__(self, x_BxSxD: Array, cache: None, bias: Array):
         """Returns (x_BxSxD, None): an encoder layer has nothing to cache."""
         c = self.config
-        x_BxSxD = nn.with_logical_constraint(x_BxSxD, ("batch", "length", "embed_activation"))
+        x_BxSxD = with_logical_constraint(x_BxSxD, ("batch", "length", "embed_activation"))
         if c.relative_bias == "per_layer":
             positions_S = jnp.arange(x_BxSxD.shape[1])
             bias = bias + RelativeBias(c, bidirectional=True, name="relpos_bias")(positions_S, positions_S)
@@ -190,7 +192,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, x_BxQxD: Array, cache, encoded_BxSxD, self_bias, cross_bias, index):
         """Returns (x_BxQxD, new cache or None); `encoded_BxSxD` None reads the encoder's side from the cache."""
         c = self.config
-        x_BxQxD = nn.with_logical_constraint(x_BxQxD, ("batch", "length", "embed_activation"))
+        x_BxQxD = with_logical_constraint(x_BxQxD, ("batch", "length", "embed_activation"))
         if c.relative_bias == "per_layer":
             self_bias = self_bias + decoder_relative_bias(c, x_BxQxD.shape[1], self.cached_length, index)
         y = layer_norm(c, "pre_self_attention_layer_norm")(x_BxQxD)

@@ -62,19 +62,21 @@ def stack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Flat parameters with the layers of each side stacked on a new leading axis; others pass through.
 
     Raises:
-      ValueError: a layer in the middle lacks a parameter that others have.
+      ValueError: a layer lacks a parameter that others have.
     """
-    result, stacks = {}, {}
+    result, stacks, depths = {}, {}, {}
     for name, leaf in flat.items():
         if match := _LAYER.match(name):
             side, index, rest = match.groups()
             stacks.setdefault(f"{side}/layers/{rest}", {})[int(index)] = leaf
+            depths[side] = max(depths.get(side, 0), int(index) + 1)
         else:
             result[name] = leaf
     for name, by_index in stacks.items():
-        if sorted(by_index) != list(range(len(by_index))):
-            raise ValueError(f"Cannot stack {name}: found layers {sorted(by_index)}, expected 0..{max(by_index)}.")
-        result[name] = jnp.stack([by_index[i] for i in range(len(by_index))])
+        depth = depths[name.split("/")[0]]
+        if sorted(by_index) != list(range(depth)):
+            raise ValueError(f"Cannot stack {name}: found layers {sorted(by_index)}, expected 0..{depth - 1}.")
+        result[name] = jnp.stack([by_index[i] for i in range(depth)])
     return dict(sorted(result.items()))
 
 

@@ -6,7 +6,7 @@ feature runs the program of the plain (m)T5. Params are the plain nested diction
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -68,9 +68,9 @@ class EncoderDecoderModel:
 
     def __post_init__(self):
         factor = self.loss_normalizing_factor
-        if isinstance(factor, str) and factor != "NUM_REAL_TARGET_TOKENS":
+        if factor not in (None, "NUM_REAL_TARGET_TOKENS") and (isinstance(factor, str) or not factor > 0):
             raise ValueError(
-                f"EncoderDecoderModel.loss_normalizing_factor is {factor!r}: expected None, a number or "
+                f"EncoderDecoderModel.loss_normalizing_factor is {factor!r}: expected None, a positive number or "
                 "'NUM_REAL_TARGET_TOKENS'."
             )
 
@@ -98,7 +98,7 @@ class EncoderDecoderModel:
 
     def logits(self, params: Params, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
         """Teacher-forced float32 logits_BxUxV; dropout is on when a key is given."""
-        return self.module.apply(
+        logits_BxUxV = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
@@ -106,6 +106,7 @@ class EncoderDecoderModel:
             deterministic=dropout_rng is None,
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
         )
+        return cast(jax.Array, logits_BxUxV)
 
     def loss_fn(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, losses.LossSums]:
         """The training objective of a batch.
@@ -126,11 +127,12 @@ class EncoderDecoderModel:
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
-        if self.loss_normalizing_factor is None:
+        factor = self.loss_normalizing_factor
+        if factor is None:
             return sums.loss, sums
-        if self.loss_normalizing_factor == "NUM_REAL_TARGET_TOKENS":
+        if isinstance(factor, str):  # NUM_REAL_TARGET_TOKENS; a batch of padding alone costs 0, not 0 / 0
             return sums.loss / jnp.maximum(sums.weight_sum, 1.0), sums
-        return sums.loss / self.loss_normalizing_factor, sums
+        return sums.loss / factor, sums
 
     def score_batch(self, params: Params, batch: Batch) -> jax.Array:
         """scores_B: the log-likelihood of each row's target (sum over its tokens)."""

@@ -9,7 +9,7 @@ one call, P prompt length, D embed, H heads, K head dim, V vocabulary, N prompts
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -45,7 +45,7 @@ def _run_stack(layer_class, config: T5Config, num_layers: int, layer_args: tuple
             layer_class,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *[nn.broadcast] * len(broadcast)),
+            in_axes=cast(Any, (0, *[nn.broadcast] * len(broadcast))),
             length=num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -138,7 +138,7 @@ class SoftPrompt(nn.Module):
             (c.num_prompts, c.prompt_length, c.embed_dim),
             jnp.dtype(c.param_dtype),
         )
-        return jnp.take(embedding_NxPxD, jnp.maximum(soft_prompt_ids_B, 0), axis=0).astype(c.dtype)
+        return jnp.take(cast(Array, embedding_NxPxD), jnp.maximum(soft_prompt_ids_B, 0), axis=0).astype(c.dtype)
 
 
 class Transformer(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x import evaluation, flags, initialize, launcher, report, results, soft_prompt, train
+from promot_t5x import checkpoints, evaluation, flags, initialize, launcher, report, results, train
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -102,7 +102,7 @@ def run(
     model: EncoderDecoderModel,
     evaluation_config: evaluation.EvaluationConfig,
     work_dir: str,
-    initial_checkpoint_path: str,
+    initial_checkpoint_path: str | None,
     partitioner: Partitioner = Partitioner(),
     title: str = "ProMoT",
 ) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def run(
       model: the network; its prompt_length is stage 1's.
       evaluation_config: lengths and batch size of the evaluations.
       work_dir: everything goes here; a second call goes on where the first one ended.
-      initial_checkpoint_path: the pretrained model.
+      initial_checkpoint_path: the pretrained model; None makes one of random weights, to try a task without any.
       partitioner: the mesh.
       title: of the report.
 
@@ -122,16 +122,20 @@ def run(
       The results, as in results.json.
     """
     folder = epath.Path(work_dir).expanduser()
+    base = initial_checkpoint_path or str(folder / "random_weights")
     if invocation.dry_run:
-        _print_plan(invocation, recipe, folder, initial_checkpoint_path)
+        _print_plan(invocation, recipe, folder, base)
         return {}
+    if initial_checkpoint_path is None and not epath.Path(base).exists():
+        random = initialize.random_params(model, partitioner, seed=0)
+        checkpoints.export(base, random, {"step": 0, "base": None})
     measured: list[results.Run] = []
     runs = planned_runs(recipe)
     for number, planned in enumerate(runs, start=1):
         logging.info("run %d of %d: %s", number, len(runs), planned.name)
-        checkpoint = initial_checkpoint_path
+        checkpoint = base
         if planned.method != "pretrained":
-            _configure(invocation, recipe, planned, folder, initial_checkpoint_path)
+            _configure(invocation, recipe, planned, folder, base)
             checkpoint = launcher.configurable(train.train)().best_checkpoint
         measured.append(
             _evaluate(recipe, planned, folder / planned.name, checkpoint, model, evaluation_config, partitioner)

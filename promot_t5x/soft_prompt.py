@@ -118,8 +118,8 @@ def from_file(path: str) -> Initializer:
         expected = (num_prompts, length, embedding_VxD.shape[1])
         if prompt_NxPxD.shape != expected:
             raise ValueError(
-                f"The soft prompt in {path} has the shape {prompt_NxPxD.shape}, the network expects {expected} (prompts, "
-                "length, embed); set architecture.T5Config.prompt_length and num_prompts to the file's."
+                f"The soft prompt in {path} has the shape {prompt_NxPxD.shape}, the network expects {expected} "
+                "(prompts, length, embed); set architecture.T5Config.prompt_length and num_prompts to the file's."
             )
         return jnp.asarray(prompt_NxPxD, jnp.float32)
 

@@ -3,7 +3,6 @@
 import collections
 from typing import Any
 
-import jax
 import numpy as np
 
 from promot_t5x import layout, stages
@@ -36,7 +35,7 @@ def parameter_table(
         totals[state] += count
         dtypes = ",".join(sorted({str(leaf.dtype) for leaf in leaves.values()}))
         largest = max(leaves, key=lambda name: int(np.prod(leaves[name].shape)))
-        spec = jax.tree_util.tree_map(str, tuple(shardings[largest].spec))
+        spec = [axis or "-" for axis in shardings[largest].spec]
         rows.append((group, state, f"{count:,}", f"{size / 2**20:,.2f}", dtypes, "x".join(spec)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -75,6 +75,7 @@ def train(
     prompt_init: soft_prompt.Initializer | None = None,
     validation: Validation | None = None,
     partitioner: Partitioner = Partitioner(),
+    export_dir: str | None = None,
     dry_run: bool = False,
 ) -> RunResult | None:
     """Trains one stage; resumes a run that was stopped, returns at once from one that is finished.
@@ -91,6 +92,7 @@ def train(
       prompt_init: makes a new soft prompt; None takes the initial checkpoint's, as stage 2 does.
       validation: what chooses the best checkpoint; None keeps the last.
       partitioner: the mesh.
+      export_dir: where to write the best parameters alone, without optimizer state, to start other runs from.
       dry_run: print the parameters that would train and stop, before anything is read or made.
 
     Returns:
@@ -133,7 +135,12 @@ def train(
             writer=metric_writers.create_default_writer(str(folder), asynchronous=False, just_logging=not _speaks()),
         )
     run_checkpoints.close()
-    return _finish(folder, which, base)
+    result = _finish(folder, which, base)
+    if export_dir is not None:
+        best = result.best_checkpoint
+        like = checkpoints.shapes(best)
+        checkpoints.export(export_dir, checkpoints.read_params(best, like), {"step": result.best_step, "base": None})
+    return result
 
 
 def _speaks() -> bool:
@@ -178,8 +185,9 @@ def _restored(run_checkpoints: checkpoints.RunCheckpoints, fresh: trainer.TrainS
             "new MODEL_DIR."
         )
     wanted = layout.flatten(fresh.trainable)
-    like = {name: wanted.get(name, leaf) for name, leaf in checkpoints.shapes(folder).items() if name in wanted or (
-        name.startswith("soft_prompt/"))}
+    # A frozen soft prompt is stored beside the trained leaves; it is read and left to the initial checkpoint's.
+    prompt = {n: leaf for n, leaf in checkpoints.shapes(folder).items() if n.startswith("soft_prompt/")}
+    like = prompt | wanted
     restored = checkpoints.read_params(folder, like)
     trainable = layout.map_with_names(lambda n, leaf: None if leaf is None else restored[n], fresh.trainable)
     logging.info("resuming %s at step %d", run_checkpoints.folder, step)
@@ -219,7 +227,7 @@ def _evaluator(model, which: stages.Stage, validation: Validation | None, prompt
 def _write_config(folder: epath.Path) -> None:
     _check_same_config(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG_FILE).write_text(launcher.resolved_config())
+    (folder / _CONFIG_FILE).write_text(launcher.operative_config())
 
 
 def _check_same_config(folder: epath.Path) -> None:
@@ -227,7 +235,7 @@ def _check_same_config(folder: epath.Path) -> None:
     file = folder / _CONFIG_FILE
     if not file.exists():
         return
-    before, now = file.read_text().splitlines(), launcher.resolved_config().splitlines()
+    before, now = file.read_text().splitlines(), launcher.operative_config().splitlines()
     changed = [line for line in now if line not in before] + [f"{line} (before)" for line in before if line not in now]
     if changed:
         raise ValueError(

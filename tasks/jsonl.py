@@ -108,7 +108,8 @@ def source(splits: Mapping[str, Callable[[], list[dict[str, Any]]]]) -> seqio.Fu
     def dataset_fn(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # rows keep the file's order; whoever trains shuffles them
         rows = splits[split]()
-        return tf.data.Dataset.from_tensor_slices({column: [row[column] for row in rows] for column in rows[0]})
+        columns: Any = {column: [row[column] for row in rows] for column in rows[0]}
+        return tf.data.Dataset.from_tensor_slices(columns)
 
     return seqio.FunctionDataSource(dataset_fn, splits=tuple(splits))
 

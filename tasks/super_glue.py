@@ -140,3 +140,23 @@ def register_super_glue(vocabulary: str | seqio.Vocabulary, data_dir: str | None
             ],
             metric_fns=[jsonl.accuracy],
         )
+
+
+def super_glue_task(name: str, vocabulary: str | seqio.Vocabulary, data_dir: str | None = None) -> str:
+    """Registers the three tasks and returns the seqio name of one, so that gin can name a task by its function.
+
+    Args:
+      name: "rte", "cb" or "wic".
+      vocabulary: see `register_super_glue`.
+      data_dir: see `register_super_glue`.
+
+    Raises:
+      ValueError: no such task.
+
+    >>> super_glue_task("cb", "/a/sentencepiece.model", data_dir="my_data")
+    'super_glue_cb'
+    """
+    if name not in TASKS:
+        raise ValueError(f"super_glue.super_glue_task.name is {name!r}: expected one of {', '.join(TASKS)}.")
+    register_super_glue(vocabulary, data_dir)
+    return f"super_glue_{name}"

@@ -1,0 +1,166 @@
+"""promot_t5x.stages against T5X's own Adafactor, and the split of a tree into what trains and what does not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from promot_t5x import layout, stages
+
+L, F, D = 3, 130, 128  # mlp kernels [F, D] are large enough for factored second moments
+
+
+def _layer(rng):
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return {"mlp": {"wo": {"kernel": draw(F, D)}, "wi": {"kernel": draw(8, 12)}}, "norm": {"scale": draw(D)}}
+
+
+def _tree(seed, prompt=True):
+    rng = np.random.default_rng(seed)
+    layers = {f"layers_{i}": _layer(rng) for i in range(L)}
+    tree = {
+        "encoder": {**layers, "encoder_norm": {"scale": jnp.asarray(rng.normal(size=D), jnp.float32)}},
+        "decoder": {f"layers_{i}": _layer(rng) for i in range(L)},
+        "token_embedder": {"embedding": jnp.asarray(rng.normal(size=(140, D)), jnp.float32)},
+    }
+    if prompt:
+        tree["soft_prompt"] = {"embedding": jnp.asarray(rng.normal(size=(1, 5, D)), jnp.float32)}
+    return tree
+
+
+def _stacked(tree):
+    return layout.unflatten(layout.stack_layers(layout.flatten(tree)))
+
+
+@pytest.mark.parametrize(
+    "kind,kwargs",
+    [
+        ("scaled", {"multiply_by_parameter_scale": True}),
+        ("unscaled_wd", {"multiply_by_parameter_scale": False, "weight_decay_rate": 1e-5}),
+    ],
+)
+def test_adafactor_is_t5x(shared_dir, kind, kwargs):
+    fixture = dict(np.load(shared_dir / "fixtures" / "t5x_tiny" / "adafactor_steps.npz"))
+
+    def tree(prefix):
+        return {n.removeprefix(prefix): jnp.asarray(x) for n, x in fixture.items() if n.startswith(prefix)}
+
+    params, optimizer = tree("params/"), stages.adafactor(1e-2, **kwargs)
+    assert len(params) == 8
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradients in (tree("grads_1/"), tree("grads_2/")):
+        updates, state = update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    for name, expected in tree(f"{kind}/after_2/").items():
+        np.testing.assert_allclose(params[name], expected, rtol=0, atol=1e-5, err_msg=name)
+        # The updates are a thousand times larger than that bound: it would notice a missing one.
+        assert np.max(np.abs(expected - fixture[f"params/{name}"])) > 1e-3
+
+
+@pytest.mark.parametrize("stage", ["joint_tuning", "model_tuning"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_stacked_layers_are_updated_like_single_ones(stage, scaled):
+    which, transform = stages.stage(stage), stages.adafactor(1e-2, multiply_by_parameter_scale=scaled)
+    single, stacked = _tree(0), _stacked(_tree(0))
+    final = []
+    for params, convert in ((single, lambda tree: tree), (stacked, _stacked)):
+        trainable, frozen = stages.partition(params, which)
+        optimizer = stages.staged_optimizer(transform, params, which)
+        state, update = optimizer.init(trainable), jax.jit(optimizer.update)
+        for seed in (1, 2, 3):
+            # Layers of very different gradients: clipping or scaling them together would show.
+            gradients = jax.tree_util.tree_map_with_path(
+                lambda path, g: g * 100.0 if "layers_1" in jax.tree_util.keystr(path) else g, _tree(seed)
+            )
+            gradients, _ = stages.partition(convert(gradients), which)
+            updates, state = update(gradients, state, trainable)
+            trainable = optax.apply_updates(trainable, updates)
+        final.append(layout.unstack_layers(layout.flatten(stages.combine(trainable, frozen))))
+    assert list(final[0]) == list(final[1])
+    before = layout.flatten(single)
+    for name, leaf in final[0].items():
+        np.testing.assert_allclose(final[1][name], leaf, rtol=1e-6, atol=1e-6, err_msg=name)
+        assert np.any(leaf != before[name]) == which.trains(name)
+
+
+@pytest.mark.parametrize("name", list(stages.STAGES))
+def test_partition_and_combine_are_inverse(name):
+    params, which = _tree(0), stages.stage(name)
+    trainable, frozen = stages.partition(params, which)
+    flat, train, freeze = layout.flatten(params), layout.flatten(trainable), layout.flatten(frozen)
+    assert set(train) | set(freeze) == set(flat) and not set(train) & set(freeze)
+    assert {n.startswith("soft_prompt") for n in train} == {
+        "prompt_tuning": {True},
+        "model_tuning": {False},
+        "fine_tuning": {False},
+        "joint_tuning": {True, False},
+    }[name]
+    joined = stages.combine(trainable, frozen)
+    assert jax.tree.structure(joined) == jax.tree.structure(params)
+    assert all(a is b for a, b in zip(jax.tree.leaves(joined), jax.tree.leaves(params), strict=True))
+
+
+def test_labels_name_the_transform_of_each_trainable_leaf():
+    params = _stacked(_tree(0))
+    flat = layout.flatten(stages.labels(params, stages.stage("joint_tuning")))
+    assert flat["encoder/layers/mlp/wo/kernel"] == "encoder_layers"
+    assert flat["decoder/layers/norm/scale"] == "decoder_layers"
+    assert flat["encoder/encoder_norm/scale"] == flat["soft_prompt/embedding"] == "single"
+    prompt_only = stages.labels(params, stages.stage("prompt_tuning"))
+    assert layout.flatten(prompt_only) == {"soft_prompt/embedding": "single"}
+    assert set(layout.flatten(stages.labels(_tree(0), stages.stage("fine_tuning"))).values()) == {"single"}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("make", [stages.adafactor, stages.adam])
+def test_optimizer_state_exists_for_trainable_leaves_only(stacked, make):
+    params = _stacked(_tree(0)) if stacked else _tree(0)
+
+    def slots(stage):
+        which = stages.stage(stage)
+        trainable, _ = stages.partition(params, which)
+        state = stages.staged_optimizer(make(1e-2), params, which).init(trainable)
+        return [leaf for leaf in jax.tree.leaves(state) if leaf.size > L]  # without the counters
+
+    prompt_slots = slots("prompt_tuning")
+    prompt_bytes = params["soft_prompt"]["embedding"].nbytes
+    assert len(prompt_slots) == (1 if make is stages.adafactor else 2)
+    assert sum(leaf.nbytes for leaf in prompt_slots) == len(prompt_slots) * prompt_bytes
+    # Model tuning owns every other slot of joint tuning: nothing belongs to no stage, and nothing to both.
+    assert len(slots("joint_tuning")) == len(slots("model_tuning")) + len(prompt_slots)
+
+
+def test_frozen_leaves_are_absent_from_updates():
+    params, which = _tree(0), stages.stage("prompt_tuning")
+    trainable, _ = stages.partition(params, which)
+    optimizer = stages.staged_optimizer(optax.sgd(1.0), params, which)
+    updates, _ = optimizer.update(trainable, optimizer.init(trainable), trainable)
+    assert list(layout.flatten(updates)) == ["soft_prompt/embedding"]
+    np.testing.assert_array_equal(updates["soft_prompt"]["embedding"], -params["soft_prompt"]["embedding"])
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(ValueError, match="prompt_tuning trains 0 parameters.*prompt_length"):
+        stages.partition(_tree(0, prompt=False), stages.stage("prompt_tuning"))
+    with pytest.raises(ValueError, match="fine_tuning trains 0 parameters"):
+        stages.partition({"soft_prompt": {"embedding": jnp.zeros(3)}}, stages.stage("fine_tuning"))
+
+
+def test_an_unknown_stage_names_the_nearest():
+    with pytest.raises(ValueError, match="'prompt_tunning' does not exist .did you mean prompt_tuning"):
+        stages.stage("prompt_tunning")
+    with pytest.raises(ValueError, match="'xyz' does not exist; the stages are prompt_tuning, model_tuning"):
+        stages.stage("xyz")
+
+
+def test_adam_clips_the_gradient_before_its_moments():
+    transform = stages.adam(0.1, clip_norm=1.0)
+    params = {"w": jnp.zeros(2)}
+    state = transform.init(params)
+    for gradient in (jnp.array([30.0, 40.0]), jnp.array([0.3, 0.4])):
+        updates, state = transform.update({"w": gradient}, state, params)
+    # Moments of the clipped gradients (0.6, 0.8) and (0.3, 0.4), Kingma and Ba 2015, algorithm 1.
+    first = (0.9 * 0.1 * np.array([0.6, 0.8]) + 0.1 * np.array([0.3, 0.4])) / (1 - 0.9**2)
+    second = (0.999 * 0.001 * np.array([0.36, 0.64]) + 0.001 * np.array([0.09, 0.16])) / (1 - 0.999**2)
+    np.testing.assert_allclose(updates["w"], -0.1 * first / (np.sqrt(second) + 1e-8), rtol=1e-4)
