@@ -1,4 +1,4 @@
-"""The demo: recipes/demo.gin, the whole method on a small world with the pretrained model that comes with the package."""
+"""The demo: recipes/demo.gin, the whole method on a small world, with the pretrained model that the package holds."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ def main(argv: list[str]) -> None:
     pipeline.main(
         [
             *(f"--gin_file={file}" for file in files),
-            *(f"--gin_bindings={binding}" for binding in invocation.gin_bindings),
             *([f"--gin_search_paths={','.join(invocation.gin_search_paths)}"] if invocation.gin_search_paths else []),
             *(["--dry_run"] if invocation.dry_run else []),
             f"--gin_bindings=WORK_DIR = {str(Path(invocation.extra['out']).absolute())!r}",
             f"--gin_bindings=DEMO_CHECKPOINT = {str(CHECKPOINT)!r}",
+            *(f"--gin_bindings={binding}" for binding in invocation.gin_bindings),
         ]
     )

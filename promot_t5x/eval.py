@@ -74,22 +74,16 @@ def evaluate(
             )
             print(f"{task} {split}, prompt {prompt}: {outcome.metric} {outcome.value:.4f} ({len(lines)} examples)")
     checkpoint = {"path": checkpoint_path, "base": loaded.base_path, "base_fingerprint": loaded.base_fingerprint}
-    results.write(
-        folder / "scores.json", {"scores": scores, "checkpoint": checkpoint, "versions": results.versions()}
-    )
+    results.write(folder / "scores.json", {"scores": scores, "checkpoint": checkpoint, "versions": results.versions()})
     return scores
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Runs `evaluate` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.eval", "Scores a checkpoint on seqio tasks.")
-    invocation = flags.parse_flags(argv, parser)
-    launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    launcher.check_macros()
-    if invocation.dry_run:
-        print(launcher.resolved_config())
-        return
-    launcher.configurable(evaluate)()
+    invocation = launcher.start(argv, parser)
+    if not invocation.dry_run:
+        launcher.configurable(evaluate)()
 
 
 if __name__ == "__main__":

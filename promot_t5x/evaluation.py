@@ -11,7 +11,8 @@ import numpy as np
 import seqio
 from absl import logging
 
-from promot_t5x import data
+from promot_t5x import features
+from promot_t5x.examples import EvalExamples, eval_batches, eval_examples
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -66,7 +67,7 @@ def _predict(model: EncoderDecoderModel, params, batch):
 def predict_tokens(
     model: EncoderDecoderModel,
     params: Mapping[str, Any],
-    examples: data.EvalExamples,
+    examples: EvalExamples,
     *,
     prompt_id: int | None,
     batch_size: int,
@@ -77,7 +78,7 @@ def predict_tokens(
     Args:
       model: decodes as its `decoding` says.
       params: the network's parameters; a soft prompt that is not attached plays no part.
-      examples: what `data.eval_examples` read.
+      examples: what `examples.eval_examples` read.
       prompt_id: the soft prompt in front of every row; None runs the plain (m)T5's program.
       batch_size: rows a call.
       partitioner: places batches.
@@ -86,11 +87,15 @@ def predict_tokens(
         params = {name: subtree for name, subtree in params.items() if name != "soft_prompt"}
     elif "soft_prompt" not in params:
         raise ValueError("A prompt was to be attached, but the checkpoint has none; evaluate with the prompt removed.")
+    else:
+        count = params["soft_prompt"]["embedding"].shape[0]
+        if not 0 <= prompt_id < count:
+            raise ValueError(f"The prompt {prompt_id} was to be attached, but the checkpoint has {count}, from 0 on.")
     rows = []
     with partitioner.context():
-        for _, batch, real in data.eval_batches(examples, batch_size):
+        for _, batch, real in eval_batches(examples, batch_size):
             if prompt_id is not None:
-                batch = {**batch, data.SOFT_PROMPT_IDS: np.full(batch_size, prompt_id, np.int32)}
+                batch = {**batch, features.SOFT_PROMPT_IDS: np.full(batch_size, prompt_id, np.int32)}
             rows.append(np.asarray(_predict(model, params, partitioner.place_batch(batch)))[:real])
     return np.concatenate(rows)
 
@@ -121,7 +126,13 @@ def evaluate(
       ValueError: unknown task or split, a task without metrics, or no prompt to attach.
     """
     started = time.monotonic()
-    examples = data.eval_examples(task_name, config.task_feature_lengths, split, limit=config.limit)
+    examples = eval_examples(task_name, config.task_feature_lengths, split, limit=config.limit)
+    largest = int(examples.features["encoder_input_tokens"].max())
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"The task {task_name} has the token {largest}, but the network's vocabulary has {model.config.vocab_size} "
+            "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
+        )
     tokens_NxU = predict_tokens(
         model, params, examples, prompt_id=prompt_id, batch_size=config.batch_size, partitioner=partitioner
     )

@@ -6,13 +6,15 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 from etils import epath
 
-from promot_t5x import data, evaluation, flags, initialize, launcher, results
+from promot_t5x import evaluation, flags, initialize, launcher, results
+from promot_t5x.examples import EvalExamples
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -75,9 +77,8 @@ def _read(inputs: str) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["input"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{inputs}, line {number} is not a JSON object with a column `input`: {line[:60]!r}.") from (
-                error
-            )
+            message = f"{inputs}, line {number} is not a JSON object with a column `input`: {line[:60]!r}."
+            raise ValueError(message) from error
         rows.append(row)
     if not rows:
         raise ValueError(f"{inputs} is empty; expected one JSON object with a column `input` a line.")
@@ -86,7 +87,7 @@ def _read(inputs: str) -> list[dict[str, Any]]:
 
 def _tokenized(
     rows: list[dict[str, Any]], vocabulary: seqio.Vocabulary, config: evaluation.EvaluationConfig
-) -> data.EvalExamples:
+) -> EvalExamples:
     length, width = config.task_feature_lengths["inputs"], config.task_feature_lengths["targets"]
     tokens_NxT = np.zeros((len(rows), length), np.int32)
     truncated = 0
@@ -98,19 +99,15 @@ def _tokenized(
         "encoder_input_tokens": tokens_NxT,
         "decoder_input_tokens": np.zeros((len(rows), width), np.int32),
     }
-    return data.EvalExamples("", "", tuple(rows), [None] * len(rows), features, truncated)
+    return EvalExamples("", "", tuple(rows), [None] * len(rows), features, truncated)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Runs `infer` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.infer", "Answers the inputs of a JSONL file.")
-    invocation = flags.parse_flags(argv, parser)
-    launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    launcher.check_macros()
-    if invocation.dry_run:
-        print(launcher.resolved_config())
-        return
-    launcher.configurable(infer)()
+    invocation = launcher.start(argv, parser)
+    if not invocation.dry_run:
+        launcher.configurable(infer)()
 
 
 if __name__ == "__main__":

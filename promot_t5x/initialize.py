@@ -19,6 +19,7 @@ from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
 _PROMPT = "soft_prompt/embedding"
+_PROMPT_LENGTH = "architecture.T5Config.prompt_length"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load(path: str | epath.Path, model: EncoderDecoderModel, partitioner: Partit
       FileNotFoundError: nothing is there.
       ValueError: it is no checkpoint, is damaged, holds another network, or names a base that has changed.
     """
-    folder = epath.Path(path).expanduser()
+    folder = epath.Path(path).expanduser().resolve()  # a later run may start in another folder
     if not folder.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}; check INITIAL_CHECKPOINT_PATH.")
     flat, base_path = _read_flat(folder, _wanted(model, partitioner))
@@ -67,13 +68,15 @@ def _wanted(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[str, j
     }
 
 
-def _read_flat(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
+def _read_flat(
+    folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool = False
+) -> tuple[dict[str, jax.Array], str]:
     if steps := checkpoints.all_steps(folder):
         best = checkpoints.best_step(folder)
         logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
         folder = checkpoints.checkpoint_folder(folder, best)
     if checkpoints.is_checkpoint(folder):
-        return _read_ours(folder, wanted)
+        return _read_ours(folder, wanted, drop_prompt)
     if t5x_checkpoint.is_t5x_checkpoint(folder):
         return _read_t5x(folder, wanted)
     raise ValueError(
@@ -82,15 +85,17 @@ def _read_flat(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str,
     )
 
 
-def _read_ours(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
+def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool) -> tuple[dict[str, jax.Array], str]:
     stored, metadata = checkpoints.shapes(folder), checkpoints.read_metadata(folder)
     without_prompt = {name: leaf for name, leaf in wanted.items() if name != _PROMPT}
     if set(stored) == {_PROMPT}:
+        if _PROMPT not in wanted:
+            raise ValueError(f"{folder} holds a soft prompt, the network has none; set {_PROMPT_LENGTH}.")
         base = metadata["base"]
         base_folder = epath.Path(base["path"])
         if not base_folder.exists():
             raise FileNotFoundError(f"{folder} holds a soft prompt for the model in {base_folder}, which is not there.")
-        flat, base_path = _read_flat(base_folder, without_prompt)
+        flat, base_path = _read_flat(base_folder, without_prompt, drop_prompt=True)
         found = checkpoints.fingerprint(layout.unflatten(flat))
         if found != base["fingerprint"]:
             raise ValueError(
@@ -99,15 +104,18 @@ def _read_ours(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str,
             )
         prompt_wanted = {name: leaf for name, leaf in wanted.items() if name == _PROMPT}
         return {**flat, **checkpoints.read_params(folder, prompt_wanted)}, base_path
-    like = wanted if _PROMPT in stored and _PROMPT in wanted else without_prompt
+    like = dict(wanted) if _PROMPT in stored and _PROMPT in wanted else without_prompt
     if _PROMPT in stored and _PROMPT not in wanted:
-        raise ValueError(
-            f"{folder} holds a soft prompt {stored[_PROMPT].shape}, the network has none; set "
-            "architecture.T5Config.prompt_length."
-        )
+        if not drop_prompt:
+            raise ValueError(
+                f"{folder} holds a soft prompt {stored[_PROMPT].shape}, the network has none; set {_PROMPT_LENGTH}."
+            )
+        like = {**like, _PROMPT: stored[_PROMPT]}
     same_layout = layout.is_scanned(stored) == layout.is_scanned(like)
     as_stored = like if same_layout else _other_layout(like)
     flat = checkpoints.read_params(folder, as_stored)
+    if drop_prompt:
+        flat, like = ({n: x for n, x in leaves.items() if n != _PROMPT} for leaves in (flat, like))
     return _place(flat if same_layout else layout.as_stored_in(flat, like), like), str(folder)
 
 

@@ -11,6 +11,7 @@ name to two modules, the including file's and then the later file's meaning hold
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import functools
 import importlib
@@ -31,7 +32,7 @@ from gin import config as gin_config
 from gin import config_parser
 
 from promot_t5x import gin_parsing
-from promot_t5x.flags import ConfigError, did_you_mean
+from promot_t5x.flags import ConfigError, Invocation, did_you_mean, parse_flags
 
 _PACKAGE = str(Path(__file__).resolve().parent)
 _PACKAGED = Path(__file__).resolve().parent / "gin"
@@ -203,6 +204,31 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
+def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
+    """What every binary does first: reads flags and gin files, finds missing macros, prints them for a dry run.
+
+    Args:
+      argv: the arguments without the program's name.
+      parser: from `flags.flag_parser`, with the binary's own options added.
+
+    Returns:
+      The command as parsed.
+
+    Raises:
+      ConfigError, FileNotFoundError: a mistake in a flag or gin file, in one sentence.
+    """
+    invocation = parse_flags(argv, parser)
+    parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
+    check_macros()
+    if invocation.dry_run:
+        print(resolved_config())
+    if invocation.tfds_data_dir:
+        import seqio  # heavy, and only this flag needs it here
+
+        seqio.set_tfds_data_dir_override(invocation.tfds_data_dir)
+    return invocation
+
+
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a binary's main function; a user's mistake is printed as `error: <sentence>` and gives exit code 1.
 
@@ -251,7 +277,10 @@ def _user_error(error: Exception) -> str | None:
     if isinstance(error, RuntimeError):
         required = re.match(r"Required bindings for `(.*)` not provided in config: (.*)", message)
         return _value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
-    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+    if isinstance(
+        error,
+        (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FloatingPointError),
+    ):
         return re.sub(r"^\[Errno \d+\] ", "", message)
     return None
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -67,8 +68,12 @@ class Partitioner:
     @contextlib.contextmanager
     def context(self):
         """Within it the network's activation constraints (logical names) resolve to this mesh."""
-        with self.mesh(), nn.logical_axis_rules(self.rules):
+        with jax.set_mesh(self.mesh()), nn.logical_axis_rules(self.rules):
             yield
+
+    def specs(self, logical_axes: Any) -> Any:
+        """The mesh axes of every leaf of a tree of logical axis names; needs no device."""
+        return nn.logical_to_mesh(logical_axes, self.rules)  # pyright: ignore[reportPrivateImportUsage]
 
     def shardings(self, logical_axes: Any, shapes: Any) -> Any:
         """The NamedSharding of every leaf of a parameter tree.
@@ -81,7 +86,7 @@ class Partitioner:
           ValueError: a dimension does not divide over its mesh axis; names the leaf and the axis.
         """
         mesh = self.mesh()
-        specs = nn.logical_to_mesh(logical_axes, self.rules)
+        specs = self.specs(logical_axes)
         flat_shapes = layout.flatten(shapes)
         for name, spec in layout.flatten(specs).items():
             for size, axis in zip(flat_shapes[name].shape, spec, strict=False):
@@ -98,9 +103,19 @@ class Partitioner:
         """Rows of a batch over the `data` axis."""
         return NamedSharding(self.mesh(), PartitionSpec("data"))
 
-    def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Global device arrays of this process's rows of a batch."""
+    def place_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Global device arrays of this process's rows of a batch.
+
+        Raises:
+          ValueError: the rows cannot be shared evenly by the `data` axis.
+        """
         sharding = self.batch_sharding()
+        rows, devices = len(next(iter(batch.values()))) * jax.process_count(), sharding.mesh.shape["data"]
+        if rows % devices:
+            raise ValueError(
+                f"A batch has {rows} rows, which do not divide over the {devices} devices of mesh axis 'data'; choose a "
+                "batch size that is a multiple of it."
+            )
         return {
             name: jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for name, rows in batch.items()
         }

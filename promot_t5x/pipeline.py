@@ -1,7 +1,7 @@
 """The recipe: stage 1 -> best prompt -> stage 2 -> best model -> target and in-context scores -> report; resumable.
 
-Every training run is one that `python -m promot_t5x.train` could do by hand: the recipe's gin files, then the stage's
-gin files, then the run's own settings. What is finished is skipped, what was stopped goes on.
+Every training run is one that `python -m promot_t5x.train` could do by hand: the method's gin files, then the recipe's,
+which win, then the run's own settings. What is finished is skipped, what was stopped goes on.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Recipe:
 
     Attributes:
       methods: among METHODS; "promot" needs "prompt_tuning".
-      stage_files: gin files of each method that trains, added to the recipe's own.
+      stage_files: gin files of each method that trains, read before the recipe's own, which win.
       target: the seqio task that is fine-tuned on.
       in_context: seqio tasks that must not suffer; scored with the prompt removed, and attached for comparison.
       learning_rates: of the model, the same grid for every method that trains it; the prompt's is its stage file's.
@@ -141,7 +141,11 @@ def run(
             _evaluate(recipe, planned, folder / planned.name, checkpoint, model, evaluation_config, partitioner)
         )
         _show(measured[-1])
-    config = {"target": recipe.target, "gin_files": list(invocation.gin_files), "bindings": list(invocation.gin_bindings)}
+    config = {
+        "target": recipe.target,
+        "gin_files": list(invocation.gin_files),
+        "bindings": list(invocation.gin_bindings),
+    }
     summary = results.summarize(measured, results.versions(), config)
     results.write(folder / "results.json", summary)
     written = report.write_all(summary, folder, title=title)
@@ -161,7 +165,7 @@ def _configure(invocation: flags.Invocation, recipe: Recipe, planned: _Run, fold
     ]
     if planned.learning_rate is not None:
         bindings.append(f"LEARNING_RATE = {planned.learning_rate!r}")
-    files = [*invocation.gin_files, *recipe.stage_files[planned.method]]
+    files = [*recipe.stage_files[planned.method], *invocation.gin_files]
     launcher.parse(files, bindings, invocation.gin_search_paths)
     launcher.check_macros()
 
@@ -178,7 +182,11 @@ def _evaluate(
     """Scores a run's best checkpoint on splits that selected nothing; kept in its folder and read back when there."""
     file = folder / "scores.json"
     asked = {"checkpoint": checkpoint, "target": recipe.target, "in_context": list(recipe.in_context)}
-    asked |= {"splits": [recipe.target_split, recipe.in_context_split], "limit": config.limit}
+    asked |= {
+        "splits": [recipe.target_split, recipe.in_context_split],
+        "config": repr(config),
+        "decoding": repr(model.decoding),
+    }
     if file.exists():
         scores = json.loads(file.read_text())
         if scores.pop("asked") == asked:
@@ -198,9 +206,7 @@ def _evaluate(
         "seed": planned.seed,
         "target": score(recipe.target, recipe.target_split, attached),
         "in_context": {task: score(task, recipe.in_context_split, None) for task in recipe.in_context},
-        "in_context_with_prompt": {
-            task: score(task, recipe.in_context_split, attached) for task in recipe.in_context
-        }
+        "in_context_with_prompt": {task: score(task, recipe.in_context_split, attached) for task in recipe.in_context}
         if has_prompt
         else None,
     }
@@ -221,15 +227,15 @@ def _print_plan(invocation: flags.Invocation, recipe: Recipe, folder: epath.Path
 def _show(measured: results.Run) -> None:
     rate = "" if measured.learning_rate is None else f" at learning rate {measured.learning_rate:g}"
     mean = sum(measured.in_context.values()) / max(len(measured.in_context), 1)
-    print(f"seed {measured.seed} {measured.method}{rate}: target {measured.target:.3f}, in-context {mean:.3f}", flush=True)
+    print(
+        f"seed {measured.seed} {measured.method}{rate}: target {measured.target:.3f}, in-context {mean:.3f}", flush=True
+    )
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Runs the recipe that the gin files and flags describe."""
     parser = flags.flag_parser("promot-t5x pipeline", "Stage 1, stage 2, baselines, evaluations, report.")
-    invocation = flags.parse_flags(argv, parser)
-    launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    launcher.check_macros()
+    invocation = launcher.start(argv, parser)
     launcher.configurable(run)(invocation)
 
 

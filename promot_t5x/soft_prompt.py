@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 from etils import epath
 
 Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
+_DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
 _FIRST_WORD_ID = 3  # 0, 1, 2 are padding, end of sequence and unknown in every T5 vocabulary
 
 
@@ -67,7 +69,7 @@ def class_labels(labels: Sequence[str], vocabulary: Any, population: int = 5000)
       population: see `sampled_vocabulary`.
 
     Raises:
-      ValueError: (when called) no labels, or more labels than prompt positions.
+      ValueError: (when called) no labels, more labels than prompt positions, or a label without tokens.
     """
 
     def init(key, num_prompts, length, embedding_VxD):
@@ -76,9 +78,7 @@ def class_labels(labels: Sequence[str], vocabulary: Any, population: int = 5000)
                 f"soft_prompt.class_labels got {len(labels)} labels for a prompt of length {length}: expected between "
                 "1 and the length."
             )
-        label_CxD = jnp.stack(
-            [embedding_VxD[jnp.asarray(vocabulary.encode(label))].astype(jnp.float32).mean(axis=0) for label in labels]
-        )
+        label_CxD = jnp.stack([_embedded("label", label, vocabulary, embedding_VxD).mean(axis=0) for label in labels])
         prompt_NxPxD = sampled_vocabulary(population)(key, num_prompts, length, embedding_VxD)
         return prompt_NxPxD.at[:, : len(labels)].set(label_CxD)
 
@@ -94,14 +94,24 @@ def text(text: str, vocabulary: Any) -> Initializer:
 
     def init(key, num_prompts, length, embedding_VxD):
         del key
-        ids = vocabulary.encode(text)
-        if not ids:
-            raise ValueError(f"soft_prompt.text got the text {text!r}, which has no tokens; give it some words.")
-        ids_P = jnp.asarray(np.resize(np.asarray(ids), length))
-        prompt_PxD = jnp.take(embedding_VxD, ids_P, axis=0).astype(jnp.float32)
+        tokens_CxD = _embedded("text", text, vocabulary, embedding_VxD)
+        prompt_PxD = tokens_CxD[jnp.arange(length) % len(tokens_CxD)]
         return jnp.broadcast_to(prompt_PxD, (num_prompts, *prompt_PxD.shape))
 
     return init
+
+
+def _embedded(what: str, words: str, vocabulary: Any, embedding_VxD: jax.Array) -> jax.Array:
+    """The embeddings of the tokens of `words`, in float32, one row a token."""
+    ids = vocabulary.encode(words)
+    if not ids:
+        raise ValueError(f"The soft prompt is to start from the {what} {words!r}, which has no tokens; give it words.")
+    if max(ids) >= embedding_VxD.shape[0]:  # an array would be read at its last row, without a word
+        raise ValueError(
+            f"The soft prompt is to start from the {what} {words!r}, whose tokens go up to {max(ids)}, but the "
+            f"network's embedding has {embedding_VxD.shape[0]} rows; give the vocabulary of the network."
+        )
+    return jnp.asarray(embedding_VxD)[jnp.asarray(ids)].astype(jnp.float32)
 
 
 def from_file(path: str) -> Initializer:
@@ -158,9 +168,11 @@ def load(path: str | epath.Path) -> np.ndarray:
     try:
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                prompt = np.load(stream, allow_pickle=False)
+                prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would take archives as well
         else:
-            prompt = safetensors.numpy.load(file.read_bytes())["soft_prompt/embedding"]
+            # Not safetensors.numpy.load, which knows no bfloat16.
+            stored = dict(safetensors.deserialize(file.read_bytes()))["soft_prompt/embedding"]
+            prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
     if prompt.ndim == 2:

@@ -1,12 +1,14 @@
 """The train binary: one stage of ProMoT, or a baseline, on one task or mixture.
 
-    python -m promot_t5x.train --gin_file=recipes/rte.gin --gin_file=stages/prompt_tuning.gin \
+    python -m promot_t5x.train --gin_file=models/mt5_xxl.gin --gin_file=tasks/rte.gin \
+        --gin_file=stages/prompt_tuning.gin \
         --gin.MODEL_DIR="'/tmp/stage1'" --gin.INITIAL_CHECKPOINT_PATH="'/path/to/checkpoint'"
 """
 
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from promot_t5x import (
     checkpoints,
     data,
     evaluation,
+    features,
     flags,
     initialize,
     launcher,
@@ -181,8 +184,8 @@ def _restored(run_checkpoints: checkpoints.RunCheckpoints, fresh: trainer.TrainS
     stored_base = checkpoints.read_metadata(folder)["base"]
     if stored_base != base:
         raise ValueError(
-            f"{folder} was trained from {stored_base}, this run starts from {base}; use the same initial checkpoint or a "
-            "new MODEL_DIR."
+            f"{folder} was trained from {stored_base}, this run starts from {base}; use the same initial checkpoint "
+            "or a new MODEL_DIR."
         )
     wanted = layout.flatten(fresh.trainable)
     # A frozen soft prompt is stored beside the trained leaves; it is read and left to the initial checkpoint's.
@@ -202,7 +205,7 @@ def _batches(dataset: data.DatasetConfig, which: stages.Stage, start_batch: int)
         process_count=jax.process_count(),
     ):
         if not which.attaches_prompt:
-            del batch[data.SOFT_PROMPT_IDS]
+            del batch[features.SOFT_PROMPT_IDS]
         yield batch
 
 
@@ -239,8 +242,8 @@ def _check_same_config(folder: epath.Path) -> None:
     changed = [line for line in now if line not in before] + [f"{line} (before)" for line in before if line not in now]
     if changed:
         raise ValueError(
-            f"{folder} holds a run with another configuration, for example {'; '.join(changed[:4])}; use a new MODEL_DIR "
-            "or delete this one."
+            f"{folder} holds a run with another configuration, for example {'; '.join(changed[:4])}; use a new "
+            "MODEL_DIR or delete this one."
         )
 
 
@@ -259,14 +262,10 @@ def _finish(folder: epath.Path, which: stages.Stage, base: dict[str, str] | None
     return RunResult(str(folder), **finished)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Runs `train` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.train", "Trains one stage of ProMoT, or a baseline.")
-    invocation = flags.parse_flags(argv, parser)
-    launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    launcher.check_macros()
-    if invocation.dry_run:
-        print(launcher.resolved_config())
+    invocation = launcher.start(argv, parser)
     launcher.configurable(train)(dry_run=invocation.dry_run)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from absl import logging
 from clu import metric_writers
+from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x import stages
 from promot_t5x.checkpoints import RunCheckpoints
@@ -77,15 +78,30 @@ def make_step(model: EncoderDecoderModel, optimizer: optax.GradientTransformatio
         (_, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = optimizer.update(gradients, opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
-        metrics = {"sums": sums, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradients)}
         return trainable, opt_state, metrics
 
     return train_step
 
 
 def init_state(optimizer: optax.GradientTransformation, trainable: Params) -> TrainState:
-    """The state before the first step; optimizer slots are placed as the leaves they belong to."""
-    return TrainState(0, trainable, jax.jit(optimizer.init)(trainable))
+    """The state before the first step.
+
+    An optimizer slot of its leaf's shape is placed as that leaf; smaller ones (factored moments, counters) are on every
+    device.
+    """
+    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(trainable)[0]]
+    anywhere = leaves[0][1].sharding
+    if isinstance(anywhere, NamedSharding):
+        anywhere = NamedSharding(anywhere.mesh, PartitionSpec())
+
+    def place(path, slot):
+        name = jax.tree_util.keystr(path)
+        owners = [leaf.sharding for leaf_name, leaf in leaves if name.endswith(leaf_name) and leaf.shape == slot.shape]
+        return owners[0] if owners else anywhere
+
+    shardings = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trainable))
+    return TrainState(0, trainable, jax.jit(optimizer.init, out_shardings=shardings)(trainable))
 
 
 def train(
@@ -135,12 +151,13 @@ def train(
             if done % config.log_period == 0 or done == config.total_steps:
                 progress.report(done, metrics, writer)
             if done % save_period == 0 or done == config.total_steps:
-                progress.check_finite(done)
+                progress.check_finite(done, metrics)
                 score = evaluate(stages.combine(trainable, frozen))
                 if score is not None:
                     writer.write_scalars(done, {"validation/score": score})
                     logging.info("step %d: validation score %.4f", done, score)
                 save(TrainState(done, trainable, opt_state), score)
+                writer.flush()
     return TrainState(config.total_steps, trainable, opt_state)
 
 
@@ -154,15 +171,19 @@ class _Progress:
     def add(self, sums) -> None:
         self._sums = sums if self._sums is None else jax.tree.map(jnp.add, self._sums, sums)
 
-    def check_finite(self, step: int) -> None:
-        if self._sums is not None and not math.isfinite(float(self._sums.loss)):
-            raise FloatingPointError(
-                f"The loss is {float(self._sums.loss)} at or before step {step}; lower the learning rate or train in "
-                "float32. The last checkpoint is from before."
-            )
+    def check_finite(self, step: int, metrics) -> None:
+        # The loss is of the parameters before the step, the gradient decides what they are after it.
+        found = {"loss": 0.0 if self._sums is None else float(self._sums.loss)}
+        found["gradient's norm"] = float(metrics["gradient_norm"])
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"The {name} is {value} at or before step {step}; lower the learning rate or train in float32. "
+                    "The last checkpoint is from before."
+                )
 
     def report(self, step: int, metrics, writer: metric_writers.MetricWriter) -> None:
-        self.check_finite(step)
+        self.check_finite(step, metrics)
         sums = jax.device_get(self._sums)
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (step - self._last_step) / seconds

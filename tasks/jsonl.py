@@ -165,10 +165,10 @@ def jsonl_task(
     input_column: str = "input",
     target_column: str = "target",
     metric: str | Callable[..., Mapping[str, float]] = "accuracy",
-) -> None:
-    """Registers a seqio task that reads JSONL files, each row an input text and the target text.
+) -> str:
+    """Registers a seqio task that reads JSONL files, each row an input text and the target text; returns its name.
 
-    Registering the same task again does nothing.
+    Registering the same task again does nothing, so that gin can name a task by this function.
 
     Args:
       name: the task's name.
@@ -185,6 +185,7 @@ def jsonl_task(
         Reading a split raises FileNotFoundError and ValueError as `read_rows` does.
 
     >>> jsonl_task("my_questions", "my_data", vocabulary=seqio.ByteVocabulary(), splits={"train": "all.jsonl[:-100]"})
+    'my_questions'
     >>> seqio.TaskRegistry.get("my_questions").splits
     ('train',)
     """
@@ -205,3 +206,4 @@ def jsonl_task(
         ],
         metric_fns=[metric if callable(metric) else accuracy],
     )
+    return name

@@ -129,7 +129,9 @@ def test_metadata_errors(tmp_path):
         checkpoints.read_metadata(tmp_path / "checkpoint_1")
     for content in (json.dumps(facts)[:20], "[1, 2]"):
         file.write_text(content)
-        with pytest.raises(ValueError, match="checkpoint_1 (is not a readable checkpoint|has the checkpoint format None)"):
+        with pytest.raises(
+            ValueError, match="checkpoint_1 (is not a readable checkpoint|has the checkpoint format None)"
+        ):
             checkpoints.read_metadata(tmp_path / "checkpoint_1")
 
 

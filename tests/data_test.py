@@ -202,70 +202,12 @@ def test_fewer_shards_read_a_small_split():
     assert set(_ids(batch)) == {0, 1, 2}
 
 
-def test_the_converter_agrees_with_training_and_refuses_packing():
-    converted = data.PromptedFeatureConverter()(
-        seqio.get_mixture_or_task("data_plain").get_dataset(LENGTHS, split="train", shuffle=False), LENGTHS
-    )
+def test_rows_are_what_seqio_converts_them_to():
+    converter = seqio.EncDecFeatureConverter(pack=False)
+    plain = seqio.get_mixture_or_task("data_plain").get_dataset(LENGTHS, split="train", shuffle=False)
+    converted = converter(plain.map(lambda ex: {k: ex[k] for k in LENGTHS}), LENGTHS)
     by_id = {int(row["decoder_target_tokens"][0]) - 10: row for row in converted.as_numpy_iterator()}
     for batch in _take(2, _config(soft_prompt_id=-1)):
         for r, i in enumerate(_ids(batch)):
             for k, v in by_id[i].items():
                 np.testing.assert_array_equal(batch[k][r], v)
-    with pytest.raises(ValueError, match="pack"):
-        data.PromptedFeatureConverter(pack=True)
-
-
-def test_evaluation_keeps_the_order_and_counts_what_it_trims():
-    examples = data.eval_examples("data_plain", LENGTHS, "train")
-    assert _ids(examples.features).tolist() == list(range(N))
-    assert examples.truncated == N // 6  # inputs of six tokens
-    assert [len(e["inputs"]) for e in examples.examples[:6]] == [1, 2, 3, 4, 5, 6]
-    assert set(examples.features) == {
-        "encoder_input_tokens",
-        "decoder_input_tokens",
-        "decoder_target_tokens",
-        "decoder_loss_weights",
-    }
-    assert examples.features["encoder_input_tokens"].shape == (N, 5)
-    assert len(data.eval_examples("data_plain", LENGTHS, "train", limit=5).targets) == 5
-
-
-def test_evaluation_targets_are_postprocessed():
-    def postprocess(output, example, is_target):
-        assert is_target and "other" in example
-        return output.upper()
-
-    vocabulary = seqio.ByteVocabulary()
-    rows = {"inputs": ["a", "b"], "targets": ["yes", "no"], "other": [1, 2]}
-    source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"])
-    features = {k: seqio.Feature(vocabulary) for k in LENGTHS}
-    seqio.TaskRegistry.add(
-        "data_text", source, features, preprocessors=[seqio.preprocessors.tokenize], postprocess_fn=postprocess
-    )
-    try:
-        examples = data.eval_examples("data_text", LENGTHS, "test")
-    finally:
-        seqio.TaskRegistry.remove("data_text")
-    assert examples.targets == ["YES", "NO"]
-    assert examples.examples[0]["inputs_pretokenized"] == b"a"
-
-
-def test_the_last_evaluation_batch_is_padded_with_zeros():
-    examples = data.eval_examples("data_plain", LENGTHS, "train", limit=7)
-    batches = list(data.eval_batches(examples, 3))
-    assert [(start, real) for start, _, real in batches] == [(0, 3), (3, 3), (6, 1)]
-    for k, v in examples.features.items():
-        joined = np.concatenate([batch[k] for _, batch, _ in batches])
-        np.testing.assert_array_equal(joined[:7], v)
-        assert joined.shape[0] == 9 and not joined[7:].any() and joined.dtype == v.dtype
-
-
-def test_evaluation_errors():
-    with pytest.raises(ValueError, match="'data_mixture' is a mixture"):
-        data.eval_examples("data_mixture", LENGTHS, "train")
-    with pytest.raises(ValueError, match="data_plain"):
-        data.eval_examples("data_plan", LENGTHS, "train")
-    with pytest.raises(ValueError, match="no split 'dev'"):
-        data.eval_examples("data_plain", LENGTHS, "dev")
-    with pytest.raises(ValueError, match="'empty' of task 'data_plain' is empty"):
-        data.eval_examples("data_plain", LENGTHS, "empty")

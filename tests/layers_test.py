@@ -1,5 +1,6 @@
 """The layers against closed forms: relative position buckets, the norm, the activations, dropout, leaf names."""
 
+import dataclasses
 import fractions
 
 import jax
@@ -52,7 +53,7 @@ def test_relative_position_buckets(bidirectional, buckets, max_distance):
 
 @pytest.mark.parametrize(("relative_bias", "owner"), [("shared", ""), ("per_layer", "layers_0/")])
 def test_names_of_the_relative_bias(relative_bias, owner):
-    model = EncoderDecoderModel(T5Config(**{**vars(CONFIG), "relative_bias": relative_bias}))
+    model = EncoderDecoderModel(dataclasses.replace(CONFIG, relative_bias=relative_bias))
     shapes, axes = layout.flatten(model.abstract_params()), layout.flatten(model.logical_axes())
     names = {name for name in shapes if "relpos" in name}
     assert len(names) == (2 if relative_bias == "shared" else 4)
@@ -64,8 +65,8 @@ def test_names_of_the_relative_bias(relative_bias, owner):
 
 
 def test_names_shapes_and_axes_of_the_other_variants():
-    config = T5Config(**{**vars(CONFIG), "mlp_activations": ("relu",), "logits_via_embedding": True, "num_prompts": 3})
-    config = T5Config(**{**vars(config), "prompt_length": 5, "scan_layers": True})
+    config = dataclasses.replace(CONFIG, mlp_activations=("relu",), logits_via_embedding=True, num_prompts=3)
+    config = dataclasses.replace(config, prompt_length=5, scan_layers=True)
     model = EncoderDecoderModel(config)
     shapes, axes = layout.flatten(model.abstract_params()), layout.flatten(model.logical_axes())
     assert "decoder/logits_dense/kernel" not in shapes
@@ -76,8 +77,17 @@ def test_names_shapes_and_axes_of_the_other_variants():
 
 
 def test_initial_values_have_the_spread_of_t5():
-    config = T5Config(**{**vars(CONFIG), "embed_dim": 64, "head_dim": 16, "num_heads": 8, "mlp_dim": 128})
-    params = layout.flatten(jax.jit(EncoderDecoderModel(config).init)(jax.random.key(0)))
+    config = dataclasses.replace(CONFIG, embed_dim=64, head_dim=16, num_heads=8, mlp_dim=128)
+    config = dataclasses.replace(config, num_decoder_layers=1, prompt_length=2)
+    quick = {"xla_backend_optimization_level": 0}  # compiled for one run
+    model = EncoderDecoderModel(config)
+    params = layout.flatten(jax.jit(model.init, compiler_options=quick)(jax.random.key(0)))
+    abstract = layout.flatten(model.abstract_params())
+    assert {name: (x.shape, x.dtype) for name, x in params.items()} == {
+        name: (x.shape, x.dtype) for name, x in abstract.items()
+    }
+    assert set(params) == set(layout.flatten(model.logical_axes()))
+    assert 0 <= params["soft_prompt/embedding"].min() < params["soft_prompt/embedding"].max() <= 0.5
     layer = "encoder/layers_0"
     expected = {
         "token_embedder/embedding": 1.0,
@@ -113,7 +123,7 @@ def test_mlp(activations):
         "linear": lambda h: h,
     }
     hidden = np.prod([known[a](x @ kernels[name]) for a, name in zip(activations, names, strict=True)], axis=0)
-    config = T5Config(**{**vars(CONFIG), "mlp_activations": activations})
+    config = dataclasses.replace(CONFIG, mlp_activations=activations)
     params = {name: {"kernel": jnp.asarray(kernel, jnp.float32)} for name, kernel in kernels.items()}
     actual = layers.Mlp(config, deterministic=True).apply({"params": params}, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(actual, hidden @ kernels["wo"], rtol=1e-4, atol=1e-4)
@@ -123,7 +133,7 @@ def test_dropout_has_one_mask_for_all_positions_and_keeps_the_mean():
     class Dropped(layers.nn.Module):
         @layers.nn.compact
         def __call__(self, x):
-            return layers.dropout(T5Config(**{**vars(CONFIG), "dropout_rate": 0.25}), x, False)
+            return layers.dropout(dataclasses.replace(CONFIG, dropout_rate=0.25), x, False)
 
     x = jnp.ones((50, 6, 80))
     dropped = np.asarray(Dropped().apply({}, x, rngs={"dropout": jax.random.key(0)}))

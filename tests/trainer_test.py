@@ -12,6 +12,7 @@ import jax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import seqio
 import tensorflow as tf
@@ -51,10 +52,16 @@ def _batch(seed=0, rows=B):
     }
 
 
+def _random_params(model):
+    """Weights drawn by numpy: the network's own initialisers take longer to compile than the tests to run."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), model.abstract_params())
+
+
 def _start(model, stage, transform=None, params=None):
     """(whole parameters as numpy, optimizer, state, frozen)"""
     which = stages.stage(stage)
-    params = model.init(jax.random.key(0)) if params is None else params
+    params = _random_params(model) if params is None else params
     if not which.attaches_prompt:
         params = {k: v for k, v in params.items() if k != "soft_prompt"}
     before = jax.tree.map(np.array, params)
@@ -130,7 +137,7 @@ def test_frozen_leaves_own_no_gradient(scan_layers, remat):
 
     weights = [name for name in layout.flatten(params) if name != "soft_prompt/embedding"]
     matrices = [name for name in weights if not name.endswith("scale")]  # kernels, embedding, relative biases
-    assert len(matrices) == (22 if scan_layers else 40) - 1
+    assert len(matrices) == (22 if scan_layers else 40)
     prompt = shapes_of(["soft_prompt/embedding"])
     first, second = produced("prompt_tuning"), produced("model_tuning")
     assert not first & shapes_of(weights) and prompt <= first
@@ -142,7 +149,7 @@ def test_frozen_leaves_own_no_gradient(scan_layers, remat):
 @pytest.mark.parametrize("stage", list(stages.STAGES))
 def test_exactly_the_stages_leaves_move(stage, tmp_path):
     model, which = EncoderDecoderModel(ONE_LAYER), stages.stage(stage)
-    before, optimizer, state, frozen = _start(model, stage)
+    before, optimizer, state, frozen = _start(model, stage, optax.sgd(0.1))
     batches = (_batch(i) for i in itertools.count())
     if not which.attaches_prompt:
         batches = ({k: v for k, v in batch.items() if k != "soft_prompt_ids"} for batch in batches)
@@ -205,7 +212,7 @@ def test_the_loop_evaluates_saves_and_logs(tmp_path):
 
 def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path):
     model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, dropout_rate=0.0))
-    before, optimizer, state, frozen = _start(model, "prompt_tuning", stages.adam(0.0))
+    before, optimizer, state, frozen = _start(model, "prompt_tuning", optax.sgd(0.0))
     batches = [_batch(i) for i in range(3)]
     batches[1]["decoder_loss_weights"][:, 1:] = 0.0
     written = {}
@@ -232,7 +239,9 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
     )
     sums = [jax.jit(model.loss_fn)(before, batch, None)[1] for batch in batches]
     first = (sums[0].loss + sums[1].loss) / (B * U + B)
-    np.testing.assert_allclose([written[2]["train/loss"], written[3]["train/loss"]], [first, sums[2].loss / (B * U)], 1e-5)
+    np.testing.assert_allclose(
+        [written[2]["train/loss"], written[3]["train/loss"]], [first, sums[2].loss / (B * U)], 1e-5
+    )
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
@@ -240,13 +249,6 @@ def test_numbers_that_are_not_finite_end_the_run_before_a_checkpoint(broken, tmp
     model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, dropout_rate=0.0))
     before, optimizer, state, frozen = _start(model, "prompt_tuning")
     saved = []
-
-    def batches():
-        for i in range(6):
-            batch = _batch(i)
-            if i == 3:
-                batch["decoder_loss_weights"][0, 0] = np.nan
-            yield batch
 
     if broken == "gradient":  # a finite loss whose gradient is not
 
@@ -365,7 +367,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, task, tmp_path, monkeypat
     if stage == "prompt_tuning":
         initial = str(tmp_path / "base")
         model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, num_encoder_layers=2, prompt_length=0))
-        checkpoints.export(initial, model.init(jax.random.key(5)), {"step": 0, "base": None})
+        checkpoints.export(initial, _random_params(model), {"step": 0, "base": None})
     with monkeypatch.context() as patch:
         whole_order = _recorded_batches(patch)
         _train(tmp_path / "whole", stage, task, initial)
@@ -395,7 +397,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, task, tmp_path, monkeypat
 def test_dropout_depends_on_seed_and_step(tmp_path):
     model = EncoderDecoderModel(ONE_LAYER)
     losses = {}
-    _, optimizer, state, frozen = _start(model, "prompt_tuning", stages.adam(0.0))
+    _, optimizer, state, frozen = _start(model, "prompt_tuning", optax.sgd(0.0))
     for seed in (0, 1):
         step = trainer.make_step(model, optimizer, seed)
         for number in (0, 1, 0):

@@ -1,0 +1,137 @@
+"""README, docs and the head comments of gin files say what is there: files, links, commands and gin snippets."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from promot_t5x import flags, launcher
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GIN_FILES = launcher.gin_files_packaged()
+# What a reader of a snippet or a shortened command has set by other files and flags.
+GIVEN = (
+    "DATA_DIR = 'my_data'",
+    "VOCABULARY_FILE = 'my.model'",
+    "MODEL_DIR = 'out/run'",
+    "INITIAL_CHECKPOINT_PATH = 'out/pretrained'",
+)
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    yield
+    launcher.parse([])
+
+
+def name(path: Path) -> str:
+    """A file's path in the repository (gin files are reached through the package's symlink)."""
+    return str(path.resolve().relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """A page's text, without the block of measured results for as long as nothing was pasted into it."""
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"<!-- demo table.*?-->\nTABLE\n.*?<!-- end -->", "", text, flags=re.DOTALL)
+
+
+def head_comment(file: Path) -> str:
+    """The comment lines that open a gin file, as one line."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return " ".join(line.removeprefix("#").strip() for line in lines[:end])
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The indented commands of a page that take gin files, split as a shell does."""
+    joined = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"^    ((?:python -m promot_t5x\.|promot-t5x )\w+.*)$", joined, re.MULTILINE)
+    return [shlex.split(command) for command in found if "--gin" in command]
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"^```gin\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_gin_files_exist(page):
+    for file in re.findall(r"--gin_file=([^\s`\"']+\.gin)", page.read_text(encoding="utf-8")):
+        if not file.startswith("my"):  # the reader's own
+            launcher.resolve(file)
+
+
+@pytest.mark.parametrize("file", GIN_FILES, ids=name)
+def test_head_comment_is_complete_and_names_files_that_exist(file):
+    head = head_comment(file)
+    assert [word for word in ("Hardware", "Expected number", "Command") if word not in head] == []
+    for other in re.findall(r"--gin_file=([^\s`\"']+\.gin)", head):
+        launcher.resolve(other)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", prose(page)):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+            if anchor:
+                assert anchor in anchors(page.parent / target if target else page), anchor
+
+
+def test_where_things_are_names_what_is_there():
+    table = re.search(
+        r"^## Where things are\n(.*?)^## ", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert table is not None
+    listed = [
+        path for row in re.findall(r"^\| (\[.*?) \|", table[1], re.MULTILINE) for path in re.findall(r"\[(.*?)\]", row)
+    ]
+    assert len(listed) > 10
+    assert [path for path in listed if not (ROOT / path).exists()] == []
+
+
+def run_id(argv: list[str]) -> str:
+    return " ".join(argv)[:60]
+
+
+@pytest.mark.parametrize("argv", [argv for page in PAGES for argv in commands(page)], ids=run_id)
+def test_commands_parse(argv):
+    arguments = argv[3:] if argv[0] == "python" else argv[2:]
+    parser = flags.flag_parser()
+    parser.add_argument("--out")
+    invocation = flags.parse_flags(arguments, parser)
+    given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if "demo" in argv else ()
+    files = [file for file in invocation.gin_files if not file.startswith("my")]
+    launcher.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
+    launcher.check_macros()
+
+
+@pytest.mark.parametrize("snippet", [snippet for page in PAGES for snippet in snippets(page)], ids=lambda s: s[-60:])
+def test_gin_snippets_parse_behind_a_stage(snippet, tmp_path):
+    (tmp_path / "my.gin").write_text(snippet, encoding="utf-8")
+    files = ["recipes/trial_rte.gin", "stages/prompt_tuning.gin", "tasks/jsonl.gin", str(tmp_path / "my.gin")]
+    launcher.parse(files, GIVEN)
+    launcher.check_macros()
+
+
+def test_guide_lists_every_macro_of_the_stages():
+    base = (ROOT / "gin" / "stages" / "base.gin").read_text(encoding="utf-8")
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    macros = set(re.findall(r"^([A-Z_]+) = ", base, re.MULTILINE)) | set(re.findall(r"%([A-Z_]+)", base))
+    assert len(macros) > 10
+    assert sorted(macro for macro in macros if f"| `{macro}` |" not in guide) == []
+
+
+def test_reproducing_quotes_gin_lines_that_are_there():
+    page = ROOT / "docs" / "reproducing.md"
+    quoted = re.findall(r"\[[^\]]*\]\((\.\./gin/[^)]*)\): `([^`]*)`", page.read_text(encoding="utf-8"))
+    assert len(quoted) > 10
+    for file, line in quoted:
+        assert line in (page.parent / file).read_text(encoding="utf-8").splitlines(), (file, line)

@@ -1,0 +1,87 @@
+"""promot_t5x.examples against features, targets and paddings worked out by hand."""
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from promot_t5x import examples
+
+LENGTHS = {"inputs": 5, "targets": 4}
+N = 24  # example i has the inputs i+10, 1..6 times, and the targets i+10, i+11
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tasks():
+    def read(split, shuffle_files):
+        rows = [([i + 10] * (i % 6 + 1), [i + 10, i + 11]) for i in range({"train": N, "empty": 0}[split])]
+        return tf.data.Dataset.from_generator(
+            lambda: ({"inputs": a, "targets": b} for a, b in rows),
+            output_signature={k: tf.TensorSpec([None], tf.int32) for k in LENGTHS},
+        )
+
+    vocabulary = seqio.PassThroughVocabulary(100, eos_id=1)
+    features = {k: seqio.Feature(vocabulary, add_eos=k == "targets") for k in LENGTHS}
+    source = seqio.FunctionDataSource(read, splits=("train", "empty"))
+    seqio.TaskRegistry.add("examples_plain", source, features, preprocessors=[seqio.preprocessors.append_eos])
+    seqio.MixtureRegistry.add("examples_mixture", [("examples_plain", 1.0)])
+    yield
+    seqio.MixtureRegistry.remove("examples_mixture")
+    seqio.TaskRegistry.remove("examples_plain")
+
+
+def test_a_split_keeps_its_order_and_counts_what_it_trims():
+    split = examples.eval_examples("examples_plain", LENGTHS, "train")
+    assert (split.features["decoder_target_tokens"][:, 0] - 10).tolist() == list(range(N))
+    assert split.features["decoder_target_tokens"][0].tolist() == [10, 11, 1, 0]
+    assert split.features["decoder_input_tokens"][0].tolist() == [0, 10, 11, 1]
+    assert split.features["encoder_input_tokens"].shape == (N, 5)
+    assert split.truncated == N // 6  # inputs of six tokens
+    assert [len(e["inputs"]) for e in split.examples[:6]] == [1, 2, 3, 4, 5, 6]
+    assert len(examples.eval_examples("examples_plain", LENGTHS, "train", limit=5).targets) == 5
+
+
+def test_a_second_call_reads_nothing_again():
+    first = examples.eval_examples("examples_plain", LENGTHS, "train")
+    assert examples.eval_examples("examples_plain", dict(LENGTHS), "train") is first
+    assert examples.eval_examples("examples_plain", {**LENGTHS, "inputs": 6}, "train") is not first
+
+
+def test_targets_are_postprocessed():
+    def postprocess(output, example, is_target):
+        assert is_target and "other" in example
+        return output.upper()
+
+    rows = {"inputs": ["a", "b"], "targets": ["yes", "no"], "other": [1, 2]}
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"])
+    features = {k: seqio.Feature(seqio.ByteVocabulary()) for k in LENGTHS}
+    seqio.TaskRegistry.add(
+        "examples_text", source, features, preprocessors=[seqio.preprocessors.tokenize], postprocess_fn=postprocess
+    )
+    try:
+        split = examples.eval_examples("examples_text", LENGTHS, "test")
+    finally:
+        seqio.TaskRegistry.remove("examples_text")
+    assert split.targets == ["YES", "NO"]
+    assert split.examples[0]["inputs_pretokenized"] == b"a"
+
+
+def test_the_last_batch_is_padded_with_zeros():
+    split = examples.eval_examples("examples_plain", LENGTHS, "train", limit=7)
+    batches = list(examples.eval_batches(split, 3))
+    assert [(start, real) for start, _, real in batches] == [(0, 3), (3, 3), (6, 1)]
+    for k, v in split.features.items():
+        joined = np.concatenate([batch[k] for _, batch, _ in batches])
+        np.testing.assert_array_equal(joined[:7], v)
+        assert joined.shape[0] == 9 and not joined[7:].any() and joined.dtype == v.dtype
+
+
+def test_errors_say_what_there_is():
+    with pytest.raises(ValueError, match="'examples_mixture' is a mixture"):
+        examples.eval_examples("examples_mixture", LENGTHS, "train")
+    with pytest.raises(ValueError, match="examples_plain"):
+        examples.eval_examples("examples_plan", LENGTHS, "train")
+    with pytest.raises(ValueError, match="no split 'dev'"):
+        examples.eval_examples("examples_plain", LENGTHS, "dev")
+    with pytest.raises(ValueError, match="'empty' of task 'examples_plain' is empty"):
+        examples.eval_examples("examples_plain", LENGTHS, "empty")

@@ -1,0 +1,168 @@
+"""promot_t5x.initialize: every kind of checkpoint a run can start from, and what is refused."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from promot_t5x import checkpoints, initialize, layout, soft_prompt
+from promot_t5x.architecture import T5Config
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+CONFIG = T5Config(23, 6, 2, 4, 10, 2, 2)
+MODEL = EncoderDecoderModel(CONFIG)
+PROMPTED = EncoderDecoderModel(dataclasses.replace(CONFIG, prompt_length=3))
+SCANNED = EncoderDecoderModel(dataclasses.replace(CONFIG, scan_layers=True))
+ONE = Partitioner()
+
+
+def _params(model, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(dtype), model.abstract_params())
+
+
+def _base(folder, model=MODEL, **kwargs):
+    params = _params(model, **kwargs)
+    checkpoints.export(folder, params, {"step": 0, "base": None})
+    return params
+
+
+def _prompt_run(folder, base_folder, base_params, scores=(0.5,)):
+    """A prompt-tuning run's folder; the prompt of step s is full of s."""
+    base = {"path": str(base_folder), "fingerprint": checkpoints.fingerprint(base_params)}
+    run = checkpoints.RunCheckpoints(folder, checkpoints.CheckpointConfig(keep_latest=len(scores)))
+    for step, score in enumerate(scores, start=1):
+        prompt = {"soft_prompt": {"embedding": jnp.full((1, 3, 6), float(step))}}
+        run.save(step, prompt, {"count": jnp.int32(step)}, {"base": base}, score)
+    run.close()
+
+
+def _same(params, expected):
+    found, wanted = layout.flatten(params), layout.flatten(expected)
+    assert set(found) == set(wanted)
+    for name, leaf in wanted.items():
+        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+        assert isinstance(found[name], jax.Array) and found[name].dtype == leaf.dtype
+
+
+def test_our_own_checkpoint(tmp_path):
+    params = _base(tmp_path / "base")
+    for model in (MODEL, PROMPTED):  # a network with room for a prompt reads a model without one
+        loaded = initialize.load(tmp_path / "base", model, ONE)
+        _same(loaded.params, params)
+        assert loaded.base_path == str(tmp_path / "base")
+        assert loaded.base_fingerprint == checkpoints.fingerprint(params)
+
+
+def test_a_relative_path_is_remembered_whole(tmp_path, monkeypatch):
+    _base(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    assert initialize.load("base", MODEL, ONE).base_path == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize("stored,wanted", [(MODEL, SCANNED), (SCANNED, MODEL), (SCANNED, SCANNED)])
+def test_scanned_and_single_layers_are_converted(tmp_path, stored, wanted):
+    params = _base(tmp_path / "base", stored)
+    loaded = initialize.load(tmp_path / "base", wanted, ONE)
+    _same(loaded.params, layout.unflatten(layout.as_stored_in(layout.flatten(params), layout.flatten(_params(wanted)))))
+    assert loaded.base_fingerprint == checkpoints.fingerprint(params)
+
+
+def test_a_run_folder_gives_its_best_checkpoint(tmp_path):
+    run = checkpoints.RunCheckpoints(tmp_path, checkpoints.CheckpointConfig(keep_latest=3))
+    for step, score in ((1, 0.2), (2, 0.7), (3, 0.7)):
+        run.save(step, _params(MODEL, seed=step), {"count": jnp.int32(step)}, {"base": None}, score)
+    run.close()
+    loaded = initialize.load(tmp_path, MODEL, ONE)
+    _same(loaded.params, _params(MODEL, seed=2))
+    assert loaded.base_path == str(tmp_path / "checkpoint_2")
+
+
+@pytest.mark.parametrize("base_model", [MODEL, SCANNED, PROMPTED])
+def test_a_prompt_is_joined_with_its_base(tmp_path, base_model):
+    """Also where the base was scanned, or had a prompt of its own, which the new one replaces."""
+    params = _base(tmp_path / "base", base_model)
+    _prompt_run(tmp_path / "run", tmp_path / "base", params, scores=(0.1, 0.9, 0.3))
+    loaded = initialize.load(tmp_path / "run", PROMPTED, ONE)
+    weights = layout.unstack_layers(layout.flatten({k: v for k, v in params.items() if k != "soft_prompt"}))
+    _same(loaded.params, layout.unflatten({**weights, "soft_prompt/embedding": np.full((1, 3, 6), 2.0, np.float32)}))
+    assert loaded.base_path == str(tmp_path / "base")
+    single = initialize.load(tmp_path / "run" / "checkpoint_3", PROMPTED, ONE)
+    assert float(single.params["soft_prompt"]["embedding"][0, 0, 0]) == 3.0
+
+
+def test_a_prompt_needs_the_base_it_was_trained_with(tmp_path):
+    params = _base(tmp_path / "base")
+    _prompt_run(tmp_path / "run", tmp_path / "base", params)
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(FileNotFoundError, match="soft prompt for the model in .*base, which is not there"):
+        initialize.load(tmp_path / "run", PROMPTED, ONE)
+    _base(tmp_path / "base", seed=1)
+    with pytest.raises(ValueError, match="with fingerprint .* but the model there now has"):
+        initialize.load(tmp_path / "run", PROMPTED, ONE)
+    with pytest.raises(ValueError, match="unexpected *soft_prompt/embedding|the network has none"):
+        initialize.load(tmp_path / "run", MODEL, ONE)
+
+
+def test_a_model_with_its_prompt(tmp_path):
+    params = _base(tmp_path / "base", PROMPTED)
+    _same(initialize.load(tmp_path / "base", PROMPTED, ONE).params, params)
+    with pytest.raises(ValueError, match="holds a soft prompt .*the network has none; set architecture.T5Config"):
+        initialize.load(tmp_path / "base", MODEL, ONE)
+
+
+@pytest.mark.parametrize("kind", ["t5_legacy", "t5_orbax"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_t5x_checkpoints(shared_dir, kind, scan_layers):
+    folder = shared_dir / "fixtures" / "t5x_tiny" / kind / "checkpoint_0"
+    model = EncoderDecoderModel(T5Config(384, 32, 4, 8, 64, 2, 2, scan_layers=scan_layers, prompt_length=4))
+    loaded = initialize.load(folder, model, ONE)
+    assert layout.is_scanned(layout.flatten(loaded.params)) == scan_layers
+    assert len(layout.unstack_layers(layout.flatten(loaded.params))) == 52
+    single = dataclasses.replace(model.config, scan_layers=False)
+    legacy = initialize.load(folder.parents[1] / "t5_legacy" / "checkpoint_0", EncoderDecoderModel(single), ONE)
+    assert loaded.base_fingerprint == legacy.base_fingerprint
+    with pytest.raises(ValueError, match="differs *decoder/decoder_norm/scale .*stored \\(32,\\).* wanted \\(6,\\)"):
+        initialize.load(folder, MODEL, ONE)
+
+
+def test_another_network_or_dtype_is_refused(tmp_path):
+    _base(tmp_path / "base")
+    wider = EncoderDecoderModel(dataclasses.replace(CONFIG, mlp_dim=12))
+    with pytest.raises(ValueError, match="12 leaves differ(.|\n)*wi_0/kernel .*stored \\(6, 10\\).*wanted \\(6, 12\\)"):
+        initialize.load(tmp_path / "base", wider, ONE)
+    deeper = EncoderDecoderModel(dataclasses.replace(CONFIG, num_encoder_layers=3, scan_layers=True))
+    with pytest.raises(ValueError, match="missing *encoder/layers_2/attention/key/kernel"):
+        initialize.load(tmp_path / "base", deeper, ONE)
+    bfloat16 = EncoderDecoderModel(dataclasses.replace(CONFIG, param_dtype="bfloat16"))
+    with pytest.raises(ValueError, match="stored .*float32 *wanted .*bfloat16"):
+        initialize.load(tmp_path / "base", bfloat16, ONE)
+
+
+def test_paths_without_a_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at .*absent; check INITIAL_CHECKPOINT_PATH"):
+        initialize.load(tmp_path / "absent", MODEL, ONE)
+    (tmp_path / "notes.txt").write_text("x")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(ValueError, match="neither a checkpoint nor a run folder.*T5X"):
+            initialize.load(path, MODEL, ONE)
+
+
+def test_random_parameters_and_a_new_prompt():
+    params = initialize.random_params(PROMPTED, ONE, seed=3)
+    assert "soft_prompt" not in params
+    assert set(layout.flatten(params)) == set(layout.flatten(MODEL.abstract_params()))
+    init = soft_prompt.random_uniform(-0.25, 0.25)
+    first, second = (initialize.with_new_prompt(params, init, PROMPTED, ONE, seed) for seed in (3, 4))
+    prompt = first["soft_prompt"]["embedding"]
+    assert prompt.shape == (1, 3, 6) and prompt.dtype == jnp.float32 and np.max(np.abs(prompt)) <= 0.25
+    assert np.any(prompt != second["soft_prompt"]["embedding"])
+    again = initialize.with_new_prompt(first, init, PROMPTED, ONE, 3)
+    np.testing.assert_array_equal(again["soft_prompt"]["embedding"], prompt)
+    assert first["encoder"] is params["encoder"]
+    with pytest.raises(ValueError, match="no soft prompt; set architecture.T5Config.prompt_length"):
+        initialize.with_new_prompt(params, init, MODEL, ONE, 0)
