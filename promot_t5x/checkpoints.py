@@ -221,7 +221,7 @@ def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """
     try:
         metadata = ocp.StandardCheckpointer().metadata(epath.Path(folder).resolve() / "params")
-        tree = metadata.item_metadata.tree
+        tree: Any = metadata.item_metadata.tree  # pyright: ignore[reportOptionalMemberAccess]
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
         raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in layout.flatten(tree).items()}
@@ -271,6 +271,7 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
                 params=ocp.args.StandardSave(layout.unflatten(layout.flatten(params))),
                 metadata=ocp.args.JsonSave(facts),
             ),
+            force=True,  # what a run that was stopped here had written
         )
 
 

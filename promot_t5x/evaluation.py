@@ -144,7 +144,8 @@ def evaluate(
     ]
     metrics: dict[str, float] = {}
     for metric_fn in task.predict_metric_fns:
-        metrics |= {name: float(value) for name, value in metric_fn(examples.targets, predictions).items()}
+        found: Mapping[str, Any] = metric_fn(examples.targets, predictions)
+        metrics |= {name: float(value) for name, value in found.items()}
     if not metrics:
         raise ValueError(f"The task {task_name} has no metric to score predictions with; give it a metric_fn.")
     metric = next(iter(metrics))

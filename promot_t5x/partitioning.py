@@ -96,7 +96,7 @@ class Partitioner:
                         f"of mesh axis {axis!r}; choose another Partitioner.num_partitions or other rules."
                     )
         return jax.tree.map(
-            lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+            lambda spec: NamedSharding(mesh, _shortest(spec)), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
         )
 
     def batch_sharding(self) -> NamedSharding:
@@ -113,9 +113,17 @@ class Partitioner:
         rows, devices = len(next(iter(batch.values()))) * jax.process_count(), sharding.mesh.shape["data"]
         if rows % devices:
             raise ValueError(
-                f"A batch has {rows} rows, which do not divide over the {devices} devices of mesh axis 'data'; choose a "
-                "batch size that is a multiple of it."
+                f"A batch has {rows} rows, which do not divide over the {devices} devices of mesh axis 'data'; choose "
+                "a batch size that is a multiple of it."
             )
         return {
             name: jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for name, rows in batch.items()
         }
+
+
+def _shortest(spec: PartitionSpec) -> PartitionSpec:
+    """Without the Nones at its end, as XLA writes it: the step's outputs would else look new and compile it again."""
+    axes = list(spec)
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)

@@ -5,6 +5,7 @@
         --gin.MODEL_DIR="'/tmp/stage1'" --gin.INITIAL_CHECKPOINT_PATH="'/path/to/checkpoint'"
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -121,29 +122,31 @@ def train(
     staged = stages.staged_optimizer(optimizer, params, which)
     _write_config(folder)
     run_checkpoints = checkpoints.RunCheckpoints(folder, checkpoint)
-    state = _restored(run_checkpoints, trainer.init_state(staged, trainable), base)
     metadata = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
-    if state.step < loop.total_steps:
-        trainer.train(
-            model,
-            staged,
-            state,
-            frozen,
-            _batches(dataset, which, state.step),
-            loop,
-            partitioner=partitioner,
-            save_period=checkpoint.period,
-            evaluate=_evaluator(model, which, validation, dataset.soft_prompt_id, partitioner),
-            save=trainer.saver(run_checkpoints, frozen, metadata),
-            writer=metric_writers.create_default_writer(str(folder), asynchronous=False, just_logging=not _speaks()),
-        )
-    run_checkpoints.close()
-    result = _finish(folder, which, base)
-    if export_dir is not None:
-        best = result.best_checkpoint
+    with contextlib.closing(run_checkpoints):  # a run that ends by an error keeps the checkpoint it was writing
+        state = _restored(run_checkpoints, trainer.init_state(staged, trainable), base)
+        if state.step < loop.total_steps:
+            trainer.train(
+                model,
+                staged,
+                state,
+                frozen,
+                _batches(dataset, which, state.step),
+                loop,
+                partitioner=partitioner,
+                save_period=checkpoint.period,
+                evaluate=_evaluator(model, which, validation, dataset.soft_prompt_id, partitioner),
+                save=trainer.saver(run_checkpoints, frozen, metadata),
+                writer=metric_writers.create_default_writer(
+                    str(folder), asynchronous=False, just_logging=not _speaks()
+                ),
+            )
+    if export_dir is not None:  # before the run counts as finished: a finished one is not looked at again
+        step = checkpoints.best_step(folder)
+        best = checkpoints.checkpoint_folder(folder, step)
         like = checkpoints.shapes(best)
-        checkpoints.export(export_dir, checkpoints.read_params(best, like), {"step": result.best_step, "base": None})
-    return result
+        checkpoints.export(export_dir, checkpoints.read_params(best, like), {"step": step, "base": None})
+    return _finish(folder, which, base)
 
 
 def _speaks() -> bool:

@@ -55,7 +55,7 @@ class LoopConfig:
     def __post_init__(self):
         if self.total_steps < 1 or self.log_period < 1:
             raise ValueError(
-                f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}: expected at least 1 each."
+                f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}: expected at least 1."
             )
 
 

@@ -101,15 +101,17 @@ def test_one_fine_tuning_step_is_t5x(shared_dir):
     np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(np.sum(np.square(norms))), rtol=1e-4)
 
 
+_PROGRAMS = (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr)
+
+
 def _produced_shapes(jaxpr):
     """Sorted output shapes of every dot_general and scatter-add, in all inner programs (jit, scan, remat, …) too."""
     shapes = set()
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "scatter-add"):
             shapes |= {tuple(sorted(out.aval.shape)) for out in equation.outvars}
-        inner = (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr)
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, inner)):
-            if isinstance(value, inner):
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, _PROGRAMS)):
+            if isinstance(value, _PROGRAMS):
                 shapes |= _produced_shapes(getattr(value, "jaxpr", value))
     return shapes
 
