@@ -22,11 +22,13 @@ from promot_t5x import (
     checkpoints,
     data,
     evaluation,
+    examples,
     features,
     flags,
     initialize,
     launcher,
     layout,
+    results,
     soft_prompt,
     stages,
     tables,
@@ -161,9 +163,9 @@ def _abstract_params(model: EncoderDecoderModel, which: stages.Stage) -> dict[st
 def _initial_params(model, which: stages.Stage, path: str | None, prompt_init, partitioner, seed: int):
     """The whole tree this stage works on, and the base that a later reader finds the model's weights in."""
     if path is None:
-        params, base = initialize.random_params(model, partitioner, seed), None
-        if which.attaches_prompt and not which.trains_model:
+        if not which.trains_model:
             raise ValueError("Prompt tuning needs a pretrained model: set INITIAL_CHECKPOINT_PATH.")
+        params, base = initialize.random_params(model, partitioner, seed), None
     else:
         loaded = initialize.load(path, model, partitioner)
         params, base = loaded.params, {"path": loaded.base_path, "fingerprint": loaded.base_fingerprint}
@@ -213,6 +215,10 @@ def _batches(dataset: data.DatasetConfig, which: stages.Stage, start_batch: int)
 
 
 def _evaluator(model, which: stages.Stage, validation: Validation | None, prompt_id: int, partitioner: Partitioner):
+    if validation is not None:  # read, and kept, before training: a misspelt split shows at once
+        config = validation.config
+        examples.eval_examples(validation.task, config.task_feature_lengths, validation.split, limit=config.limit)
+
     def evaluate(params):
         if validation is None:
             return None
@@ -232,14 +238,13 @@ def _evaluator(model, which: stages.Stage, validation: Validation | None, prompt
 
 def _write_config(folder: epath.Path) -> None:
     _check_same_config(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG_FILE).write_text(launcher.operative_config())
+    results.write_whole(folder / _CONFIG_FILE, launcher.operative_config().encode())
 
 
 def _check_same_config(folder: epath.Path) -> None:
     """A folder holds one run: going on with other settings would report numbers that no configuration produces."""
     file = folder / _CONFIG_FILE
-    if not file.exists():
+    if not file.exists() or not checkpoints.all_steps(folder):  # a mistake that stopped it at once may be mended
         return
     before, now = file.read_text().splitlines(), launcher.operative_config().splitlines()
     changed = [line for line in now if line not in before] + [f"{line} (before)" for line in before if line not in now]
@@ -261,7 +266,7 @@ def _finish(folder: epath.Path, which: stages.Stage, base: dict[str, str] | None
             description = {key: facts[key] for key in ("step", "score", "stage", "task", "base")}
             soft_prompt.save(folder, jax.device_get(prompt), description)
     finished = {"best_step": step, "best_score": facts["score"]}
-    (folder / _FINISHED_FILE).write_text(json.dumps(finished))
+    results.write(folder / _FINISHED_FILE, finished)
     return RunResult(str(folder), **finished)
 
 

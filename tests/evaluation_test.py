@@ -9,7 +9,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from promot_t5x import data, evaluation
+from promot_t5x import evaluation, examples
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
@@ -89,10 +89,10 @@ def network():
 
 def test_predictions_do_not_depend_on_the_batch_size(network):
     model, params = network
-    examples = data.eval_examples("evaluation_test", LENGTHS, "test")
+    rows = examples.eval_examples("evaluation_test", LENGTHS, "test")
 
     def predict(batch_size):
-        return evaluation.predict_tokens(model, params, examples, prompt_id=0, batch_size=batch_size, partitioner=ONE)
+        return evaluation.predict_tokens(model, params, rows, prompt_id=0, batch_size=batch_size, partitioner=ONE)
 
     expected = predict(1)
     assert expected.shape == (10, 6) and len({row.tobytes() for row in expected}) > 1
@@ -102,10 +102,10 @@ def test_predictions_do_not_depend_on_the_batch_size(network):
 
 def test_the_prompt_is_attached_or_removed(network):
     model, params = network
-    examples = data.eval_examples("evaluation_test", LENGTHS, "test")
+    rows = examples.eval_examples("evaluation_test", LENGTHS, "test")
 
     def predict(params, prompt_id):
-        return evaluation.predict_tokens(model, params, examples, prompt_id=prompt_id, batch_size=4, partitioner=ONE)
+        return evaluation.predict_tokens(model, params, rows, prompt_id=prompt_id, batch_size=4, partitioner=ONE)
 
     other = {**params, "soft_prompt": {"embedding": -3.0 * params["soft_prompt"]["embedding"]}}
     plain = {k: v for k, v in params.items() if k != "soft_prompt"}

@@ -102,7 +102,8 @@ for tree, feed in ((jax.tree.map(jnp.asarray, params), batch), (placed, partitio
     optimizer = stages.staged_optimizer(optax.sgd(1e-2, momentum=0.9), tree, which)
     state = trainer.init_state(optimizer, trainable)
     step = trainer.make_step(model, optimizer)
-    specs = lambda tree: [[a for a in tuple(x.sharding.spec) + (None,) * 3][: x.ndim] for x in jax.tree.leaves(tree) if x.ndim] if sharded else None
+    def specs(tree):
+        return [str(x.sharding.spec) for x in jax.tree.leaves(tree) if x.ndim] if sharded else None
     before = specs((trainable, state.opt_state))
     args = trainable, state.opt_state
     losses = []

@@ -319,7 +319,7 @@ def task():
 
 
 def _train(folder, stage, task, initial=None, steps=6):
-    config = dataclasses.replace(ONE_LAYER, num_encoder_layers=2, scan_layers=stage == "joint_tuning")
+    config = dataclasses.replace(ONE_LAYER, scan_layers=stage == "joint_tuning")
     prompt = {"prompt_init": lambda key, n, p, e: jax.random.uniform(key, (n, p, e.shape[1]))}
     return train.train(
         EncoderDecoderModel(config, label_smoothing=0.1, z_loss=1e-4),
@@ -365,11 +365,9 @@ def _contents(folder):
 
 @pytest.mark.parametrize("stage", ["prompt_tuning", "joint_tuning"])
 def test_a_resumed_run_is_the_uninterrupted_one(stage, task, tmp_path, monkeypatch):
-    initial = None
-    if stage == "prompt_tuning":
-        initial = str(tmp_path / "base")
-        model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, num_encoder_layers=2, prompt_length=0))
-        checkpoints.export(initial, _random_params(model), {"step": 0, "base": None})
+    initial = str(tmp_path / "base")
+    model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, prompt_length=0))
+    checkpoints.export(initial, _random_params(model), {"step": 0, "base": None})
     with monkeypatch.context() as patch:
         whole_order = _recorded_batches(patch)
         _train(tmp_path / "whole", stage, task, initial)
