@@ -262,6 +262,16 @@ def _show_progress() -> None:
     handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if not handler.filters:
         handler.addFilter(lambda r: r.levelno >= python_logging.WARNING or _PACKAGE in r.pathname)
+    if sys.unraisablehook.__name__ != _skip_closed_loops.__name__:
+        sys.unraisablehook = functools.wraps(_skip_closed_loops)(
+            functools.partial(_skip_closed_loops, following=sys.unraisablehook)
+        )
+
+
+def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> None:
+    """Drops the traceback of a read that Orbax still had under way when a damaged checkpoint stopped it."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        following(unraisable)
 
 
 def _user_error(error: Exception) -> str | None:

@@ -7,16 +7,13 @@
 
 import contextlib
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
-from absl import logging
 from clu import metric_writers
-from etils import epath
 
 from promot_t5x import (
     checkpoints,
@@ -27,31 +24,14 @@ from promot_t5x import (
     flags,
     initialize,
     launcher,
-    layout,
-    results,
+    parameter_table,
+    run_folder,
     soft_prompt,
     stages,
-    tables,
     trainer,
 )
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
-
-_CONFIG_FILE, _FINISHED_FILE = "config.gin", "finished.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """A finished run: its folder, and the checkpoint with the best validation score (the last one without scores)."""
-
-    model_dir: str
-    best_step: int
-    best_score: float | None
-
-    @property
-    def best_checkpoint(self) -> str:
-        """The folder of the best checkpoint."""
-        return str(checkpoints.checkpoint_folder(self.model_dir, self.best_step))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +63,7 @@ def train(
     partitioner: Partitioner = Partitioner(),
     export_dir: str | None = None,
     dry_run: bool = False,
-) -> RunResult | None:
+) -> run_folder.RunResult | None:
     """Trains one stage; resumes a run that was stopped, returns at once from one that is finished.
 
     Args:
@@ -109,24 +89,20 @@ def train(
     """
     which = stages.stage(stage)
     if dry_run:
-        print(tables.parameter_table(_abstract_params(model, which), which, partitioner, model))
+        print(parameter_table.parameter_table(_abstract_params(model, which), which, partitioner, model))
         return None
-    folder = epath.Path(model_dir)
-    if (folder / _FINISHED_FILE).exists():
-        _check_same_config(folder)
-        logging.info("%s is finished", folder)
-        return RunResult(str(folder), **json.loads((folder / _FINISHED_FILE).read_text()))
-
+    if (result := run_folder.finished(model_dir)) is not None:
+        return result
     params, base = _initial_params(model, which, initial_checkpoint_path, prompt_init, partitioner, loop.seed)
     trainable, frozen = stages.partition(params, which)
-    if jax.process_index() == 0:
-        print(tables.parameter_table(params, which, partitioner, model), flush=True)
+    if _speaks():
+        print(parameter_table.parameter_table(params, which, partitioner, model), flush=True)
     staged = stages.staged_optimizer(optimizer, params, which)
-    _write_config(folder)
-    run_checkpoints = checkpoints.RunCheckpoints(folder, checkpoint)
-    metadata = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
-    with contextlib.closing(run_checkpoints):  # a run that ends by an error keeps the checkpoint it was writing
-        state = _restored(run_checkpoints, trainer.init_state(staged, trainable), base)
+    run_folder.claim(model_dir)
+    facts = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
+    # Closed also after an error, so that the checkpoint being written then is kept.
+    with contextlib.closing(checkpoints.RunCheckpoints(model_dir, checkpoint)) as run_checkpoints:
+        state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
         if state.step < loop.total_steps:
             trainer.train(
                 model,
@@ -138,17 +114,10 @@ def train(
                 partitioner=partitioner,
                 save_period=checkpoint.period,
                 evaluate=_evaluator(model, which, validation, dataset.soft_prompt_id, partitioner),
-                save=trainer.saver(run_checkpoints, frozen, metadata),
-                writer=metric_writers.create_default_writer(
-                    str(folder), asynchronous=False, just_logging=not _speaks()
-                ),
+                save=trainer.saver(run_checkpoints, frozen, facts),
+                writer=metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not _speaks()),
             )
-    if export_dir is not None:  # before the run counts as finished: a finished one is not looked at again
-        step = checkpoints.best_step(folder)
-        best = checkpoints.checkpoint_folder(folder, step)
-        like = checkpoints.shapes(best)
-        checkpoints.export(export_dir, checkpoints.read_params(best, like), {"step": step, "base": None})
-    return _finish(folder, which, base)
+    return run_folder.finish(model_dir, export_dir)
 
 
 def _speaks() -> bool:
@@ -179,27 +148,6 @@ def _initial_params(model, which: stages.Stage, path: str | None, prompt_init, p
             "prompt-tuning run's folder, or set train.train.prompt_init."
         )
     return params, base
-
-
-def _restored(run_checkpoints: checkpoints.RunCheckpoints, fresh: trainer.TrainState, base) -> trainer.TrainState:
-    step = run_checkpoints.latest_step()
-    if step is None:
-        return fresh
-    folder = checkpoints.checkpoint_folder(run_checkpoints.folder, step)
-    stored_base = checkpoints.read_metadata(folder)["base"]
-    if stored_base != base:
-        raise ValueError(
-            f"{folder} was trained from {stored_base}, this run starts from {base}; use the same initial checkpoint "
-            "or a new MODEL_DIR."
-        )
-    wanted = layout.flatten(fresh.trainable)
-    # A frozen soft prompt is stored beside the trained leaves; it is read and left to the initial checkpoint's.
-    prompt = {n: leaf for n, leaf in checkpoints.shapes(folder).items() if n.startswith("soft_prompt/")}
-    like = prompt | wanted
-    restored = checkpoints.read_params(folder, like)
-    trainable = layout.map_with_names(lambda n, leaf: None if leaf is None else restored[n], fresh.trainable)
-    logging.info("resuming %s at step %d", run_checkpoints.folder, step)
-    return trainer.TrainState(step, trainable, run_checkpoints.restore_opt_state(step, fresh.opt_state))
 
 
 def _batches(dataset: data.DatasetConfig, which: stages.Stage, start_batch: int):
@@ -234,40 +182,6 @@ def _evaluator(model, which: stages.Stage, validation: Validation | None, prompt
         ).value
 
     return evaluate
-
-
-def _write_config(folder: epath.Path) -> None:
-    _check_same_config(folder)
-    results.write_whole(folder / _CONFIG_FILE, launcher.operative_config().encode())
-
-
-def _check_same_config(folder: epath.Path) -> None:
-    """A folder holds one run: going on with other settings would report numbers that no configuration produces."""
-    file = folder / _CONFIG_FILE
-    if not file.exists() or not checkpoints.all_steps(folder):  # a mistake that stopped it at once may be mended
-        return
-    before, now = file.read_text().splitlines(), launcher.operative_config().splitlines()
-    changed = [line for line in now if line not in before] + [f"{line} (before)" for line in before if line not in now]
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run with another configuration, for example {'; '.join(changed[:4])}; use a new "
-            "MODEL_DIR or delete this one."
-        )
-
-
-def _finish(folder: epath.Path, which: stages.Stage, base: dict[str, str] | None) -> RunResult:
-    step = checkpoints.best_step(folder)
-    best = checkpoints.checkpoint_folder(folder, step)
-    facts = checkpoints.read_metadata(best)
-    if which.trains_prompt:
-        like = {n: x for n, x in checkpoints.shapes(best).items() if n.startswith("soft_prompt/")}
-        if set(like) == set(checkpoints.shapes(best)):
-            prompt = checkpoints.read_params(best, like)["soft_prompt/embedding"]
-            description = {key: facts[key] for key in ("step", "score", "stage", "task", "base")}
-            soft_prompt.save(folder, jax.device_get(prompt), description)
-    finished = {"best_step": step, "best_score": facts["score"]}
-    results.write(folder / _FINISHED_FILE, finished)
-    return RunResult(str(folder), **finished)
 
 
 def main(argv: Sequence[str]) -> None:

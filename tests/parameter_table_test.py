@@ -1,10 +1,10 @@
-"""promot_t5x.tables against counts worked out by hand."""
+"""promot_t5x.parameter_table against counts worked out by hand."""
 
 import dataclasses
 
 import pytest
 
-from promot_t5x import stages, tables
+from promot_t5x import parameter_table, stages
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
@@ -21,7 +21,9 @@ PROMPT = 5 * 8
 
 def _table(stage, **changes):
     model = EncoderDecoderModel(dataclasses.replace(CONFIG, prompt_length=5, **changes))
-    lines = tables.parameter_table(model.abstract_params(), stages.stage(stage), Partitioner(), model).splitlines()
+    lines = parameter_table.parameter_table(
+        model.abstract_params(), stages.stage(stage), Partitioner(), model
+    ).splitlines()
     return {line.split()[0]: line.split()[1:] for line in lines[:-1]}, lines[-1]
 
 
