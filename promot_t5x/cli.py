@@ -37,3 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     binary = importlib.import_module(_VERBS[argv[0]][0])  # a verb loads only what it needs
     return launcher.run_main(binary.main, argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

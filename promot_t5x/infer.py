@@ -35,7 +35,7 @@ def infer(
       model: the network and how it decodes.
       checkpoint_path: a checkpoint or run folder of ours or of T5X.
       vocabulary: the checkpoint's.
-      inputs: a JSONL file with a column `input`.
+      inputs: a JSONL file with a column `input`; blank lines are passed over.
       outputs: the JSONL file to write; whole or not at all.
       config: lengths, batch size, limit.
       prompt_id: the soft prompt in front of every input, None for none.
@@ -46,14 +46,21 @@ def infer(
 
     Raises:
       FileNotFoundError: no input file.
-      ValueError: a row without `input`, or a checkpoint of another network.
+      ValueError: a row without a text `input`, a vocabulary larger than the network's, or another network's checkpoint.
     """
     rows = _read(inputs)[: config.limit]
+    examples = _tokenized(rows, vocabulary, config)
+    largest = int(examples.features["encoder_input_tokens"].max())
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"{inputs} gives the token {largest}, but the network's vocabulary has {model.config.vocab_size} "
+            "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
+        )
     params = initialize.load(checkpoint_path, model, partitioner).params
     tokens_NxU = evaluation.predict_tokens(
         model,
         params,
-        _tokenized(rows, vocabulary, config),
+        examples,
         prompt_id=prompt_id,
         batch_size=config.batch_size,
         partitioner=partitioner,
@@ -72,13 +79,16 @@ def _read(inputs: str) -> list[dict[str, Any]]:
     if not file.exists():
         raise FileNotFoundError(f"There is no file {inputs}; set INPUTS to a JSONL file with a column `input`.")
     rows = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            row["input"]
-        except (ValueError, KeyError, TypeError) as error:
-            message = f"{inputs}, line {number} is not a JSON object with a column `input`: {line[:60]!r}."
-            raise ValueError(message) from error
+            good = isinstance(row["input"], str)
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise ValueError(f"{inputs}, line {number} is not a JSON object with a text `input`: {line[:60]!r}.")
         rows.append(row)
     if not rows:
         raise ValueError(f"{inputs} is empty; expected one JSON object with a column `input` a line.")

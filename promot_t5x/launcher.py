@@ -262,10 +262,8 @@ def _show_progress() -> None:
     handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if not handler.filters:
         handler.addFilter(lambda r: r.levelno >= python_logging.WARNING or _PACKAGE in r.pathname)
-    if sys.unraisablehook.__name__ != _skip_closed_loops.__name__:
-        sys.unraisablehook = functools.wraps(_skip_closed_loops)(
-            functools.partial(_skip_closed_loops, following=sys.unraisablehook)
-        )
+    if getattr(sys.unraisablehook, "func", None) is not _skip_closed_loops:
+        sys.unraisablehook = functools.partial(_skip_closed_loops, following=sys.unraisablehook)
 
 
 def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> None:

@@ -1,0 +1,160 @@
+"""The command promot-t5x: its verbs, the demo's flags, the doctor and the report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from promot_t5x import cli, demo, flags, launcher, pipeline, results
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def clean_gin():
+    yield
+    launcher.parse([])
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_verb(argv, capsys):
+    assert cli.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {verb} " in shown for verb in ("train", "eval", "infer", "pipeline", "demo", "report", "doctor"))
+
+
+def test_unknown_verb(capsys):
+    assert cli.main(["trian"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: promot-t5x has no verb 'trian'; it has train, eval, ") and not shown.out
+
+
+@pytest.mark.parametrize("verb", cli._VERBS)
+def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, "--help"])
+    assert caught.value.code == 0
+    assert "--gin_file" in capsys.readouterr().out
+    assert cli.main([verb, "--gin_fil=x"]) == 1
+    shown = capsys.readouterr().err
+    assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or "--results" in shown
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "infer", "pipeline"])
+def test_a_verb_without_a_gin_file(verb, capsys):
+    assert cli.main([verb]) == 1
+    assert "error: the gin files never mention promot_t5x." in capsys.readouterr().err
+
+
+def test_command_and_module_are_the_same_program(tmp_path):
+    """One sentence and exit code 1 from the shell, whichever way it is started."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    code = "import sys; from promot_t5x import cli; sys.exit(cli.main())"
+    for start in (["-m", "promot_t5x.train"], ["-c", code, "train"]):
+        command = [sys.executable, *start, "--gin_file=models/mt5_smal.gin"]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 1 and run.stdout == ""
+        assert run.stderr.splitlines()[-1].startswith("error: gin file 'models/mt5_smal.gin' was not found in ")
+        assert "models/mt5_small.gin" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_demo_dry_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"WORK_DIR = '{tmp_path}/out/demo'" in shown
+    assert shown.count("\n=== ") == 2 + 3 * 3
+    assert f"INITIAL_CHECKPOINT_PATH = '{demo.CHECKPOINT}'" in shown.replace("\\\n    ", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[flags.Invocation]:
+    """What the demo asks the pipeline for; nothing runs."""
+    found = []
+
+    def main(argv):
+        invocation = flags.parse_flags(argv)
+        launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
+        launcher.check_macros()
+        found.append(invocation)
+
+    monkeypatch.setattr(pipeline, "main", main)
+    return found
+
+
+def _value(macro):
+    prefix = f"{macro} = "
+    lines = launcher.resolved_config().replace("\\\n    ", "").splitlines()
+    return next(line.removeprefix(prefix) for line in lines if line.startswith(prefix))
+
+
+def test_demo_defaults(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo"]) == 0
+    assert asked[0].gin_files == ("recipes/demo.gin",)
+    assert _value("WORK_DIR") == repr(str(tmp_path / "out" / "demo"))
+    assert _value("DEMO_CHECKPOINT") == repr(str(demo.CHECKPOINT))
+
+
+def test_demo_flags_win(asked, tmp_path):
+    assert cli.main(["demo", "--gin.DEMO_CHECKPOINT=/c", "--gin.WORK_DIR=/w", "--gin.TRAIN_STEPS=3"]) == 0
+    assert (_value("DEMO_CHECKPOINT"), _value("WORK_DIR"), _value("TRAIN_STEPS")) == ("'/c'", "'/w'", "3")
+    assert cli.main(["demo", f"--out={tmp_path}/it's", "--gin_file=recipes/demo_seeds.gin"]) == 0
+    assert _value("WORK_DIR") == repr(f"{tmp_path}/it's")
+    assert asked[1].gin_files == ("recipes/demo_seeds.gin",)
+    assert _value("pipeline.Recipe.seeds") == "(0, 1, 2)"
+    (tmp_path / "mine.gin").write_text("include 'promot_t5x/gin/recipes/demo.gin'\nTRAIN_STEPS = 7\n")
+    assert cli.main(["demo", "--gin_file=mine.gin", f"--gin_search_paths={tmp_path}"]) == 0
+    assert _value("TRAIN_STEPS") == "7"
+
+
+def test_demo_without_its_checkpoint(tmp_path, capsys):
+    assert cli.main(["demo", f"--out={tmp_path}/o", f"--gin.DEMO_CHECKPOINT={tmp_path}/absent"]) == 1
+    assert f"error: There is no checkpoint at {tmp_path}/absent" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "results.json").exists()
+
+
+def test_doctor(capsys, tmp_path):
+    assert cli.main(["doctor", f"--tfds_data_dir={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    lines = {line[:24].strip(): line[25:] for line in shown.splitlines()}
+    assert lines["jax"] == results.versions()["jax"]
+    assert lines["backend"].startswith("cpu: ") and lines["TFDS data"] == str(tmp_path)
+    assert lines["gin files"] == f"{len(launcher.gin_files_packaged())} in {launcher._PACKAGED}"
+
+
+def _write_results(file):
+    runs = [
+        results.Run("pretrained", None, 0, 0.5, {"a": 0.7}),
+        results.Run("fine_tuning", 1e-3, 0, 0.9, {"a": 0.2}),
+        results.Run("promot", 1e-3, 0, 0.91, {"a": 0.6}, {"a": 0.1}),
+    ]
+    results.write(file, results.summarize(runs, results.versions(), {}))
+
+
+def test_report(tmp_path, capsys):
+    _write_results(tmp_path / "results.json")
+    assert cli.main(["report", f"--results={tmp_path}/results.json", f"--out={tmp_path}/report"]) == 0
+    assert {"report.html", "results.md", "report.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
+    shown = capsys.readouterr().out
+    assert "ProMoT" in shown and f"Report: {tmp_path}/report/report.html" in shown
+
+
+def test_report_mistakes(tmp_path, capsys):
+    def mistake(*argv):
+        assert cli.main(["report", *argv]) == 1
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        return sentence
+
+    out = f"--out={tmp_path}/report"
+    assert "does not exist; give the results.json" in mistake(f"--results={tmp_path}/absent.json", out)
+    (tmp_path / "broken.json").write_text("{")
+    assert "is not JSON" in mistake(f"--results={tmp_path}/broken.json", out)
+    (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
+    assert "the keys ['a']" in mistake(f"--results={tmp_path}/other.json", out)
+    assert "--results" in mistake(out)
+    assert not (tmp_path / "report").exists()
