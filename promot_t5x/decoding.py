@@ -199,11 +199,21 @@ def beam_search(
         logits_BxKxV = logits_NxV.reshape(batch_size, num_beams, -1)
         return _extend(beams._replace(cache=cache), logits_BxKxV, alpha, eos_id)
 
-    # Before the first token all beams are the same empty sequence; all but one are made impossible.
     first_BxKxV = jnp.repeat(first_logits_BxV[:, None, :], num_beams, axis=1)
+    beams = _extend(_no_tokens(batch_size, num_beams, max_length, cache), first_BxKxV, alpha, eos_id)
+    beams = lax.while_loop(running, advance, beams)
+
+    any_finished_Bx1 = jnp.any(beams.is_finished_BxK, axis=1, keepdims=True)
+    tokens_BxKxU = jnp.where(any_finished_Bx1[:, :, None], beams.finished_BxKxU, beams.alive_BxKxU)
+    scores_BxK = jnp.where(any_finished_Bx1, beams.finished_scores_BxK, beams.alive_log_probs_BxK)
+    return tokens_BxKxU[:, ::-1], scores_BxK[:, ::-1]
+
+
+def _no_tokens(batch_size: int, num_beams: int, max_length: int, cache: Cache) -> _Beams:
+    """Before the first token all beams are the same empty sequence; all but one are made impossible."""
     log_probs_K = jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEG_INF)
     empty_BxKxU = jnp.zeros((batch_size, num_beams, max_length), jnp.int32)
-    beams = _Beams(
+    return _Beams(
         length=jnp.int32(0),
         alive_BxKxU=empty_BxKxU,
         alive_log_probs_BxK=jnp.tile(log_probs_K, (batch_size, 1)),
@@ -212,12 +222,6 @@ def beam_search(
         is_finished_BxK=jnp.zeros((batch_size, num_beams), bool),
         cache=jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=_BATCH_AXIS), cache),
     )
-    beams = lax.while_loop(running, advance, _extend(beams, first_BxKxV, alpha, eos_id))
-
-    any_finished_Bx1 = jnp.any(beams.is_finished_BxK, axis=1, keepdims=True)
-    tokens_BxKxU = jnp.where(any_finished_Bx1[:, :, None], beams.finished_BxKxU, beams.alive_BxKxU)
-    scores_BxK = jnp.where(any_finished_Bx1, beams.finished_scores_BxK, beams.alive_log_probs_BxK)
-    return tokens_BxKxU[:, ::-1], scores_BxK[:, ::-1]
 
 
 def _extend(beams: _Beams, logits_BxKxV: jax.Array, alpha: float, eos_id: int) -> _Beams:

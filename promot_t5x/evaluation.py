@@ -82,7 +82,16 @@ def predict_tokens(
       prompt_id: the soft prompt in front of every row; None runs the plain (m)T5's program.
       batch_size: rows a call.
       partitioner: places batches.
+
+    Raises:
+      ValueError: a token outside the network's vocabulary, or no such prompt to attach.
     """
+    largest = int(examples.features["encoder_input_tokens"].max())
+    if largest >= model.config.vocab_size:
+        raise ValueError(
+            f"The inputs have the token {largest}, but the network's vocabulary has {model.config.vocab_size} "
+            "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
+        )
     if prompt_id is None:
         params = {name: subtree for name, subtree in params.items() if name != "soft_prompt"}
     elif "soft_prompt" not in params:
@@ -127,12 +136,6 @@ def evaluate(
     """
     started = time.monotonic()
     examples = eval_examples(task_name, config.task_feature_lengths, split, limit=config.limit)
-    largest = int(examples.features["encoder_input_tokens"].max())
-    if largest >= model.config.vocab_size:
-        raise ValueError(
-            f"The task {task_name} has the token {largest}, but the network's vocabulary has {model.config.vocab_size} "
-            "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
-        )
     tokens_NxU = predict_tokens(
         model, params, examples, prompt_id=prompt_id, batch_size=config.batch_size, partitioner=partitioner
     )

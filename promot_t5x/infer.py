@@ -50,12 +50,6 @@ def infer(
     """
     rows = _read(inputs)[: config.limit]
     examples = _tokenized(rows, vocabulary, config)
-    largest = int(examples.features["encoder_input_tokens"].max())
-    if largest >= model.config.vocab_size:
-        raise ValueError(
-            f"{inputs} gives the token {largest}, but the network's vocabulary has {model.config.vocab_size} "
-            "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
-        )
     params = initialize.load(checkpoint_path, model, partitioner).params
     tokens_NxU = evaluation.predict_tokens(
         model,

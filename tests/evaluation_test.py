@@ -127,5 +127,5 @@ def test_errors():
     with pytest.raises(ValueError, match="no split 'train'"):
         _evaluate(_Oracle(), {}, split="train")
     small = _Oracle(config=dataclasses.replace(CONFIG, vocab_size=100))
-    with pytest.raises(ValueError, match="evaluation_test has the token 10., but the network's vocabulary has 100"):
+    with pytest.raises(ValueError, match="The inputs have the token 10., but the network's vocabulary has 100"):
         _evaluate(small, {})

@@ -138,7 +138,7 @@ def _checked_splits(name):
 def test_methods_that_train_the_model_are_treated_alike(name):
     compared = ("BATCH_SIZE", "TRAIN_STEPS", "CHECKPOINT_PERIOD", "LABEL_SMOOTHING", "DROPOUT_RATE")
     settings, rates = {}, {}
-    for recipe, planned in _runs(name):
+    for _, planned in _runs(name):
         if planned.method == "prompt_tuning":
             assert planned.learning_rate is None
             continue

@@ -94,7 +94,7 @@ def test_a_vocabulary_larger_than_the_networks(folder, tmp_path, capsys):
     (tmp_path / "in.jsonl").write_text('{"input": "zebra"}\n')
     extra = ["--gin.architecture.T5Config.vocab_size=64"]
     assert _run(folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl") == 1
-    assert "gives the token 125, but the network's vocabulary has 64 " in capsys.readouterr().err
+    assert "have the token 125, but the network's vocabulary has 64 " in capsys.readouterr().err
 
 
 def test_dry_run_reads_nothing(folder, tmp_path, monkeypatch, capsys):
