@@ -160,6 +160,16 @@ def _numbered(tree: Any) -> tuple[dict[str, Any], list[str]]:
     return leaves, [f"{jax.tree_util.keystr(path)} {tuple(np.shape(leaf))} {leaf.dtype}" for path, leaf in paths]
 
 
+def absolute(path: str | epath.Path) -> epath.Path:
+    """A path that means the same from any working folder, as Orbax demands; one in a bucket (gs://…) stays as it is.
+
+    >>> absolute("gs://bucket/run")
+    PosixGPath('gs://bucket/run')
+    """
+    # epath's own resolve() would take gs://bucket for a folder here.
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+
+
 def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
     """Where a run keeps the checkpoint of a step."""
     return epath.Path(run_folder) / f"{_PREFIX}_{step}"
@@ -220,7 +230,7 @@ def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
       ValueError: unreadable.
     """
     try:
-        metadata = ocp.StandardCheckpointer().metadata(epath.Path(folder).resolve() / "params")
+        metadata = ocp.StandardCheckpointer().metadata(absolute(folder) / "params")
         tree: Any = metadata.item_metadata.tree  # pyright: ignore[reportOptionalMemberAccess]
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
         raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
@@ -266,7 +276,7 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
     facts = {"format": FORMAT, "score": None, **metadata}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
-            epath.Path(folder).resolve(),
+            absolute(folder),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(layout.unflatten(layout.flatten(params))),
                 metadata=ocp.args.JsonSave(facts),
@@ -284,7 +294,7 @@ def _restore(folder: epath.Path, like: Any) -> Any:
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder.resolve(), jax.tree.map(abstract, like))
+            return checkpointer.restore(absolute(folder), jax.tree.map(abstract, like))
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
         raise ValueError(f"{folder} cannot be read, a file of it is missing or damaged: {_line(error)}.") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x import evaluation, flags, initialize, launcher, results
+from promot_t5x import evaluation, flags, gin_checks, initialize, launcher, results
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs `evaluate` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.eval", "Scores a checkpoint on seqio tasks.")
     invocation = launcher.start(argv, parser)
+    gin_checks.check_flags()
     if not invocation.dry_run:
         launcher.configurable(evaluate)()
 

@@ -42,6 +42,36 @@ def converted(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
+def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int) -> None:
+    """Refuses ids that the network has no row for; looking one up would give NaN.
+
+    Args:
+      batch: model features on the host, some or all of those of `converted`.
+      vocab_size: rows of the embedding.
+      num_prompts: soft prompts of the network.
+
+    Raises:
+      ValueError: names the id and the parameter that it does not fit.
+
+    >>> check_ids({"encoder_input_tokens": np.array([[31, 1, 0]]), "soft_prompt_ids": np.array([-1])}, 32, 1)
+    """
+    for key, name in (("encoder_input_tokens", "inputs"), ("decoder_target_tokens", "targets")):
+        largest = int(batch[key].max(initial=0)) if key in batch else 0
+        if largest >= vocab_size:
+            raise ValueError(
+                f"The {name} have the token {largest}, but the network's vocabulary has {vocab_size} "
+                "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
+            )
+    prompt_ids_B = batch.get(SOFT_PROMPT_IDS, np.array([-1]))
+    wrong = prompt_ids_B[(prompt_ids_B < -1) | (prompt_ids_B >= num_prompts)]
+    if wrong.size:
+        raise ValueError(
+            f"A row has the soft prompt {int(wrong[0])}, but the network has {num_prompts}, from 0 on "
+            f"(architecture.T5Config.num_prompts), and -1 is none; correct the task's {SOFT_PROMPT_IDS} or "
+            "data.DatasetConfig.soft_prompt_id."
+        )
+
+
 def padded_batch(ds: tf.data.Dataset, lengths: Mapping[str, int], rows: int, drop_remainder: bool) -> tf.data.Dataset:
     """Batches of `with_prompt` examples, padded with zeros to their lengths."""
     shapes = {**{k: [lengths[k]] for k in TASK_FEATURES}, SOFT_PROMPT_IDS: []}
@@ -70,10 +100,34 @@ def find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
     )
 
 
+def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
+    """Opens a SentencePiece vocabulary's file, local or in a bucket, before seqio does so in the midst of reading rows.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file cannot be read, or is not a SentencePiece model.
+    """
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return
+    file, advice = vocabulary.sentencepiece_model_file, "set VOCABULARY_FILE to the model's SentencePiece file"
+    try:
+        vocabulary.encode("")
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(f"There is no vocabulary file {file}; {advice}.") from error
+    except Exception as error:  # of TensorFlow, protobuf or SentencePiece, which share no class
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"The vocabulary file {file} cannot be read as a SentencePiece model ({found}); {advice}.") from error
+
+
+def open_vocabularies(task: seqio.Task) -> None:
+    """Opens what the task's tokens come from; raises as `open_vocabulary`."""
+    for feature in task.output_features.values():
+        open_vocabulary(feature.vocabulary)
+
+
 def check_split(task: seqio.Task, split: str) -> None:
     """Raises ValueError, naming the splits there are, unless the task has this one."""
-    sliced = isinstance(task.source, seqio.TfdsDataSource)  # TFDS understands train[:90%] without listing it
-    if split not in task.splits and not (sliced and split.split("[")[0] in task.splits):
+    if split not in task.splits:
         raise ValueError(
             f"Task {task.name!r} has no split {split!r}, only {', '.join(task.splits)}: name one of these."
         )

@@ -49,7 +49,7 @@ def load(path: str | epath.Path, model: EncoderDecoderModel, partitioner: Partit
       FileNotFoundError: nothing is there.
       ValueError: it is no checkpoint, is damaged, holds another network, or names a base that has changed.
     """
-    folder = epath.Path(path).expanduser().resolve()  # a later run may start in another folder
+    folder = checkpoints.absolute(path)  # a later run may start in another folder
     if not folder.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}; check INITIAL_CHECKPOINT_PATH.")
     flat, base_path = _read_flat(folder, _wanted(model, partitioner))

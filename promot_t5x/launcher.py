@@ -1,8 +1,8 @@
 """From gin files and bindings to a parsed configuration, with one clear sentence for every mistake.
 
-A binary calls `parse` with what `flags.parse_flags` returned, then `check_macros`, then what `configurable` returns,
-all inside `run_main`. Files and their includes are found by this module (`resolve`), never by gin's own package reader;
-`gin_parsing` carries their statements out.
+A binary calls `start`, then what `configurable` returns, all inside `run_main`. Files and their includes are found by
+this module (`resolve`), never by gin's own package reader; `gin_parsing` carries their statements out, `gin_checks`
+finds what they lack.
 
 gin keeps one symbol table per file; bindings from flags get a table of their own holding the imports of all files, so
 that `--gin.network.T5Config.embed_dim=64` addresses what the files call `network.T5Config`. Where two files give one
@@ -31,8 +31,8 @@ from absl import logging
 from gin import config as gin_config
 from gin import config_parser
 
-from promot_t5x import gin_parsing
-from promot_t5x.flags import ConfigError, Invocation, did_you_mean, parse_flags
+from promot_t5x import gin_checks, gin_parsing
+from promot_t5x.flags import ConfigError, Invocation, parse_flags
 
 _PACKAGE = str(Path(__file__).resolve().parent)
 _PACKAGED = Path(__file__).resolve().parent / "gin"
@@ -75,9 +75,7 @@ def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
     raise FileNotFoundError(f"gin file {name!r} was not found{f' in {tried}' if tried else ''}{hint}")
 
 
-def parse(
-    files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequence[str] = (), *, imports: Sequence[str] = ()
-) -> None:
+def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequence[str] = ()) -> None:
     """Replaces gin's configuration by that of some files, overridden by bindings.
 
     Args:
@@ -85,7 +83,6 @@ def parse(
       bindings: gin statements; they override the files and may name whatever the files import, as the files name it,
         or by the end of a name that the files use (`T5Config.embed_dim` for `network.T5Config.embed_dim`).
       search_paths: folders for `resolve`, for the files and for their includes.
-      imports: modules (`"promot_t5x.network"`) that bindings may name although no file imports them.
 
     Raises:
       FileNotFoundError: a file that does not exist.
@@ -96,9 +93,6 @@ def parse(
     paths = [find(name) for name in files]
     try:
         found = [statement for path in paths for statement in gin_parsing.parse_file(path, find)]
-        location = config_parser.Location(None, 0, None, "")
-        extra = (_DYNAMIC_REGISTRATION, *imports) if imports else ()
-        found += [config_parser.ImportStatement(name, "." in name, None, location) for name in extra]
         with gin_config._parse_scope() as context:
             for statement in _import_order(found):
                 context.process_import(statement)
@@ -144,59 +138,9 @@ def configurable(function: Callable[..., Any]) -> Callable[..., Any]:
     return gin.get_configurable(function)
 
 
-def check_macros() -> None:
-    """Finds what would fail later: undefined or circular macros, and values still to be given (`%gin.REQUIRED`).
-
-    A macro that only a flag sets, that nothing uses and that is nearly the name of a used one counts as misspelt.
-
-    Raises:
-      ConfigError: one sentence with everything missing and the flags that set it.
-    """
-    problems: list[str] = []
-    used: set[str] = set()
-    macros = {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
-    for key, origin in gin_parsing.ORIGINS.items():
-        value = gin_config._CONFIG.get(key[:2], {}).get(key[2])
-        _with_macros_resolved(value, (origin.written,) if key[1] == "gin.macro" else ())
-        for reference in gin_config.iterate_references({"": value}):
-            name = "/".join(reference.scopes)
-            if reference.selector == "gin.constant" and name == "gin.REQUIRED":
-                problems.append(
-                    f"{origin.where}: {origin.written} is required and has no value: pass --gin.{origin.written}=VALUE"
-                )
-            elif reference.selector == "gin.macro":
-                used.add(name)
-                if name not in macros:
-                    problems.append(
-                        f"{origin.where}: {origin.written} uses %{name}, which is defined nowhere"
-                        f"{did_you_mean(name, macros, cutoff=0.7)}: pass --gin.{name}=VALUE"
-                    )
-    for (macro, selector, _), origin in gin_parsing.ORIGINS.items():
-        if selector == "gin.macro" and origin.from_flag and macro not in used and not problems:
-            if hint := did_you_mean(macro, used, cutoff=0.88):
-                problems.append(f"{origin.where}: nothing uses {macro}{hint}")
-    if problems:
-        raise ConfigError("; ".join(dict.fromkeys(problems)))
-
-
-def _with_macros_resolved(value: Any, seen: tuple[str, ...] = ()) -> Any:
-    """Replaces defined macros inside a bound value by what they stand for."""
-    if isinstance(value, gin_config.ConfigurableReference) and value.selector == "gin.macro":
-        name = "/".join(value.scopes)
-        if name in seen:
-            raise ConfigError(f"macro {name} is defined by itself: {' -> '.join((*seen, name))}")
-        bound = gin_config._CONFIG.get((name, "gin.macro"))
-        return _with_macros_resolved(bound["value"], (*seen, name)) if bound else value
-    if isinstance(value, dict):
-        return {key: _with_macros_resolved(item, seen) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_with_macros_resolved(item, seen) for item in value)
-    return value
-
-
 def resolved_config() -> str:
     """Returns every binding as parsed, with macros replaced by their values, sorted; the text is itself valid gin."""
-    return gin_config._config_str(_with_macros_resolved(gin_config._CONFIG))
+    return gin_config._config_str(gin_checks.with_macros_resolved(gin_config._CONFIG))
 
 
 def operative_config() -> str:
@@ -219,7 +163,7 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
     """
     invocation = parse_flags(argv, parser)
     parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    check_macros()
+    gin_checks.check_macros()
     if invocation.dry_run:
         print(resolved_config())
     if invocation.tfds_data_dir:
@@ -248,8 +192,15 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
             raise
         if os.environ.get("PROMOT_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"error: {sentence}", file=sys.stderr)
+        hint = " (PROMOT_TRACEBACK=1 shows where it was raised)" if _in_other_words(error) else ""
+        print(f"error: {sentence}{hint}", file=sys.stderr)
         return 1
+
+
+def _in_other_words(error: Exception) -> bool:
+    """Whether a sentence is a library's, which may not say enough."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, ValueError) and not raised_in.startswith(_PACKAGE)
 
 
 def _show_progress() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x import checkpoints, evaluation, flags, initialize, launcher, report, results, train
+from promot_t5x import checkpoints, evaluation, flags, gin_checks, initialize, launcher, report, results, train
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -36,13 +36,13 @@ class Recipe:
     Attributes:
       methods: among METHODS; "promot" needs "prompt_tuning".
       stage_files: gin files of each method that trains, read before the recipe's own, which win.
-      target: the seqio task that is fine-tuned on.
+      target: the seqio task that is scored as the target, with the prompt attached if the method has one; the runs
+        train on MIXTURE_OR_TASK_NAME, which is the same task or a mixture that holds it.
       in_context: seqio tasks that must not suffer; scored with the prompt removed, and attached for comparison.
       learning_rates: of the model, the same grid for every method that trains it; the prompt's is its stage file's.
       seeds: of data order, dropout and prompt initialisation.
       target_split: scored at the end; chooses nothing.
       in_context_split: likewise.
-      prompt_id: which of the network's prompts is the target's.
     """
 
     methods: Sequence[str]
@@ -53,7 +53,6 @@ class Recipe:
     seeds: Sequence[int] = (0,)
     target_split: str = "test"
     in_context_split: str = "test"
-    prompt_id: int = 0
 
     def __post_init__(self):
         for method in self.methods:
@@ -121,7 +120,9 @@ def run(
     Returns:
       The results, as in results.json.
     """
-    folder = epath.Path(work_dir).expanduser()
+    folder = checkpoints.absolute(work_dir)
+    settings = _what_scores_depend_on()
+    _check_flags(invocation, recipe, folder)
     base = initial_checkpoint_path or str(folder / "random_weights")
     if invocation.dry_run:
         _print_plan(invocation, recipe, folder, base)
@@ -129,6 +130,7 @@ def run(
     if initial_checkpoint_path is None and not epath.Path(base).exists():
         random = initialize.random_params(model, partitioner, seed=0)
         checkpoints.export(base, random, {"step": 0, "base": None})
+    fingerprint = initialize.load(base, model, partitioner).base_fingerprint
     measured: list[results.Run] = []
     runs = planned_runs(recipe)
     for number, planned in enumerate(runs, start=1):
@@ -137,9 +139,9 @@ def run(
         if planned.method != "pretrained":
             _configure(invocation, recipe, planned, folder, base)
             checkpoint = launcher.configurable(train.train)().best_checkpoint
-        measured.append(
-            _evaluate(recipe, planned, folder / planned.name, checkpoint, model, evaluation_config, partitioner)
-        )
+            _check_base(checkpoint, fingerprint, base)
+        asked = {"checkpoint": checkpoint, "base_fingerprint": fingerprint, "settings": settings}
+        measured.append(_evaluate(recipe, planned, folder / planned.name, asked, model, evaluation_config, partitioner))
         _show(measured[-1])
     config = {
         "target": recipe.target,
@@ -153,6 +155,33 @@ def run(
     return summary
 
 
+def _what_scores_depend_on() -> list[str]:
+    """The configuration in force, without the recipe's own: more seeds or methods leave the other runs as they are."""
+    lines = launcher.resolved_config().replace("\\\n    ", "").splitlines()
+    return [
+        line for line in lines if "." in line.split(" = ")[0] and " = " in line and not line.startswith("pipeline.")
+    ]
+
+
+def _check_base(checkpoint: str, fingerprint: str, base: str) -> None:
+    found = checkpoints.read_metadata(checkpoint)["base"]["fingerprint"]
+    if found != fingerprint:
+        raise ValueError(
+            f"{checkpoint} was trained from a model with fingerprint {found}, but {base} has {fingerprint}; put the "
+            "original model back, or use a new WORK_DIR."
+        )
+
+
+def _check_flags(invocation: flags.Invocation, recipe: Recipe, folder: epath.Path) -> None:
+    """A macro given as a flag must mean something to the recipe or to one of its stages."""
+    unused = gin_checks.unused_flag_macros()
+    for planned in planned_runs(recipe):
+        if unused and planned.method != "pretrained":
+            _configure(invocation, recipe, planned, folder, base="")
+            unused &= gin_checks.unused_flag_macros()
+    gin_checks.check_flags(unused)
+
+
 def _configure(invocation: flags.Invocation, recipe: Recipe, planned: _Run, folder: epath.Path, base: str) -> None:
     """Makes gin's configuration that of one training run."""
     start = base if _STARTS_FROM[planned.method] == "pretrained" else str(folder / f"seed{planned.seed}/prompt_tuning")
@@ -160,38 +189,33 @@ def _configure(invocation: flags.Invocation, recipe: Recipe, planned: _Run, fold
         *invocation.gin_bindings,
         f"MODEL_DIR = {str(folder / planned.name)!r}",
         f"INITIAL_CHECKPOINT_PATH = {start!r}",
-        f"MIXTURE_OR_TASK_NAME = {recipe.target!r}",
         f"SEED = {planned.seed}",
     ]
     if planned.learning_rate is not None:
         bindings.append(f"LEARNING_RATE = {planned.learning_rate!r}")
     files = [*recipe.stage_files[planned.method], *invocation.gin_files]
     launcher.parse(files, bindings, invocation.gin_search_paths)
-    launcher.check_macros()
+    gin_checks.check_macros()
 
 
 def _evaluate(
     recipe: Recipe,
     planned: _Run,
     folder: epath.Path,
-    checkpoint: str,
+    asked: dict[str, Any],
     model: EncoderDecoderModel,
     config: evaluation.EvaluationConfig,
     partitioner: Partitioner,
 ) -> results.Run:
     """Scores a run's best checkpoint on splits that selected nothing; kept in its folder and read back when there."""
     file = folder / "scores.json"
-    asked = {"checkpoint": checkpoint, "target": recipe.target, "in_context": list(recipe.in_context)}
-    asked |= {
-        "splits": [recipe.target_split, recipe.in_context_split],
-        "config": repr(config),
-        "decoding": repr(model.decoding),
-    }
+    asked = asked | {"target": recipe.target, "in_context": list(recipe.in_context)}
+    asked |= {"splits": [recipe.target_split, recipe.in_context_split]}
     if file.exists():
         scores = json.loads(file.read_text())
         if scores.pop("asked") == asked:
             return results.Run(**scores)
-    params = initialize.load(checkpoint, model, partitioner).params
+    params = initialize.load(asked["checkpoint"], model, partitioner).params
     has_prompt = planned.method not in _WITHOUT_PROMPT
 
     def score(task: str, split: str, prompt_id: int | None) -> float:
@@ -199,7 +223,7 @@ def _evaluate(
             model, params, task, split, config, prompt_id=prompt_id, partitioner=partitioner
         ).value
 
-    attached = recipe.prompt_id if has_prompt else None
+    attached = 0 if has_prompt else None
     scores = {
         "method": planned.method,
         "learning_rate": planned.learning_rate,

@@ -16,6 +16,16 @@ from promot_t5x import checkpoints, launcher, layout, results, soft_prompt, trai
 
 _CONFIG_FILE, _FINISHED_FILE = "config.gin", "finished.json"
 _PROMPT = "soft_prompt/embedding"
+# A run may go on with other ones of these: where it is, on which mesh, and how often it speaks.
+_MAY_CHANGE = (
+    "MODEL_DIR =",
+    "train.train.model_dir =",
+    "EVAL_BATCH_SIZE =",
+    "evaluation.EvaluationConfig.batch_size =",
+    "partitioning.Partitioner.num_partitions =",
+    "trainer.LoopConfig.log_period =",
+    "checkpoints.CheckpointConfig.keep_latest =",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +71,19 @@ def _check_same_config(folder: epath.Path) -> None:
     file = folder / _CONFIG_FILE
     if not file.exists() or not checkpoints.all_steps(folder):  # a mistake that stopped it at once may be mended
         return
-    before, now = file.read_text().splitlines(), launcher.operative_config().splitlines()
+    before, now = _settings(file.read_text()), _settings(launcher.operative_config())
     changed = [line for line in now if line not in before] + [f"{line} (before)" for line in before if line not in now]
     if changed:
         raise ValueError(
             f"{folder} holds a run with another configuration, for example {'; '.join(changed[:4])}; use a new "
             "MODEL_DIR or delete this one."
         )
+
+
+def _settings(config: str) -> list[str]:
+    """The bindings of a configuration that decide what a run computes."""
+    lines = config.replace("\\\n    ", "").splitlines()
+    return [line for line in lines if " = " in line and not line.startswith(_MAY_CHANGE)]
 
 
 def restored(
@@ -89,7 +105,7 @@ def restored(
         return fresh
     folder = checkpoints.checkpoint_folder(run_checkpoints.folder, step)
     stored_base = checkpoints.read_metadata(folder)["base"]
-    if stored_base != base:
+    if (stored_base or {}).get("fingerprint") != (base or {}).get("fingerprint"):  # the model may have moved
         raise ValueError(
             f"{folder} was trained from {stored_base}, this run starts from {base}; use the same initial checkpoint "
             "or a new MODEL_DIR."
@@ -122,7 +138,8 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         description = {key: facts[key] for key in ("step", "score", "stage", "task", "base")}
         soft_prompt.save(folder, jax.device_get(prompt), description)
     if export_dir is not None:
-        checkpoints.export(export_dir, checkpoints.read_params(best, stored), {"step": step, "base": None})
+        base = facts["base"] if set(stored) == {_PROMPT} else None  # a prompt alone still needs its model
+        checkpoints.export(export_dir, checkpoints.read_params(best, stored), {"step": step, "base": base})
     outcome = {"best_step": step, "best_score": facts["score"]}
     results.write(epath.Path(folder) / _FINISHED_FILE, outcome)
     return RunResult(folder, **outcome)

@@ -22,6 +22,7 @@ from promot_t5x import (
     examples,
     features,
     flags,
+    gin_checks,
     initialize,
     launcher,
     parameter_table,
@@ -42,11 +43,13 @@ class Validation:
       task: a seqio task.
       split: its split.
       config: lengths, batch size, limit.
+      prompt_id: the soft prompt attached, in a stage that attaches one.
     """
 
     task: str
     split: str
     config: evaluation.EvaluationConfig
+    prompt_id: int = 0
 
 
 def train(
@@ -88,6 +91,7 @@ def train(
       ValueError, FileNotFoundError: a configuration that cannot work, said before training starts.
     """
     which = stages.stage(stage)
+    model_dir = str(checkpoints.absolute(model_dir))
     if dry_run:
         print(parameter_table.parameter_table(_abstract_params(model, which), which, partitioner, model))
         return None
@@ -109,11 +113,11 @@ def train(
                 staged,
                 state,
                 frozen,
-                _batches(dataset, which, state.step),
+                _batches(dataset, which, state.step, model),
                 loop,
                 partitioner=partitioner,
                 save_period=checkpoint.period,
-                evaluate=_evaluator(model, which, validation, dataset.soft_prompt_id, partitioner),
+                evaluate=_evaluator(model, which, validation, partitioner),
                 save=trainer.saver(run_checkpoints, frozen, facts),
                 writer=metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not _speaks()),
             )
@@ -150,7 +154,7 @@ def _initial_params(model, which: stages.Stage, path: str | None, prompt_init, p
     return params, base
 
 
-def _batches(dataset: data.DatasetConfig, which: stages.Stage, start_batch: int):
+def _batches(dataset: data.DatasetConfig, which: stages.Stage, start_batch: int, model: EncoderDecoderModel):
     for batch in data.train_batches(
         dataset,
         start_batch=start_batch,
@@ -159,10 +163,11 @@ def _batches(dataset: data.DatasetConfig, which: stages.Stage, start_batch: int)
     ):
         if not which.attaches_prompt:
             del batch[features.SOFT_PROMPT_IDS]
+        features.check_ids(batch, model.config.vocab_size, model.config.num_prompts)
         yield batch
 
 
-def _evaluator(model, which: stages.Stage, validation: Validation | None, prompt_id: int, partitioner: Partitioner):
+def _evaluator(model, which: stages.Stage, validation: Validation | None, partitioner: Partitioner):
     if validation is not None:  # read, and kept, before training: a misspelt split shows at once
         config = validation.config
         examples.eval_examples(validation.task, config.task_feature_lengths, validation.split, limit=config.limit)
@@ -170,7 +175,7 @@ def _evaluator(model, which: stages.Stage, validation: Validation | None, prompt
     def evaluate(params):
         if validation is None:
             return None
-        attached = prompt_id if which.attaches_prompt else None
+        attached = validation.prompt_id if which.attaches_prompt else None
         return evaluation.evaluate(
             model,
             params,
@@ -188,6 +193,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs `train` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.train", "Trains one stage of ProMoT, or a baseline.")
     invocation = launcher.start(argv, parser)
+    gin_checks.check_flags()
     launcher.configurable(train)(dry_run=invocation.dry_run)
 
 

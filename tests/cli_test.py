@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import cli, demo, flags, launcher, pipeline, results
+from promot_t5x import cli, demo, flags, gin_checks, launcher, pipeline, results
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +79,7 @@ def asked(monkeypatch) -> list[flags.Invocation]:
     def main(argv):
         invocation = flags.parse_flags(argv)
         launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-        launcher.check_macros()
+        gin_checks.check_macros()
         found.append(invocation)
 
     monkeypatch.setattr(pipeline, "main", main)

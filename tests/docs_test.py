@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import flags, launcher
+from promot_t5x import flags, gin_checks, launcher
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,7 +110,7 @@ def test_commands_parse(argv):
     given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if "demo" in argv else ()
     files = [file for file in invocation.gin_files if not file.startswith("my")]
     launcher.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
-    launcher.check_macros()
+    gin_checks.check_macros()
 
 
 @pytest.mark.parametrize("snippet", [snippet for page in PAGES for snippet in snippets(page)], ids=lambda s: s[-60:])
@@ -118,7 +118,7 @@ def test_gin_snippets_parse_behind_a_stage(snippet, tmp_path):
     (tmp_path / "my.gin").write_text(snippet, encoding="utf-8")
     files = ["recipes/trial_rte.gin", "stages/prompt_tuning.gin", "tasks/jsonl.gin", str(tmp_path / "my.gin")]
     launcher.parse(files, GIVEN)
-    launcher.check_macros()
+    gin_checks.check_macros()
 
 
 def test_guide_lists_every_macro_of_the_stages():

@@ -10,7 +10,7 @@ import pytest
 import seqio
 from etils import epath
 
-from promot_t5x import architecture, flags, launcher, layout, model, pipeline, train
+from promot_t5x import architecture, flags, gin_checks, launcher, layout, model, pipeline, train
 from promot_t5x import data as data_module
 
 FILES = {str(path.relative_to(launcher._PACKAGED)): path for path in launcher.gin_files_packaged()}
@@ -80,7 +80,7 @@ def _invocation(recipe):
 def _recipe(name) -> tuple[flags.Invocation, pipeline.Recipe]:
     invocation = _invocation(name)
     launcher.parse(invocation.gin_files, invocation.gin_bindings)
-    launcher.check_macros()
+    gin_checks.check_macros()
     return invocation, launcher.configurable(pipeline.Recipe)()
 
 
@@ -108,7 +108,7 @@ def test_file_says_what_it_is(name):
 def test_file_parses_with_what_it_says(name):
     files, bindings = NEEDS.get(name, ([], []))
     launcher.parse([*files, name], bindings)
-    launcher.check_macros()
+    gin_checks.check_macros()
     resolved = launcher.resolved_config()
     # In any order: files that stand side by side do not fight, and each brings its own imports.
     for order in itertools.permutations([*files, name]):
@@ -138,7 +138,9 @@ def _checked_splits(name):
 def test_methods_that_train_the_model_are_treated_alike(name):
     compared = ("BATCH_SIZE", "TRAIN_STEPS", "CHECKPOINT_PERIOD", "LABEL_SMOOTHING", "DROPOUT_RATE")
     settings, rates = {}, {}
-    for _, planned in _runs(name):
+    grid = set()
+    for recipe, planned in _runs(name):
+        grid = set(recipe.learning_rates)
         if planned.method == "prompt_tuning":
             assert planned.learning_rate is None
             continue
@@ -148,7 +150,7 @@ def test_methods_that_train_the_model_are_treated_alike(name):
         settings[planned.method] = found
     assert {"fine_tuning", "promot"} <= set(settings)
     assert len(set(settings.values())) == 1, settings
-    assert all(found == set(recipe.learning_rates) for found in rates.values()), rates
+    assert all(found == grid for found in rates.values()), rates
 
 
 def test_the_demo_is_what_the_results_compare():

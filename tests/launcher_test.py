@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import flags, launcher
+from promot_t5x import flags, gin_checks, launcher
 
 PACKAGE = Path(launcher.__file__).resolve().parent
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +131,7 @@ def test_resolve_error(tmp_path, monkeypatch):
 def test_dynamic_registration_and_precedence(write, library):
     path = write(MAIN)
     launcher.parse([path])
-    launcher.check_macros()
+    gin_checks.check_macros()
     run = launcher.configurable(library.run)
     assert run() == (library.Config(32, 0.1), 10, "", 0)
     assert run(steps=1)[1] == 1
@@ -148,11 +148,6 @@ def test_dynamic_registration_and_precedence(write, library):
     assert launcher.configurable(library.run)()[0] == library.Config(2, 0.1)
     launcher.parse([path], ["from gin_library import other", "core.run.seed = @other.run()", "other.run.size = 7"])
     assert launcher.configurable(library.run)()[3] == 7
-
-
-def test_imports_for_bindings_only(library):
-    launcher.parse([], ["core.run.steps = 3"], imports=["gin_library.core"])
-    assert launcher.configurable(library.run)(config=1)[1] == 3
 
 
 def test_including_file_decides_what_a_name_means(write, library):
@@ -172,7 +167,7 @@ def test_many_configurations_in_one_process(write, library):
             launcher.parse([path], [f"TRAIN_STEPS = {step}"])
         else:
             launcher.parse([aliased], [f"c.run.steps = {step}"])
-        launcher.check_macros()
+        gin_checks.check_macros()
         assert launcher.configurable(library.run)()[1] == step
         assert f"run.steps = {step}\n" in launcher.resolved_config()
     launcher.parse([write(HEADER + "core.Config.embed_dim = 3\n", "only_config.gin")])
@@ -267,34 +262,6 @@ def test_missing_and_circular_includes(write, tmp_path):
     )
 
 
-def check_error(*arguments):
-    launcher.parse(*arguments)
-    with pytest.raises(launcher.ConfigError) as caught:
-        launcher.check_macros()
-    return str(caught.value)
-
-
-def test_missing_macros(write):
-    path = write(HEADER + "TRAIN_STEPS = 1\nMIXTURE = %gin.REQUIRED\ncore.run.steps = {'a': (%TRAIN_STEP,)}\n")
-    assert check_error([path]) == (
-        f"{path}:4: MIXTURE is required and has no value: pass --gin.MIXTURE=VALUE; "
-        f"{path}:5: core.run.steps uses %TRAIN_STEP, which is defined nowhere (did you mean 'TRAIN_STEPS'?): "
-        "pass --gin.TRAIN_STEP=VALUE"
-    )
-    launcher.parse([path], ["MIXTURE = 'm'", "TRAIN_STEP = 1"])
-    launcher.check_macros()
-    path = write(HEADER + "core.run.steps = %gin.REQUIRED\n")
-    assert check_error([path]) == (
-        f"{path}:3: core.run.steps is required and has no value: pass --gin.core.run.steps=VALUE"
-    )
-    assert check_error([], ["A = %B", "B = [%A]"]) == "macro A is defined by itself: A -> B -> A"
-    assert check_error([write(MAIN)], ["TRAIN_STEP = 3"]) == (
-        "flag 'TRAIN_STEP = 3': nothing uses TRAIN_STEP (did you mean 'TRAIN_STEPS'?)"
-    )
-    launcher.parse([write(MAIN)], ["UNRELATED = 3"])
-    launcher.check_macros()
-
-
 def test_never_mentioned(library):
     with pytest.raises(launcher.ConfigError) as caught:
         launcher.configurable(library.unmentioned)
@@ -366,7 +333,7 @@ def test_run_main_lets_program_errors_through(write, library, capsys):
 
 BINARY = """
 import sys
-from promot_t5x import flags, launcher
+from promot_t5x import flags, gin_checks, launcher
 
 
 def run(steps=1):
@@ -376,7 +343,7 @@ def run(steps=1):
 def main(argv):
     invocation = flags.parse_flags(argv)
     launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    launcher.check_macros()
+    gin_checks.check_macros()
     launcher.configurable(run)()
 
 

@@ -23,7 +23,6 @@ from promot_t5x import evaluation
 from promot_t5x import pipeline
 include 'promot_t5x/gin/recipes/demo.gin'
 
-TARGET = 'toy_enfr'
 TRAIN_STEPS = 4
 CHECKPOINT_PERIOD = 2
 BATCH_SIZE = 8
@@ -50,15 +49,20 @@ def clean():
         seqio.TaskRegistry.remove(name)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A folder with the recipe and a base model: weights drawn by numpy."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tiny.gin").write_text(RECIPE)
-    rng = np.random.default_rng(0)
+def _write_base(folder, seed):
+    """A base model: weights drawn by numpy."""
+    rng = np.random.default_rng(seed)
     shapes = EncoderDecoderModel(T5Config(**{**TINY, "prompt_length": 0})).abstract_params()
     weights = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), shapes)
-    checkpoints.export(folder / "base", weights, {"step": 0, "base": None})
+    checkpoints.export(folder, weights, {"step": 0, "base": None})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with the recipe and a base model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.gin").write_text(RECIPE)
+    _write_base(folder / "base", seed=0)
     return folder
 
 
@@ -257,6 +261,38 @@ def test_another_setting_in_the_same_folder_is_refused(tiny, finished, capsys):
     assert _run(tiny, finished, "TRAIN_STEPS=6") == 1
     shown = capsys.readouterr().err
     assert "holds a run with another configuration, for example TRAIN_STEPS = 6; TRAIN_STEPS = 4 (before)" in shown
+
+
+def test_other_settings_of_the_evaluation_are_measured_again(tiny, finished, monkeypatch):
+    """Also settings that only a task knows: the same names may stand for other data."""
+    evaluated = _count(monkeypatch, evaluation, "evaluate")
+    methods = "pipeline.Recipe.methods=('pretrained',)"
+    assert _run(tiny, finished, methods) == 0 and not evaluated
+    assert _run(tiny, finished, methods, "evaluation.EvaluationConfig.limit=8") == 0 and len(evaluated) == 2
+    assert _run(tiny, finished, methods) == 0 and len(evaluated) == 4
+    assert _run(tiny, finished) == 0 and len(evaluated) == 4
+
+
+def test_another_base_at_the_same_path_is_refused(tiny, tmp_path, capsys):
+    _write_base(tmp_path / "base", seed=0)
+    ours = [f"DEMO_CHECKPOINT={tmp_path / 'base'}", "pipeline.Recipe.methods=('pretrained', 'prompt_tuning')"]
+    assert _run(tiny, tmp_path / "work", *ours) == 0
+    _write_base(tmp_path / "base", seed=1)
+    assert _run(tiny, tmp_path / "work", *ours) == 1
+    assert "was trained from a model with fingerprint" in capsys.readouterr().err
+
+
+def test_a_relative_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _run(tiny, "out/work", "pipeline.Recipe.methods=('pretrained', 'prompt_tuning')") == 0
+    assert (tmp_path / "out" / "work" / "seed0" / "prompt_tuning" / "finished.json").exists()
+    assert (tmp_path / "out" / "work" / "results.json").exists()
+
+
+def test_a_flag_that_means_nothing_to_any_stage_is_refused(tiny, tmp_path, capsys):
+    assert _run(tiny, tmp_path / "work", "TRAIN_STEP=3") == 1
+    assert "nothing uses TRAIN_STEP (did you mean 'TRAIN_STEPS'?)" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_missing_base_is_one_sentence(tiny, tmp_path, capsys):
