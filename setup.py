@@ -86,6 +86,7 @@ setuptools.setup(
         "etils[epath]>=1.9",
         "flax>=0.12",
         "gin-config>=0.5.0",
+        "importlib_resources>=6",  # tensorflow-datasets needs it to prepare data and does not say so
         "jax>=0.10",
         "matplotlib>=3.8",
         "numpy>=2.0",

@@ -94,7 +94,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, folder: str | epath.Path, config: CheckpointConfig):
-        self.folder = epath.Path(folder)
+        self.folder = absolute(folder)
         self._scores = _scores(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -176,8 +176,9 @@ def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
 
 
 def is_checkpoint(folder: str | epath.Path) -> bool:
-    """Whether a folder is one checkpoint written by this module (not a run folder that holds several)."""
-    return (epath.Path(folder) / "metadata" / "metadata").exists()
+    """Whether a folder is one whole checkpoint written by this module (not a run folder that holds several)."""
+    folder = epath.Path(folder)
+    return (folder / "metadata" / "metadata").exists() and ocp.path.step.is_path_finalized(folder)
 
 
 def all_steps(run_folder: str | epath.Path) -> list[int]:
@@ -185,7 +186,8 @@ def all_steps(run_folder: str | epath.Path) -> list[int]:
     folder = epath.Path(run_folder)
     if not folder.is_dir():
         return []
-    # A checkpoint that is still being written has a longer name.
+    # A checkpoint that is still being written has a longer name, or in a bucket, where nothing can be renamed, no commit
+    # file yet, which is_checkpoint looks for.
     names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
     return sorted(int(match[1]) for name, match in names.items() if match and is_checkpoint(folder / name))
 
@@ -230,19 +232,21 @@ def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
       ValueError: unreadable.
     """
     try:
-        metadata = ocp.StandardCheckpointer().metadata(absolute(folder) / "params")
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(absolute(folder) / "params")
         tree: Any = metadata.item_metadata.tree  # pyright: ignore[reportOptionalMemberAccess]
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
         raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in layout.flatten(tree).items()}
 
 
-def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, jax.Array]:
+def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """Flat parameters of a checkpoint.
 
     Args:
       folder: one checkpoint.
-      like: flat names to arrays or ShapeDtypeStructs (with shardings); must be what the checkpoint holds.
+      like: flat names to arrays or ShapeDtypeStructs; must be what the checkpoint holds. A leaf is read to where its
+        sharding says, one without a sharding into a numpy array.
 
     Raises:
       ValueError: names, shapes or dtypes differ, all listed side by side; or a damaged checkpoint.
@@ -286,17 +290,24 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
 
 
 def _restore(folder: epath.Path, like: Any) -> Any:
-    device = jax.devices()[0]
-
     def abstract(leaf):
-        sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(device)
-        return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+        if sharding := getattr(leaf, "sharding", None):
+            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+        return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))  # one number, whatever the shape
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(absolute(folder), jax.tree.map(abstract, like))
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
+        if _out_of_memory(error):
+            raise
         raise ValueError(f"{folder} cannot be read, a file of it is missing or damaged: {_line(error)}.") from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the machine is too small for the checkpoint, which is then not to blame."""
+    on_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return on_device or isinstance(error, MemoryError)
 
 
 def _line(error: Exception) -> str:

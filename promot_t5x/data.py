@@ -148,6 +148,7 @@ class _TrainingStreams:
         self._tasks = []
         for task in tasks:
             features.check_split(task, config.split)
+            features.open_vocabularies(task)
             self._tasks.append(task.replace(source=_ShardedSource(task, config)))
             self._check_not_empty(self._tasks[-1])
         if self._mixture:
@@ -213,8 +214,9 @@ def train_batches(
       decoder_loss_weights bxU as float32.
 
     Raises:
-      ValueError: unknown task, mixture or split, a split smaller than the number of shards, or rows that cannot be
-        shared evenly.
+      FileNotFoundError: no vocabulary file.
+      ValueError: unknown task, mixture or split, a split smaller than the number of shards, rows that cannot be shared
+        evenly, or a file that is no vocabulary.
     """
     if not 0 <= process_index < process_count or config.batch_size % process_count:
         raise ValueError(

@@ -18,6 +18,7 @@ def main(argv: list[str]) -> None:
             *(f"--gin_file={file}" for file in files),
             *([f"--gin_search_paths={','.join(invocation.gin_search_paths)}"] if invocation.gin_search_paths else []),
             *(["--dry_run"] if invocation.dry_run else []),
+            *([f"--tfds_data_dir={invocation.tfds_data_dir}"] if invocation.tfds_data_dir else []),
             f"--gin_bindings=WORK_DIR = {str(Path(invocation.extra['out']).absolute())!r}",
             f"--gin_bindings=DEMO_CHECKPOINT = {str(CHECKPOINT)!r}",
             *(f"--gin_bindings={binding}" for binding in invocation.gin_bindings),

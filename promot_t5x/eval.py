@@ -1,7 +1,7 @@
 """The eval binary: scores one checkpoint on seqio tasks, with the soft prompt removed, attached, or both.
 
-    python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=suites/eval.gin \
-        --gin.CHECKPOINT_PATH="'/path/to/run'" --gin.TASKS="('super_glue_cb',)" --gin.OUTPUT_DIR="'/tmp/scores'"
+    python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=tasks/rte.gin --gin_file=suites/eval.gin \
+        --gin.CHECKPOINT_PATH=/path/to/run --gin.TASKS="(%MIXTURE_OR_TASK_NAME,)" --gin.OUTPUT_DIR=/tmp/scores
 """
 
 import json

@@ -23,13 +23,19 @@ class EvaluationConfig:
 
     Attributes:
       task_feature_lengths: tokens of inputs and targets; longer inputs are cut, predictions are at most this long.
-      batch_size: rows decoded together; the results do not depend on it.
+      batch_size: rows decoded together; only sampling depends on it.
       limit: only the first examples of a split; None for all.
     """
 
     task_feature_lengths: Mapping[str, int]
     batch_size: int = 64
     limit: int | None = None
+
+    def __post_init__(self):
+        if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError(
+                f"EvaluationConfig has batch_size={self.batch_size}, limit={self.limit}: expected at least 1 (limit: or None)."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +66,9 @@ class Evaluation:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(model: EncoderDecoderModel, params, batch):
-    return model.predict_batch(params, batch, jax.random.key(0))
+def _predict(model: EncoderDecoderModel, params, batch, start):
+    # Only sampling draws; each batch then has numbers of its own.
+    return model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), start))
 
 
 def predict_tokens(
@@ -86,12 +93,7 @@ def predict_tokens(
     Raises:
       ValueError: a token outside the network's vocabulary, or no such prompt to attach.
     """
-    largest = int(examples.features["encoder_input_tokens"].max())
-    if largest >= model.config.vocab_size:
-        raise ValueError(
-            f"The inputs have the token {largest}, but the network's vocabulary has {model.config.vocab_size} "
-            "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
-        )
+    features.check_ids(examples.features, model.config.vocab_size, model.config.num_prompts)
     if prompt_id is None:
         params = {name: subtree for name, subtree in params.items() if name != "soft_prompt"}
     elif "soft_prompt" not in params:
@@ -102,10 +104,10 @@ def predict_tokens(
             raise ValueError(f"The prompt {prompt_id} was to be attached, but the checkpoint has {count}, from 0 on.")
     rows = []
     with partitioner.context():
-        for _, batch, real in eval_batches(examples, batch_size):
+        for start, batch, real in eval_batches(examples, batch_size):
             if prompt_id is not None:
                 batch = {**batch, features.SOFT_PROMPT_IDS: np.full(batch_size, prompt_id, np.int32)}
-            rows.append(np.asarray(_predict(model, params, partitioner.place_batch(batch)))[:real])
+            rows.append(np.asarray(_predict(model, params, partitioner.place_batch(batch), start))[:real])
     return np.concatenate(rows)
 
 

@@ -51,7 +51,8 @@ def eval_examples(
       The examples. `soft_prompt_ids` is not among the features: whether a prompt is attached is evaluation's choice.
 
     Raises:
-      ValueError: unknown task or split, an empty split, or bad lengths.
+      FileNotFoundError: no vocabulary file.
+      ValueError: unknown task or split, an empty split, bad lengths, or a file that is no vocabulary.
     """
     features.check_lengths(task_feature_lengths, "task_feature_lengths")
     if limit is not None and limit < 1:
@@ -60,6 +61,7 @@ def eval_examples(
     if not isinstance(task, seqio.Task):
         raise ValueError(f"task_name={task_name!r} is a mixture, expected one task: name its tasks one by one.")
     features.check_split(task, split)
+    features.open_vocabularies(task)
     return _read(task, tuple(task_feature_lengths.items()), split, limit)
 
 

@@ -116,7 +116,9 @@ def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
         raise FileNotFoundError(f"There is no vocabulary file {file}; {advice}.") from error
     except Exception as error:  # of TensorFlow, protobuf or SentencePiece, which share no class
         found = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"The vocabulary file {file} cannot be read as a SentencePiece model ({found}); {advice}.") from error
+        raise ValueError(
+            f"The vocabulary file {file} cannot be read as a SentencePiece model ({found}); {advice}."
+        ) from error
 
 
 def open_vocabularies(task: seqio.Task) -> None:

@@ -1,7 +1,7 @@
 """The infer binary: answers of a checkpoint to the inputs in a JSONL file, with the soft prompt removed or attached.
 
     python -m promot_t5x.infer --gin_file=models/mt5_xxl.gin --gin_file=suites/infer.gin \
-        --gin.CHECKPOINT_PATH="'/path/to/run'" --gin.INPUTS="'in.jsonl'" --gin.OUTPUTS="'out.jsonl'"
+        --gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.OUTPUTS=out.jsonl
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import seqio
 from etils import epath
 
-from promot_t5x import evaluation, flags, initialize, launcher, results
+from promot_t5x import evaluation, features, flags, gin_checks, initialize, launcher, results
 from promot_t5x.examples import EvalExamples
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
@@ -29,7 +29,7 @@ def infer(
     prompt_id: int | None = None,
     partitioner: Partitioner = Partitioner(),
 ) -> int:
-    """Writes the input file's rows again, each with a `prediction`.
+    """Writes the input file's rows again, each with a `prediction`; says how many inputs were too long and were cut.
 
     Args:
       model: the network and how it decodes.
@@ -45,10 +45,12 @@ def infer(
       The number of rows.
 
     Raises:
-      FileNotFoundError: no input file.
-      ValueError: a row without a text `input`, a vocabulary larger than the network's, or another network's checkpoint.
+      FileNotFoundError: no input file, or no vocabulary file.
+      ValueError: a row without a text `input`, a file that is no vocabulary, a vocabulary larger than the network's, or
+        another network's checkpoint.
     """
     rows = _read(inputs)[: config.limit]
+    features.open_vocabulary(vocabulary)
     examples = _tokenized(rows, vocabulary, config)
     params = initialize.load(checkpoint_path, model, partitioner).params
     tokens_NxU = evaluation.predict_tokens(
@@ -64,7 +66,9 @@ def infer(
         for row, tokens in zip(rows, tokens_NxU, strict=True)
     ]
     results.write_whole(epath.Path(outputs), ("\n".join(lines) + "\n").encode())
-    print(f"{len(lines)} predictions in {outputs}")
+    length = config.task_feature_lengths["inputs"]
+    cut = f"; inputs cut to {length} tokens: {examples.truncated}" if examples.truncated else ""
+    print(f"{len(lines)} predictions in {outputs}{cut}")
     return len(lines)
 
 
@@ -96,20 +100,21 @@ def _tokenized(
     tokens_NxT = np.zeros((len(rows), length), np.int32)
     truncated = 0
     for row, encoded in zip(tokens_NxT, (vocabulary.encode(row["input"]) for row in rows), strict=True):
-        encoded = [*encoded, vocabulary.eos_id]
-        truncated += len(encoded) > length
-        row[: min(len(encoded), length)] = encoded[:length]
-    features = {
+        truncated += len(encoded) > length - 1
+        encoded = [*encoded[: length - 1], vocabulary.eos_id]  # the end of the sequence stays, as in training
+        row[: len(encoded)] = encoded
+    arrays = {
         "encoder_input_tokens": tokens_NxT,
         "decoder_input_tokens": np.zeros((len(rows), width), np.int32),
     }
-    return EvalExamples("", "", tuple(rows), [None] * len(rows), features, truncated)
+    return EvalExamples("", "", tuple(rows), [None] * len(rows), arrays, truncated)
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs `infer` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.infer", "Answers the inputs of a JSONL file.")
     invocation = launcher.start(argv, parser)
+    gin_checks.check_flags()
     if not invocation.dry_run:
         launcher.configurable(infer)()
 

@@ -5,13 +5,16 @@ prompt-tuning checkpoint stores the prompt only; the rest comes from the base it
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x import checkpoints, layout, soft_prompt
 from promot_t5x.interop import t5x_checkpoint
@@ -91,7 +94,12 @@ def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool)
     if set(stored) == {_PROMPT}:
         if _PROMPT not in wanted:
             raise ValueError(f"{folder} holds a soft prompt, the network has none; set {_PROMPT_LENGTH}.")
-        base = metadata["base"]
+        base = metadata.get("base")
+        if base is None:
+            raise ValueError(
+                f"{folder} holds a soft prompt alone and names no model that it belongs to; give a checkpoint that "
+                "holds the model's weights or names them, such as the run folder that trained the prompt."
+            )
         base_folder = epath.Path(base["path"])
         if not base_folder.exists():
             raise FileNotFoundError(f"{folder} holds a soft prompt for the model in {base_folder}, which is not there.")
@@ -105,35 +113,68 @@ def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool)
         prompt_wanted = {name: leaf for name, leaf in wanted.items() if name == _PROMPT}
         return {**flat, **checkpoints.read_params(folder, prompt_wanted)}, base_path
     like = dict(wanted) if _PROMPT in stored and _PROMPT in wanted else without_prompt
+    dropped = {}
     if _PROMPT in stored and _PROMPT not in wanted:
         if not drop_prompt:
             raise ValueError(
                 f"{folder} holds a soft prompt {stored[_PROMPT].shape}, the network has none; set {_PROMPT_LENGTH}."
             )
-        like = {**like, _PROMPT: stored[_PROMPT]}
+        dropped = {_PROMPT: stored[_PROMPT]}
     same_layout = layout.is_scanned(stored) == layout.is_scanned(like)
-    as_stored = like if same_layout else _other_layout(like)
-    flat = checkpoints.read_params(folder, as_stored)
-    if drop_prompt:
-        flat, like = ({n: x for n, x in leaves.items() if n != _PROMPT} for leaves in (flat, like))
-    return _place(flat if same_layout else layout.as_stored_in(flat, like), like), str(folder)
+    as_stored = {**(like if same_layout else _other_layout(like)), **dropped}
+    return _placed(_by_stack(checkpoints.read_params(folder, as_stored)), like), str(folder)
 
 
-def _other_layout(like: Mapping[str, Any]) -> dict[str, Any]:
+def _other_layout(like: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The leaves of `like` in the other layout, cut over the mesh as they are there; never along the layers."""
     convert = layout.unstack_layers if layout.is_scanned(like) else layout.stack_layers
-    return jax.eval_shape(convert, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in like.items()})
+    shapes = jax.eval_shape(convert, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in like.items()})
+    in_like = {layout.stack_name(name): leaf for name, leaf in like.items()}
+
+    def with_sharding(name, shape):
+        twin = in_like[layout.stack_name(name)]
+        added = len(shape.shape) - len(twin.shape)  # 1 for a stack of layers, -1 for one of them, 0 for other leaves
+        spec = [None] * added + list(twin.sharding.spec)[max(-added, 0) :]
+        sharding = NamedSharding(twin.sharding.mesh, PartitionSpec(*spec))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return {name: with_sharding(name, shape) for name, shape in shapes.items()}
 
 
 def _read_t5x(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
     like = {name: leaf for name, leaf in wanted.items() if name != _PROMPT}
     canonical = _other_layout(like) if layout.is_scanned(like) else like
     checkpoints.compare(t5x_checkpoint.read_metadata(folder), canonical, str(folder))
-    flat = {name: jnp.asarray(leaf) for name, leaf in t5x_checkpoint.read_params(folder).items()}
-    return _place(layout.as_stored_in(flat, like), like), str(folder)
+    return _placed(_by_stack(t5x_checkpoint.read_params(folder)), like), str(folder)
 
 
-def _place(flat: Mapping[str, jax.Array], like: Mapping[str, Any]) -> dict[str, jax.Array]:
-    return {name: jax.device_put(leaf, like[name].sharding) for name, leaf in flat.items()}
+def _by_stack(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Flat parameters in groups that are converted and placed together: a stack or its layers, or one other leaf."""
+    groups = {}
+    for name, leaf in flat.items():
+        groups.setdefault(layout.stack_name(name), {})[name] = leaf
+    return groups
+
+
+def _placed(stacks: dict[str, dict[str, Any]], like: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Flat parameters in the layout and sharding of `like`, made one group of `stacks` after the other.
+
+    The groups are taken out of `stacks`, which must be their only owner: so no more than one leaf is held twice, and
+    none is put whole on one device.
+    """
+    placed = {}
+    for stack, wanted in _by_stack(like).items():
+        leaves = stacks.pop(stack)
+        shardings = {name: leaf.sharding for name, leaf in wanted.items()}
+        if all(isinstance(leaf, np.ndarray) for leaf in leaves.values()):
+            for name, leaf in layout.as_stored_in(leaves, wanted).items():
+                placed[name] = jax.make_array_from_callback(leaf.shape, shardings[name], leaf.__getitem__)
+        elif leaves.keys() == wanted.keys():
+            placed |= leaves  # read to where they belong
+        else:
+            convert = jax.jit(functools.partial(layout.as_stored_in, names=list(wanted)), out_shardings=shardings)
+            placed |= convert(leaves)
+    return placed
 
 
 def random_params(model: EncoderDecoderModel, partitioner: Partitioner, seed: int) -> dict[str, Any]:

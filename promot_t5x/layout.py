@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 _LAYER = re.compile(r"^(encoder|decoder)/layers_(\d+)/(.+)$")
@@ -46,7 +46,16 @@ def is_scanned(names: Iterable[str]) -> bool:
     return any(_STACK.match(name) for name in names)
 
 
-def unstack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def stack_name(name: str) -> str:
+    """The scanned stack that a layer's leaf belongs to; any other name is its own.
+
+    >>> stack_name("encoder/layers_3/mlp/wo/kernel"), stack_name("token_embedder/embedding")
+    ('encoder/layers/mlp/wo/kernel', 'token_embedder/embedding')
+    """
+    return _LAYER.sub(r"\1/layers/\3", name)
+
+
+def unstack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat parameters with every scanned stack cut into its layers (canonical names); others pass through."""
     result = {}
     for name, leaf in flat.items():
@@ -58,8 +67,10 @@ def unstack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return dict(sorted(result.items()))
 
 
-def stack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Flat parameters with the layers of each side stacked on a new leading axis; others pass through.
+
+    Layers in numpy arrays become a numpy array, without going through a device.
 
     Raises:
       ValueError: a layer lacks a parameter that others have.
@@ -67,8 +78,8 @@ def stack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     result, stacks, depths = {}, {}, {}
     for name, leaf in flat.items():
         if match := _LAYER.match(name):
-            side, index, rest = match.groups()
-            stacks.setdefault(f"{side}/layers/{rest}", {})[int(index)] = leaf
+            side, index, _ = match.groups()
+            stacks.setdefault(stack_name(name), {})[int(index)] = leaf
             depths[side] = max(depths.get(side, 0), int(index) + 1)
         else:
             result[name] = leaf
@@ -76,11 +87,12 @@ def stack_layers(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         depth = depths[name.split("/")[0]]
         if sorted(by_index) != list(range(depth)):
             raise ValueError(f"Cannot stack {name}: found layers {sorted(by_index)}, expected 0..{depth - 1}.")
-        result[name] = jnp.stack([by_index[i] for i in range(depth)])
+        leaves = [by_index[i] for i in range(depth)]
+        result[name] = (np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp).stack(leaves)
     return dict(sorted(result.items()))
 
 
-def as_stored_in(flat: Mapping[str, jax.Array], names: Iterable[str]) -> dict[str, jax.Array]:
+def as_stored_in(flat: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Converts flat parameters to the layout (scanned or per layer) that `names` are written in."""
     wanted_scanned, scanned = is_scanned(names), is_scanned(flat)
     if wanted_scanned == scanned:

@@ -1,4 +1,4 @@
-"""EncoderDecoderModel: loss, prediction and scores of a batch, with T5X's method names (the T5X model protocol).
+"""EncoderDecoderModel: loss, prediction and scores of a batch; methods are named and called as T5X's are.
 
 A batch with `soft_prompt_ids` runs with the prompt attached to the rows that name one (-1: none); a batch without that
 feature runs the program of the plain (m)T5. Params are the plain nested dictionary of the network.

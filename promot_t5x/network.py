@@ -189,9 +189,10 @@ class Transformer(nn.Module):
     def logits(self, hidden_BxUxD: Array) -> Array:
         """float32 logits_BxUxV of the decoder's output."""
         if self.config.logits_via_embedding:
-            # T5 1.0 rescales because the embedding's rows have unit variance a component.
-            hidden_BxUxD = hidden_BxUxD / jnp.sqrt(self.config.embed_dim).astype(hidden_BxUxD.dtype)
-            return self.token_embedder.attend(hidden_BxUxD).astype(jnp.float32)
+            # In float32 whatever the network computes in, as T5X does: bfloat16 would round the logits themselves. T5 1.0
+            # rescales because the embedding's rows have unit variance a component.
+            embedding_VxD = self.token_embedder.embedding.astype(jnp.float32)
+            return hidden_BxUxD.astype(jnp.float32) @ embedding_VxD.T / jnp.sqrt(self.config.embed_dim)
         return self.decoder.logits(hidden_BxUxD)
 
     def decode(self, decoder_input_tokens_BxU, encoded_BxSxD, mask_BxS, *, deterministic: bool = True) -> Array:

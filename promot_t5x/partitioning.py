@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,11 @@ class Partitioner:
 
     def mesh(self) -> Mesh:
         """The (data, model) mesh over all devices of all processes."""
+        return self._mesh
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        """Made once: every batch asks for the mesh, and ordering thousands of devices takes a while."""
         devices = jax.devices()
         if len(devices) % self.num_partitions:
             raise ValueError(

@@ -224,6 +224,7 @@ def _evaluate(
         ).value
 
     attached = 0 if has_prompt else None
+    facts = {} if planned.method == "pretrained" else checkpoints.read_metadata(asked["checkpoint"])
     scores = {
         "method": planned.method,
         "learning_rate": planned.learning_rate,
@@ -233,6 +234,7 @@ def _evaluate(
         "in_context_with_prompt": {task: score(task, recipe.in_context_split, attached) for task in recipe.in_context}
         if has_prompt
         else None,
+        "details": {"chosen step": facts["step"], "validation score": facts["score"]} if facts else {},
     }
     results.write(file, {**scores, "asked": asked})
     return results.Run(**scores)

@@ -4,7 +4,6 @@ An initialiser is called as `init(key, num_prompts, length, embedding_VxD)` and 
 functions here that build one are what gin binds (Lester et al. 2021, section 3.2, compare them).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
+
+from promot_t5x import results
 
 Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
@@ -137,20 +138,19 @@ def from_file(path: str) -> Initializer:
 
 
 def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
-    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each atomically.
+    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each whole or not at all.
 
     Args:
       folder: made when it is missing.
       prompt_NxPxD: the prompts.
-      description: what a reader needs to use it: base checkpoint path and fingerprint, task, initialisation, step.
+      description: what a reader needs to use it: base checkpoint path and fingerprint, task, step.
     """
     folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     prompts, length, embed = prompt_NxPxD.shape
     tensors = {"soft_prompt/embedding": np.ascontiguousarray(prompt_NxPxD)}
-    _replace(folder / "soft_prompt.safetensors", safetensors.numpy.save(tensors))
+    results.write_whole(folder / "soft_prompt.safetensors", safetensors.numpy.save(tensors))
     facts = {"prompts": prompts, "length": length, "embed": embed, **description}
-    _replace(folder / "soft_prompt.json", json.dumps(facts, indent=2).encode())
+    results.write(folder / "soft_prompt.json", facts)
 
 
 def load(path: str | epath.Path) -> np.ndarray:
@@ -180,9 +180,3 @@ def load(path: str | epath.Path) -> np.ndarray:
     if prompt.ndim != 3:
         raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
     return prompt
-
-
-def _replace(file: epath.Path, content: bytes) -> None:
-    temporary = file.parent / f".{file.name}.writing"
-    temporary.write_bytes(content)
-    temporary.replace(file)

@@ -6,9 +6,11 @@
 
 import dataclasses
 import difflib
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from promot_t5x import layout
@@ -103,15 +105,23 @@ def combine(trainable: Params, frozen: Params) -> Params:
     return jax.tree.map(lambda t, f: f if t is None else t, trainable, frozen, is_leaf=lambda x: x is None)
 
 
-def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`transform` applied to each layer of stacked leaves [L, …] on its own."""
-    return optax.GradientTransformation(jax.vmap(transform.init), jax.vmap(transform.update))
+    transform = optax.with_extra_args_support(transform)
+
+    def update(updates, state, params=None, **of_all_leaves):
+        return jax.vmap(functools.partial(transform.update, **of_all_leaves))(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(jax.vmap(transform.init), update)
 
 
 def staged_optimizer(
     transform: optax.GradientTransformation, params: Params, stage: Stage
 ) -> optax.GradientTransformation:
     """optax.multi_transform of `transform` over the stage's trainable leaves.
+
+    A transform sees the leaves of one label, and of stacked layers one layer at a time. What it needs to know of all
+    trainable leaves it gets as an extra argument: `gradient_norm`, sqrt(sum of g^2), which `adam` clips by.
 
     Args:
       transform: what updates one group of leaves.
@@ -120,9 +130,14 @@ def staged_optimizer(
     """
     by_leaf = labels(params, stage)
     present = sorted(set(jax.tree.leaves(by_leaf)))
-    return optax.multi_transform(
+    by_label = optax.multi_transform(
         {label: transform if label == "single" else _per_layer(transform) for label in present}, by_leaf
     )
+
+    def update(gradients, state, params=None):
+        return by_label.update(gradients, state, params, gradient_norm=optax.tree.norm(gradients))
+
+    return optax.GradientTransformation(by_label.init, update)
 
 
 def adafactor(
@@ -133,26 +148,59 @@ def adafactor(
 ) -> optax.GradientTransformation:
     """T5X's Adafactor: factored second moments from 128 x 128 on, no momentum, updates clipped at 1.
 
+    The second moment of a soft prompt is never factored, however long the prompt, as in the prompt-tuning code: its
+    rows are vectors of their own, not a matrix. All else is the same for prompt and model, in `joint_tuning` too.
+
     Args:
       learning_rate: a constant or an optax schedule.
       multiply_by_parameter_scale: T5X's default for model weights; off for prompts (Lester et al., section 3.2).
       weight_decay_rate: 1e-5 for prompts.
       decay_rate: exponent of the second moment's decay.
     """
-    return optax.adafactor(
-        learning_rate,
-        min_dim_size_to_factor=128,
-        decay_rate=decay_rate,
-        multiply_by_parameter_scale=multiply_by_parameter_scale,
-        clipping_threshold=1.0,
-        momentum=None,
-        weight_decay_rate=weight_decay_rate,
-    )
+
+    def with_moments(factored: bool) -> optax.GradientTransformation:
+        return optax.adafactor(
+            learning_rate,
+            factored=factored,
+            min_dim_size_to_factor=128,
+            decay_rate=decay_rate,
+            multiply_by_parameter_scale=multiply_by_parameter_scale,
+            clipping_threshold=1.0,
+            momentum=None,
+            weight_decay_rate=weight_decay_rate,
+        )
+
+    return optax.multi_transform({"prompt": with_moments(False), "model": with_moments(True)}, _prompt_or_model)
+
+
+def _prompt_or_model(params: Params) -> Params:
+    def label(path, _):
+        return "prompt" if "soft_prompt" in jax.tree_util.keystr(path) else "model"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def adam(
     learning_rate: float | optax.Schedule, b1: float = 0.9, b2: float = 0.999, clip_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """Adam behind an optional clip of the gradient's norm (over one label's leaves)."""
+    """Adam behind an optional clip of the gradient's norm, the norm over all leaves that train.
+
+    Args:
+      learning_rate: a constant or an optax schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      clip_norm: gradients g become g * min(1, clip_norm / |g|); None leaves them as they are.
+    """
     transform = optax.adam(learning_rate, b1=b1, b2=b2)
-    return transform if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), transform)
+    return transform if clip_norm is None else optax.chain(_clip(clip_norm), transform)
+
+
+def _clip(clip_norm: float) -> optax.GradientTransformationExtraArgs:
+    """optax.clip_by_global_norm, by the norm that `staged_optimizer` took over all labels, where it drives this."""
+
+    def update(updates, state, params=None, *, gradient_norm=None, **_):
+        norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
+        scale = jnp.minimum(1.0, clip_norm / norm)
+        return jax.tree.map(lambda g: (g * scale).astype(g.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

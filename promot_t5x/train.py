@@ -1,8 +1,7 @@
 """The train binary: one stage of ProMoT, or a baseline, on one task or mixture.
 
     python -m promot_t5x.train --gin_file=models/mt5_xxl.gin --gin_file=tasks/rte.gin \
-        --gin_file=stages/prompt_tuning.gin \
-        --gin.MODEL_DIR="'/tmp/stage1'" --gin.INITIAL_CHECKPOINT_PATH="'/path/to/checkpoint'"
+        --gin_file=stages/prompt_tuning.gin --gin.MODEL_DIR=/tmp/stage1 --gin.INITIAL_CHECKPOINT_PATH=/a/checkpoint
 """
 
 import contextlib

@@ -31,7 +31,7 @@ Batches = Iterator[Mapping[str, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What changes during training; a pytree. `step` counts the updates made in this run."""
+    """What changes during training. `step` counts the updates made in this run."""
 
     step: int
     trainable: Params

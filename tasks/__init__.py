@@ -1,4 +1,6 @@
-"""seqio tasks and mixtures of ProMoT; importing this package registers all of them.
+"""seqio tasks and mixtures of ProMoT; importing this package registers the toy world.
+
+The others are registered by their functions, which know the vocabulary and the data's place.
 
 The tasks know seqio, not the framework: the two meet in seqio's registry and in the feature names `inputs`, `targets`.
 """

@@ -16,7 +16,7 @@ from etils import epath
 SPLITS = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 
 _SLICED_FILE = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?")
-_registered: dict[str, tuple] = {}
+_registered: dict[str, dict[str, Any]] = {}
 
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
@@ -139,9 +139,9 @@ def add_task(name: str, arguments: Mapping[str, Any], **task: Any) -> None:
       ValueError: the name is registered with other arguments.
     """
     vocabulary = as_vocabulary(task.pop("vocabulary"))
-    # Vocabularies are told apart by their file: comparing two opens it.
-    file = getattr(vocabulary, "sentencepiece_model_file", None) or id(vocabulary)
-    known = ({**arguments, "vocabulary": (type(vocabulary), str(file), getattr(vocabulary, "extra_ids", None))},)
+    known: dict[str, Any] = {**arguments, "vocabulary": vocabulary}
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):  # comparing two may open their files
+        known["vocabulary"] = (type(vocabulary), str(vocabulary.sentencepiece_model_file), vocabulary.extra_ids)
     if name in seqio.TaskRegistry.names():
         if _registered.get(name) != known:
             raise ValueError(f"Task {name!r} is already registered with other arguments: give this one another name.")
@@ -188,6 +188,7 @@ def jsonl_task(
     'my_questions'
     >>> seqio.TaskRegistry.get("my_questions").splits
     ('train',)
+    >>> seqio.TaskRegistry.remove("my_questions")
     """
     if metric != "accuracy" and not callable(metric):
         raise ValueError(f'jsonl_task.metric={metric!r} is unknown, expected "accuracy" or a metric function.')

@@ -192,6 +192,21 @@ def test_data_errors_come_before_the_first_batch(config, sentence):
         data.train_batches(_config(**config))
 
 
+def test_a_missing_vocabulary_is_an_error_before_the_first_batch():
+    vocabulary = seqio.SentencePieceVocabulary("nowhere/sentencepiece.model")
+    seqio.TaskRegistry.add(
+        "data_no_vocabulary",
+        seqio.FunctionDataSource(lambda split, shuffle_files: pytest.fail("rows are read first"), splits=["train"]),
+        {k: seqio.Feature(vocabulary) for k in LENGTHS},
+        preprocessors=[seqio.preprocessors.tokenize],
+    )
+    try:
+        with pytest.raises(FileNotFoundError, match="no vocabulary file nowhere/sentencepiece.model; set VOCABULARY"):
+            data.train_batches(_config("data_no_vocabulary"))
+    finally:
+        seqio.TaskRegistry.remove("data_no_vocabulary")
+
+
 def test_rows_must_be_shared_evenly():
     with pytest.raises(ValueError, match="multiple of the number of processes"):
         data.train_batches(_config(), process_index=0, process_count=3)

@@ -1,11 +1,16 @@
-"""README, docs and the head comments of gin files say what is there: files, links, commands and gin snippets."""
+"""README, docs, docstrings and the heads of gin files say what is there: links, commands, snippets, examples."""
 
+import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import seqio
 
+import promot_t5x
 from promot_t5x import flags, gin_checks, launcher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,10 +25,16 @@ GIVEN = (
 )
 
 
+MODULES = [m.name for m in pkgutil.walk_packages(promot_t5x.__path__, "promot_t5x.")]
+
+
 @pytest.fixture(autouse=True)
-def clean_gin():
+def clean():
+    before = set(seqio.TaskRegistry.names())
     yield
     launcher.parse([])
+    for task in set(seqio.TaskRegistry.names()) - before:
+        seqio.TaskRegistry.remove(task)
 
 
 def name(path: Path) -> str:
@@ -135,3 +146,13 @@ def test_reproducing_quotes_gin_lines_that_are_there():
     assert len(quoted) > 10
     for file, line in quoted:
         assert line in (page.parent / file).read_text(encoding="utf-8").splitlines(), (file, line)
+
+
+def test_every_module_is_looked_at_for_examples():
+    assert {"promot_t5x.losses", "promot_t5x.report.tables", "promot_t5x.tasks.jsonl"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings(module):
+    """An example sees its module's own names."""
+    assert doctest.testmod(importlib.import_module(module)).failed == 0

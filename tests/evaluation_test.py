@@ -129,3 +129,9 @@ def test_errors():
     small = _Oracle(config=dataclasses.replace(CONFIG, vocab_size=100))
     with pytest.raises(ValueError, match="The inputs have the token 10., but the network's vocabulary has 100"):
         _evaluate(small, {})
+    rows = examples.eval_examples("evaluation_test", LENGTHS, "test")
+    wrong = {**rows.features, "decoder_target_tokens": rows.features["decoder_target_tokens"] + 300}
+    with pytest.raises(ValueError, match="The targets have the token .*, but the network's vocabulary has 259"):
+        evaluation.predict_tokens(
+            _Oracle(), {}, dataclasses.replace(rows, features=wrong), prompt_id=None, batch_size=4, partitioner=ONE
+        )

@@ -76,6 +76,21 @@ def test_the_last_batch_is_padded_with_zeros():
         assert joined.shape[0] == 9 and not joined[7:].any() and joined.dtype == v.dtype
 
 
+def test_a_missing_vocabulary_is_named():
+    rows = {"inputs": ["a"], "targets": ["b"]}
+    seqio.TaskRegistry.add(
+        "examples_no_vocabulary",
+        seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"]),
+        {k: seqio.Feature(seqio.SentencePieceVocabulary("nowhere/sentencepiece.model")) for k in LENGTHS},
+        preprocessors=[seqio.preprocessors.tokenize],
+    )
+    try:
+        with pytest.raises(FileNotFoundError, match="no vocabulary file nowhere/sentencepiece.model; set VOCABULARY"):
+            examples.eval_examples("examples_no_vocabulary", LENGTHS, "test")
+    finally:
+        seqio.TaskRegistry.remove("examples_no_vocabulary")
+
+
 def test_errors_say_what_there_is():
     with pytest.raises(ValueError, match="'examples_mixture' is a mixture"):
         examples.eval_examples("examples_mixture", LENGTHS, "train")

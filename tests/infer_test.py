@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import seqio
+import tensorflow as tf
 
-from promot_t5x import checkpoints, infer, initialize, launcher
+from promot_t5x import checkpoints, evaluation, examples, infer, initialize, launcher
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
 
 TINY = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1)
 TINY |= dict(num_decoder_layers=1, prompt_length=4)
@@ -58,9 +61,31 @@ def test_answers_with_and_without_the_prompt(folder, tmp_path, capsys):
         assert [{k: v for k, v in row.items() if k != "prediction"} for row in rows] == ROWS
     assert found["first"] == found["removed"], "the answers do not depend on the batch size"
     assert found["attached"] != found["removed"]
-    assert f"3 predictions in {tmp_path / 'attached'}" in capsys.readouterr().out
+    assert f"3 predictions in {tmp_path / 'attached'}; inputs cut to 16 tokens: 1\n" in capsys.readouterr().out
     assert _run(folder, tmp_path / "limited", ["--gin.evaluation.EvaluationConfig.limit=1"]) == 0
+    assert capsys.readouterr().out.endswith(f"1 predictions in {tmp_path / 'limited'}\n"), "no input was cut"
     assert _rows(tmp_path / "limited") == found["removed"][:1]
+
+
+def test_inputs_become_the_tokens_that_seqio_makes():
+    """Three, four and five bytes and the end of the sequence, in four tokens."""
+    texts, lengths = ["abc", "abcd", "abcde"], {"inputs": 4, "targets": 2}
+    rows = {"inputs": texts, "targets": texts}
+    vocabulary = seqio.ByteVocabulary()
+    seqio.TaskRegistry.add(
+        "infer_tokens",
+        seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"]),
+        {k: seqio.Feature(vocabulary) for k in lengths},
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+    )
+    try:
+        expected = examples.eval_examples("infer_tokens", lengths, "test")
+    finally:
+        seqio.TaskRegistry.remove("infer_tokens")
+    found = infer._tokenized([{"input": t} for t in texts], vocabulary, evaluation.EvaluationConfig(lengths))
+    tokens_NxT = found.features["encoder_input_tokens"]
+    np.testing.assert_array_equal(tokens_NxT, expected.features["encoder_input_tokens"])
+    assert tokens_NxT[:, -1].tolist() == [1, 1, 1] and found.truncated == 2
 
 
 @pytest.mark.parametrize(
@@ -92,12 +117,23 @@ def test_a_prompt_that_is_not_there(folder, tmp_path, capsys):
 def test_a_vocabulary_larger_than_the_networks(folder, tmp_path, capsys):
     """Embedding rows that do not exist would be read as others, silently."""
     (tmp_path / "in.jsonl").write_text('{"input": "zebra"}\n')
-    extra = ["--gin.architecture.T5Config.vocab_size=64"]
-    assert _run(folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl") == 1
+    params = initialize.random_params(EncoderDecoderModel(T5Config(**{**TINY, "vocab_size": 64})), Partitioner(), 0)
+    checkpoints.export(tmp_path / "small", params, {"step": 0, "base": None})
+    extra, changes = ["--gin.architecture.T5Config.vocab_size=64"], {"CHECKPOINT_PATH": tmp_path / "small"}
+    assert _run(folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl", **changes) == 1
     assert "have the token 125, but the network's vocabulary has 64 " in capsys.readouterr().err
+
+
+def test_a_missing_vocabulary_is_said_before_the_checkpoint_is_read(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    file = tmp_path / "absent.model"
+    assert _run(folder, tmp_path / "out", VOCABULARY_FILE=file) == 1
+    shown = capsys.readouterr().err
+    assert f"error: There is no vocabulary file {file}; set VOCABULARY_FILE to" in shown and "Traceback" not in shown
 
 
 def test_dry_run_reads_nothing(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("a dry run reads the checkpoint"))
-    assert _run(folder, tmp_path / "out", ["--dry_run"], INPUTS=tmp_path / "nowhere") == 0
+    absent = tmp_path / "nowhere"
+    assert _run(folder, tmp_path / "out", ["--dry_run"], INPUTS=absent, VOCABULARY_FILE=absent) == 0
     assert "infer.infer.inputs" in capsys.readouterr().out

@@ -106,6 +106,8 @@ def read_params(path: epath.PathLike) -> dict[str, np.ndarray]:
             continue
         try:
             params[name] = np.asarray(reads.pop(name).result())
+        except MemoryError:  # the machine is too small, the file is not to blame
+            raise
         except Exception as error:
             raise ValueError(_damaged(leaf.location, f"the array cannot be read: {_line(error)}")) from error
     return params

@@ -1,5 +1,6 @@
 """promot_t5x.tasks.jsonl: what is read from the files, when, and the sentences for what is wrong with them."""
 
+import doctest
 import json
 
 import pytest
@@ -70,6 +71,16 @@ def test_a_name_is_registered_once(added):
         jsonl.jsonl_task("jsonl_twice", "folder", vocabulary="elsewhere/sentencepiece.model")
 
 
+def test_equal_vocabularies_are_the_same_argument(added):
+    """gin makes a new one at every use of @seqio.ByteVocabulary()."""
+    added.append("jsonl_equal")
+    for _ in range(2):
+        jsonl.jsonl_task("jsonl_equal", "folder", vocabulary=seqio.ByteVocabulary())
+    for other in (seqio.ByteVocabulary(extra_ids=100), "nowhere/sentencepiece.model"):
+        with pytest.raises(ValueError, match="'jsonl_equal' is already registered with other arguments"):
+            jsonl.jsonl_task("jsonl_equal", "folder", vocabulary=other)
+
+
 @pytest.mark.parametrize(
     "content,kwargs,sentence",
     [
@@ -100,6 +111,14 @@ def test_arguments_are_checked_at_registration():
         jsonl.jsonl_task("jsonl_bad", "folder", vocabulary=VOCABULARY, splits={"train": "train.jsonl[:90%]"})
     with pytest.raises(ValueError, match="jsonl_task.metric='bleu' is unknown"):
         jsonl.jsonl_task("jsonl_bad", "folder", vocabulary=VOCABULARY, metric="bleu")
+
+
+def test_docstring_examples_hold_and_leave_nothing_behind():
+    before = set(seqio.TaskRegistry.names())
+    for _ in range(2):
+        result = doctest.testmod(jsonl)
+        assert result.attempted > 0 and result.failed == 0
+        assert set(seqio.TaskRegistry.names()) == before
 
 
 def test_accuracy_is_a_share():

@@ -1,10 +1,18 @@
 """promot_t5x.tasks.super_glue against the paper's wording, on hand-written rows and on the real files."""
 
+import collections
+import doctest
 import json
+import re
+import types
 
+import gin
 import pytest
 import seqio
+import tensorflow_datasets as tfds
+from tensorflow_datasets.text import super_glue as tfds_super_glue
 
+from promot_t5x import data, launcher
 from promot_t5x.tasks import jsonl, super_glue
 
 NAMES = ("super_glue_rte", "super_glue_cb", "super_glue_wic")
@@ -77,9 +85,95 @@ def test_errors_name_the_file(tmp_path):
 def test_tfds_is_not_touched_at_registration():
     for _ in range(2):
         super_glue.register_super_glue("nowhere/sentencepiece.model")
-    assert seqio.TaskRegistry.get("super_glue_cb").splits == ("train", "validation")
+    assert seqio.TaskRegistry.get("super_glue_cb").splits == ("train", "validation", "test")
     with pytest.raises(ValueError, match="already registered with other arguments"):
         super_glue.register_super_glue("nowhere/sentencepiece.model", data_dir="folder")
+
+
+# How the official files spell the labels, and the texts that TFDS's order of the labels makes of them.
+OFFICIAL_LABELS = {
+    "rte": {"not_entailment": "False", "entailment": "True"},
+    "cb": {"neutral": "Neither", "contradiction": "False", "entailment": "True"},
+    "wic": {True: "True", False: "False"},
+}
+TFDS_ROWS = {"train": 40, "validation": 9, "test": 6}
+
+
+def _official_row(key, split, number):
+    row = {field: f"{split} {number}" if i == 0 else field for i, field in enumerate(super_glue.TASKS[key].fields)}
+    row |= {"idx": number}
+    if key == "wic":
+        row |= {"start1": 0, "start2": 0, "end1": 1, "end2": 1}
+    labels = list(OFFICIAL_LABELS[key])
+    return row if split == "test" else {**row, "label": labels[number % len(labels)]}
+
+
+@pytest.fixture
+def tfds_folder(tmp_path, monkeypatch):
+    """TFDS's own super_glue/rte, cb and wic of generated rows; what TFDS and seqio keep in globals is put back."""
+
+    def split_generators(self, dl_manager):
+        key = self.builder_config.name
+        files = {split: tmp_path / f"{key}_{split}.jsonl" for split in TFDS_ROWS}
+        for split, file in files.items():
+            file.write_text("".join(json.dumps(_official_row(key, split, i)) + "\n" for i in range(TFDS_ROWS[split])))
+        return {split: self._generate_examples(file, split) for split, file in files.items()}
+
+    no_downloads = types.SimpleNamespace(downloaded_size=0)
+    monkeypatch.setattr(tfds_super_glue.SuperGlue, "_split_generators", split_generators)
+    monkeypatch.setattr(tfds_super_glue.SuperGlue, "_make_download_manager", lambda *_, **__: no_downloads)
+    monkeypatch.setattr(tfds.core.utils.gcs_utils, "_is_gcs_disabled", True)
+    monkeypatch.setattr(seqio.utils.LazyTfdsLoader, "_MEMOIZED_BUILDERS", {})
+    monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", None)
+    folder = tmp_path / "tfds"
+    for key in OFFICIAL_LABELS:
+        tfds_super_glue.SuperGlue(config=key, data_dir=folder).download_and_prepare()
+    return folder
+
+
+@pytest.mark.parametrize("key", OFFICIAL_LABELS)
+def test_tfds_splits(tfds_folder, key):
+    seqio.set_tfds_data_dir_override(str(tfds_folder))  # what --tfds_data_dir does
+    super_glue.register_super_glue(seqio.ByteVocabulary())
+    name = f"super_glue_{key}"
+    found = {split: _texts(name, split) for split in ("train", "validation", "test")}
+    assert {split: len(texts) for split, texts in found.items()} == {"train": 36, "validation": 4, "test": 9}
+
+    def expected(split):
+        for row in (_official_row(key, split, i) for i in range(TFDS_ROWS[split])):
+            yield super_glue.TASKS[key].template.format(**row), OFFICIAL_LABELS[key][row["label"]]
+
+    # TFDS keeps rows in an order of its own; the first nine tenths of that order train.
+    assert sorted(found["train"] + found["validation"]) == sorted(expected("train"))
+    stored = tfds.load(f"super_glue/{key}:1.0.2", split="train", data_dir=tfds_folder, download=False)
+    order = [int(row["idx"]) for row in stored.as_numpy_iterator()]
+    rows = [int(re.match(r"train (\d+) ", text)[1]) for text, _ in found["train"] + found["validation"]]
+    assert rows == order
+    assert sorted(found["test"]) == sorted(expected("validation"))
+
+    lengths = {"inputs": 32, "targets": 8}
+    batch = next(data.train_batches(data.DatasetConfig(name, lengths, batch_size=36, shards=4)))
+    decode = seqio.ByteVocabulary().decode
+    targets = [decode([int(t) for t in row if t]) for row in batch["decoder_target_tokens"]]
+    assert collections.Counter(targets) == collections.Counter(target for _, target in found["train"])
+
+
+@pytest.mark.parametrize("file,values", [("rte", []), ("rte_jsonl", ["DATA_DIR = '/data'"])])
+def test_the_shipped_splits_are_the_tasks(file, values):
+    try:
+        launcher.parse(["models/mt5_small.gin", f"tasks/{file}.gin"], values)
+        name = launcher.configurable(super_glue.super_glue_task)()
+        splits = [gin.query_parameter(f"{which}_SPLIT/gin.macro.value") for which in ("TRAIN", "VALIDATION", "TEST")]
+    finally:
+        launcher.parse([])
+    assert splits == ["train", "validation", "test"]
+    assert set(splits) <= set(seqio.TaskRegistry.get(name).splits)
+
+
+def test_docstring_examples_do_not_depend_on_what_is_registered():
+    super_glue.register_super_glue("nowhere/sentencepiece.model")
+    result = doctest.testmod(super_glue)
+    assert result.attempted > 0 and result.failed == 0
 
 
 def test_real_rows_with_the_t5_vocabulary(shared_dir):

@@ -1,13 +1,11 @@
 """The toy world: vocabulary, seqio tasks, disjoint splits, held-out combinations, balance, metrics."""
 
 import collections
-import doctest
 import itertools
 import math
 import pickle
 import subprocess
 import sys
-import types
 import zlib
 
 import pytest
@@ -441,9 +439,3 @@ def test_unigram_f1_against_values_by_hand() -> None:
 def test_predictions_are_stripped() -> None:
     provider = seqio.get_mixture_or_task("toy_qa_long")
     assert provider.postprocess_fn(" it is borburg ", example={}, is_target=False) == "it is borburg"
-
-
-@pytest.mark.parametrize("module", [lexicon, generators, toy_world], ids=lambda module: module.__name__)
-def test_docstring_examples_hold(module: types.ModuleType) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted > 0 and result.failed == 0
