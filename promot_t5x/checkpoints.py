@@ -186,8 +186,8 @@ def all_steps(run_folder: str | epath.Path) -> list[int]:
     folder = epath.Path(run_folder)
     if not folder.is_dir():
         return []
-    # A checkpoint that is still being written has a longer name, or in a bucket, where nothing can be renamed, no commit
-    # file yet, which is_checkpoint looks for.
+    # A checkpoint that is still being written has a longer name, or in a bucket, where Orbax renames nothing, no commit
+    # file, which is_checkpoint looks for.
     names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
     return sorted(int(match[1]) for name, match in names.items() if match and is_checkpoint(folder / name))
 

@@ -34,7 +34,8 @@ class EvaluationConfig:
     def __post_init__(self):
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError(
-                f"EvaluationConfig has batch_size={self.batch_size}, limit={self.limit}: expected at least 1 (limit: or None)."
+                f"EvaluationConfig has batch_size={self.batch_size}, limit={self.limit}: expected at least 1, and for "
+                "limit also None."
             )
 
 

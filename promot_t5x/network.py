@@ -189,8 +189,8 @@ class Transformer(nn.Module):
     def logits(self, hidden_BxUxD: Array) -> Array:
         """float32 logits_BxUxV of the decoder's output."""
         if self.config.logits_via_embedding:
-            # In float32 whatever the network computes in, as T5X does: bfloat16 would round the logits themselves. T5 1.0
-            # rescales because the embedding's rows have unit variance a component.
+            # In float32 whatever the network computes in, as in T5X: bfloat16 would round the logits themselves.
+            # Rescaled because the embedding's rows have unit variance a component.
             embedding_VxD = self.token_embedder.embedding.astype(jnp.float32)
             return hidden_BxUxD.astype(jnp.float32) @ embedding_VxD.T / jnp.sqrt(self.config.embed_dim)
         return self.decoder.logits(hidden_BxUxD)

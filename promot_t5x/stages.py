@@ -134,8 +134,8 @@ def staged_optimizer(
         {label: transform if label == "single" else _per_layer(transform) for label in present}, by_leaf
     )
 
-    def update(gradients, state, params=None):
-        return by_label.update(gradients, state, params, gradient_norm=optax.tree.norm(gradients))
+    def update(updates, state, params=None):
+        return by_label.update(updates, state, params, gradient_norm=optax.tree.norm(updates))
 
     return optax.GradientTransformation(by_label.init, update)
 

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tensorflow as tf
 
 from promot_t5x import checkpoints, layout, stages, trainer
 from promot_t5x.architecture import T5Config
@@ -118,6 +120,34 @@ def test_unfinished_and_foreign_folders_are_no_checkpoints(tmp_path):
     assert checkpoints.all_steps(tmp_path) == [1]
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder here that epath takes for gs://bucket."""
+    (tmp_path / "bucket").mkdir()
+    for name in ("exists", "isdir", "listdir"):
+        function = getattr(tf.io.gfile, name)
+        local = lambda path, f=function: f(str(path).replace("gs://bucket", str(tmp_path / "bucket")))  # noqa: E731
+        monkeypatch.setattr(tf.io.gfile, name, local)
+    return tmp_path / "bucket"
+
+
+def test_a_checkpoint_in_a_bucket_is_whole_once_it_is_committed(bucket):
+    """Orbax writes there into the folder with the final name, and its commit file last."""
+    assert _save_run(bucket / "run", [0.5]) == [1]
+    assert checkpoints.all_steps("gs://bucket/run") == [1]
+    assert checkpoints.is_checkpoint("gs://bucket/run/checkpoint_1")
+    (bucket / "run" / "checkpoint_1" / "commit_success.txt").unlink()
+    assert checkpoints.all_steps("gs://bucket/run") == []
+    assert not checkpoints.is_checkpoint("gs://bucket/run/checkpoint_1")
+    assert checkpoints.all_steps(bucket / "run") == [1]  # a folder here got its name when it was whole
+
+
+def test_a_run_folder_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _save_run("run", [0.5]) == [1]
+    assert checkpoints.is_checkpoint(tmp_path / "run" / "checkpoint_1")
+
+
 def test_metadata_errors(tmp_path):
     _save_run(tmp_path, [0.5])
     file = tmp_path / "checkpoint_1" / "metadata" / "metadata"
@@ -183,6 +213,54 @@ def test_damaged_files_give_one_sentence(tmp_path, damage):
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 600
     del caught
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no room"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")],
+)
+def test_too_little_memory_is_not_called_damage(tmp_path, monkeypatch, error):
+    _save_run(tmp_path, [0.5])
+
+    def restore(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
+    with pytest.raises(type(error), match=str(error)):
+        checkpoints.read_params(tmp_path / "checkpoint_1", _shapes(_tree()))
+
+
+def test_every_reader_is_closed(tmp_path, monkeypatch):
+    _save_run(tmp_path, [0.5])
+    opened, closed = [], []
+
+    class Checkpointer(ocp.StandardCheckpointer):
+        def __init__(self, *args, **kwargs):
+            opened.append(self)
+            super().__init__(*args, **kwargs)
+
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    monkeypatch.setattr(ocp, "StandardCheckpointer", Checkpointer)
+    checkpoints.read_params(tmp_path / "checkpoint_1", checkpoints.shapes(tmp_path / "checkpoint_1"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        checkpoints.shapes(tmp_path / "checkpoint_2")
+    assert len(opened) == 4 and opened == closed
+
+
+def test_leaves_without_a_sharding_stay_on_the_host(tmp_path):
+    tree = {"w": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3), "b": jnp.float32(2.5)}
+    checkpoints.export(tmp_path / "exported", tree, {"step": 3, "base": None})
+    stored = checkpoints.shapes(tmp_path / "exported")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {**stored, "w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16, sharding=device)}
+    for wanted, kinds in ((stored, (np.ndarray, np.ndarray)), (like, (jax.Array, np.ndarray))):
+        read = checkpoints.read_params(tmp_path / "exported", wanted)
+        for name, kind in zip(("w", "b"), kinds, strict=True):
+            assert isinstance(read[name], kind) and read[name].dtype == tree[name].dtype
+            np.testing.assert_array_equal(read[name], tree[name])
 
 
 def test_export_is_a_checkpoint_without_optimizer_state(tmp_path):

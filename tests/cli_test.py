@@ -13,12 +13,6 @@ from promot_t5x import cli, demo, flags, gin_checks, launcher, pipeline, results
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-    yield
-    launcher.parse([])
-
-
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
 def test_help_names_every_verb(argv, capsys):
     assert cli.main(argv) == 0

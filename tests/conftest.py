@@ -1,5 +1,6 @@
-"""Settings every test shares: CPU only, quiet TensorFlow, the folder of shared fixtures."""
+"""What every test shares: CPU only, quiet TensorFlow, nothing global left behind, the folder of shared fixtures."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -8,9 +9,26 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import seqio  # noqa: E402
+
+import promot_t5x.tasks  # noqa: E402, F401  # what it registers is there before the first test
+from promot_t5x import architecture, checkpoints, gin_parsing, model  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_global_stays():
+    """No gin configuration and no seqio task outlives the test that made it."""
+    before = set(seqio.TaskRegistry.names())
+    yield
+    gin_parsing.clear()
+    for name in set(seqio.TaskRegistry.names()) - before:
+        seqio.TaskRegistry.remove(name)
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +38,31 @@ def shared_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder} with fixtures and data; set PROMOT_SHARED to where it is")
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyModel:
+    """A network for the binaries: folder/with has a prompt that changes its answers, folder/without has none."""
+
+    sizes: dict[str, int]
+    folder: pathlib.Path
+
+    @property
+    def flags(self) -> list[str]:
+        return [f"--gin.architecture.T5Config.{name}={value}" for name, value in self.sizes.items()]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> TinyModel:
+    """Its weights are drawn by numpy; its vocabulary is the toy world's, which bytes fit into as well."""
+    sizes = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1)
+    sizes |= dict(num_decoder_layers=1, prompt_length=4)
+    folder = tmp_path_factory.mktemp("tiny_model")
+    rng = np.random.default_rng(0)
+    shapes = model.EncoderDecoderModel(architecture.T5Config(**sizes)).abstract_params()
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+    params["soft_prompt"] = {"embedding": 5 * params["soft_prompt"]["embedding"]}
+    checkpoints.export(folder / "with", params, {"step": 0, "base": None})
+    del params["soft_prompt"]
+    checkpoints.export(folder / "without", params, {"step": 0, "base": None})
+    return TinyModel(sizes, folder)

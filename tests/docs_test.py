@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import seqio
 
 import promot_t5x
 from promot_t5x import flags, gin_checks, launcher
@@ -26,15 +25,6 @@ GIVEN = (
 
 
 MODULES = [m.name for m in pkgutil.walk_packages(promot_t5x.__path__, "promot_t5x.")]
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    before = set(seqio.TaskRegistry.names())
-    yield
-    launcher.parse([])
-    for task in set(seqio.TaskRegistry.names()) - before:
-        seqio.TaskRegistry.remove(task)
 
 
 def name(path: Path) -> str:

@@ -3,56 +3,36 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_t5x import checkpoints, initialize, launcher
 from promot_t5x import eval as binary
-from promot_t5x.architecture import T5Config
-from promot_t5x.model import EncoderDecoderModel
+from promot_t5x import initialize, launcher
 
-TINY = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1)
-TINY |= dict(num_decoder_layers=1, prompt_length=4)
 LENGTHS = "{'inputs': 28, 'targets': 6}"
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-    yield
-    launcher.parse([])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model with a prompt that changes its answers, and one without; weights drawn by numpy."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    rng = np.random.default_rng(0)
-    shapes = EncoderDecoderModel(T5Config(**TINY)).abstract_params()
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
-    params["soft_prompt"] = {"embedding": 5 * params["soft_prompt"]["embedding"]}
-    checkpoints.export(folder / "with", params, {"step": 0, "base": None})
-    del params["soft_prompt"]
-    checkpoints.export(folder / "without", params, {"step": 0, "base": None})
-    return folder
-
-
-def _run(folder, out, checkpoint="with", prompts="('removed', 'attached')", tasks="('toy_wic', 'toy_enfr')", extra=()):
-    values = dict(CHECKPOINT_PATH=folder / checkpoint, OUTPUT_DIR=out, PROMPTS=prompts, TASKS=tasks, EVAL_BATCH_SIZE=7)
+def _run(
+    tiny_model, out, checkpoint="with", prompts="('removed', 'attached')", tasks="('toy_wic', 'toy_enfr')", extra=()
+):
+    values = dict(
+        CHECKPOINT_PATH=tiny_model.folder / checkpoint, OUTPUT_DIR=out, PROMPTS=prompts, TASKS=tasks, EVAL_BATCH_SIZE=7
+    )
     flags = ["--gin_file=models/toy.gin", "--gin_file=suites/eval.gin", f"--gin.TASK_FEATURE_LENGTHS={LENGTHS}"]
     flags += ["--gin.evaluation.EvaluationConfig.limit=12", *[f"--gin.{name}={v}" for name, v in values.items()]]
-    flags += [f"--gin.architecture.T5Config.{name}={value}" for name, value in TINY.items()]
-    return launcher.run_main(binary.main, [*flags, *extra])
+    return launcher.run_main(binary.main, [*flags, *tiny_model.flags, *extra])
 
 
 def _rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_scores_and_predictions(folder, tmp_path, capsys):
-    assert _run(folder, tmp_path / "out") == 0
+def test_scores_and_predictions(tiny_model, tmp_path, capsys):
+    assert _run(tiny_model, tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert found["checkpoint"]["path"] == str(folder / "with") and found["versions"]["jax"] == jax.__version__
+    assert (
+        found["checkpoint"]["path"] == str(tiny_model.folder / "with") and found["versions"]["jax"] == jax.__version__
+    )
     asked = [(score["task"], score["split"], score["prompt"]) for score in found["scores"]]
     assert asked == [(task, "test", prompt) for task in ("toy_wic", "toy_enfr") for prompt in ("removed", "attached")]
     answers = {}
@@ -70,7 +50,7 @@ def test_scores_and_predictions(folder, tmp_path, capsys):
     assert "toy_wic test, prompt removed: accuracy" in shown and "(12 examples)" in shown
 
     # With the prompt removed the answers are those of the model that never had one.
-    assert _run(folder, tmp_path / "plain", "without", "('removed',)") == 0
+    assert _run(tiny_model, tmp_path / "plain", "without", "('removed',)") == 0
     for task in ("toy_wic", "toy_enfr"):
         name = f"{task}.test.removed.jsonl"
         assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
@@ -91,8 +71,8 @@ def test_scores_and_predictions(folder, tmp_path, capsys):
         (dict(extra=["--gin.eval.evaluate.prompt_id=1"], prompts="('attached',)"), "the checkpoint has 1, from 0 on"),
     ],
 )
-def test_a_mistake_is_one_sentence(changes, expected, folder, tmp_path, capsys):
-    assert _run(folder, tmp_path / "out", **changes) == 1
+def test_a_mistake_is_one_sentence(changes, expected, tiny_model, tmp_path, capsys):
+    assert _run(tiny_model, tmp_path / "out", **changes) == 1
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
@@ -100,8 +80,8 @@ def test_a_mistake_is_one_sentence(changes, expected, folder, tmp_path, capsys):
     assert not (tmp_path / "out" / "scores.json").exists()
 
 
-def test_dry_run_reads_nothing(folder, tmp_path, monkeypatch, capsys):
+def test_dry_run_reads_nothing(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("a dry run reads the checkpoint"))
-    assert _run(folder, tmp_path / "out", checkpoint="nowhere", extra=["--dry_run"]) == 0
+    assert _run(tiny_model, tmp_path / "out", checkpoint="nowhere", extra=["--dry_run"]) == 0
     assert "eval.evaluate.split = 'test'" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

@@ -8,12 +8,6 @@ from promot_t5x.flags import ConfigError
 HEADER = "from __gin__ import dynamic_registration\nfrom promot_t5x import pipeline\nfrom promot_t5x import trainer\n"
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-    yield
-    launcher.parse([])
-
-
 @pytest.fixture
 def write(tmp_path):
     def write_file(text):

@@ -7,7 +7,6 @@ import gin
 import jax
 import numpy as np
 import pytest
-import seqio
 from etils import epath
 
 from promot_t5x import architecture, flags, gin_checks, launcher, layout, model, pipeline, train
@@ -61,15 +60,6 @@ MT5 = {
     "mt5_xl": (32, 24, 64, 2048, 5120, 3742.6),
     "mt5_xxl": (64, 24, 64, 4096, 10240, 12921.1),
 }
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    """No configuration and no SuperGLUE task outlives a test: each names another vocabulary."""
-    yield
-    launcher.parse([])
-    for name in [name for name in seqio.TaskRegistry.names() if name.startswith("super_glue_")]:
-        seqio.TaskRegistry.remove(name)
 
 
 def _invocation(recipe):

@@ -12,14 +12,6 @@ from promot_t5x.flags import ConfigError
 HEADER = "from __gin__ import dynamic_registration\nimport fractions\n"
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-    gin_parsing.clear()
-    yield
-    gin_parsing.clear()
-    assert not gin_parsing.ORIGINS and not gin_parsing.MENTIONED and not gin_config._CONFIG
-
-
 @pytest.fixture
 def parse(tmp_path):
     """Writes files by name and parses the first; includes are found among them only."""

@@ -2,8 +2,6 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
@@ -14,26 +12,13 @@ from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
-TINY = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1)
-TINY |= dict(num_decoder_layers=1, prompt_length=4)
 ROWS = [{"id": 1, "input": "red cat"}, {"input": "un\u2028chat"}, {"input": "ä" * 40, "target": "x"}]
-
-
-@pytest.fixture(autouse=True)
-def clean_gin():
-    yield
-    launcher.parse([])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model with a prompt that changes its answers (weights drawn by numpy), inputs, and a vocabulary of bytes."""
+    """Inputs, and a vocabulary of bytes."""
     folder = tmp_path_factory.mktemp("infer")
-    rng = np.random.default_rng(0)
-    shapes = EncoderDecoderModel(T5Config(**TINY)).abstract_params()
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
-    params["soft_prompt"] = {"embedding": 5 * params["soft_prompt"]["embedding"]}
-    checkpoints.export(folder / "with", params, {"step": 0, "base": None})
     (folder / "in.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in ROWS))
     (folder / "bytes.gin").write_text(
         "from __gin__ import dynamic_registration\nimport seqio\nVOCABULARY_FILE = @seqio.ByteVocabulary()\n"
@@ -41,11 +26,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _run(folder, out, extra=(), **changes):
-    values = dict(CHECKPOINT_PATH=folder / "with", INPUTS=folder / "in.jsonl", OUTPUTS=out, EVAL_BATCH_SIZE=2)
+def _run(tiny_model, folder, out, extra=(), **changes):
+    values = dict(
+        CHECKPOINT_PATH=tiny_model.folder / "with", INPUTS=folder / "in.jsonl", OUTPUTS=out, EVAL_BATCH_SIZE=2
+    )
     values |= {"TASK_FEATURE_LENGTHS": "{'inputs': 16, 'targets': 6}", **changes}
     flags = ["--gin_file=models/toy.gin", "--gin_file=suites/infer.gin", f"--gin_file={folder / 'bytes.gin'}"]
-    flags += [f"--gin.architecture.T5Config.{name}={value}" for name, value in TINY.items()]
+    flags += tiny_model.flags
     return launcher.run_main(infer.main, [*flags, *[f"--gin.{name}={value}" for name, value in values.items()], *extra])
 
 
@@ -53,16 +40,16 @@ def _rows(file):
     return [json.loads(line) for line in file.read_text().strip().split("\n")]
 
 
-def test_answers_with_and_without_the_prompt(folder, tmp_path, capsys):
+def test_answers_with_and_without_the_prompt(tiny_model, folder, tmp_path, capsys):
     for name, changes in (("removed", {}), ("attached", {"PROMPT_ID": 0}), ("first", {"EVAL_BATCH_SIZE": 1})):
-        assert _run(folder, tmp_path / name, **changes) == 0
+        assert _run(tiny_model, folder, tmp_path / name, **changes) == 0
     found = {name: _rows(tmp_path / name) for name in ("removed", "attached", "first")}
     for rows in found.values():
         assert [{k: v for k, v in row.items() if k != "prediction"} for row in rows] == ROWS
     assert found["first"] == found["removed"], "the answers do not depend on the batch size"
     assert found["attached"] != found["removed"]
     assert f"3 predictions in {tmp_path / 'attached'}; inputs cut to 16 tokens: 1\n" in capsys.readouterr().out
-    assert _run(folder, tmp_path / "limited", ["--gin.evaluation.EvaluationConfig.limit=1"]) == 0
+    assert _run(tiny_model, folder, tmp_path / "limited", ["--gin.evaluation.EvaluationConfig.limit=1"]) == 0
     assert capsys.readouterr().out.endswith(f"1 predictions in {tmp_path / 'limited'}\n"), "no input was cut"
     assert _rows(tmp_path / "limited") == found["removed"][:1]
 
@@ -99,41 +86,43 @@ def test_inputs_become_the_tokens_that_seqio_makes():
         (None, "There is no file "),
     ],
 )
-def test_mistakes_in_the_inputs(text, expected, folder, tmp_path, capsys):
+def test_mistakes_in_the_inputs(text, expected, tiny_model, folder, tmp_path, capsys):
     if text is not None:
         (tmp_path / "in.jsonl").write_text(text)
-    assert _run(folder, tmp_path / "out.jsonl", INPUTS=tmp_path / "in.jsonl") == 1
+    assert _run(tiny_model, folder, tmp_path / "out.jsonl", INPUTS=tmp_path / "in.jsonl") == 1
     shown = capsys.readouterr().err
     (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert expected in sentence and str(tmp_path / "in.jsonl") in sentence and "Traceback" not in shown
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_prompt_that_is_not_there(folder, tmp_path, capsys):
-    assert _run(folder, tmp_path / "out", PROMPT_ID=1) == 1
+def test_a_prompt_that_is_not_there(tiny_model, folder, tmp_path, capsys):
+    assert _run(tiny_model, folder, tmp_path / "out", PROMPT_ID=1) == 1
     assert "error: The prompt 1 was to be attached, but the checkpoint has 1, from 0 on." in capsys.readouterr().err
 
 
-def test_a_vocabulary_larger_than_the_networks(folder, tmp_path, capsys):
+def test_a_vocabulary_larger_than_the_networks(tiny_model, folder, tmp_path, capsys):
     """Embedding rows that do not exist would be read as others, silently."""
     (tmp_path / "in.jsonl").write_text('{"input": "zebra"}\n')
-    params = initialize.random_params(EncoderDecoderModel(T5Config(**{**TINY, "vocab_size": 64})), Partitioner(), 0)
+    params = initialize.random_params(
+        EncoderDecoderModel(T5Config(**{**tiny_model.sizes, "vocab_size": 64})), Partitioner(), 0
+    )
     checkpoints.export(tmp_path / "small", params, {"step": 0, "base": None})
     extra, changes = ["--gin.architecture.T5Config.vocab_size=64"], {"CHECKPOINT_PATH": tmp_path / "small"}
-    assert _run(folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl", **changes) == 1
+    assert _run(tiny_model, folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl", **changes) == 1
     assert "have the token 125, but the network's vocabulary has 64 " in capsys.readouterr().err
 
 
-def test_a_missing_vocabulary_is_said_before_the_checkpoint_is_read(folder, tmp_path, monkeypatch, capsys):
+def test_a_missing_vocabulary_is_said_before_the_checkpoint_is_read(tiny_model, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("the checkpoint is read first"))
     file = tmp_path / "absent.model"
-    assert _run(folder, tmp_path / "out", VOCABULARY_FILE=file) == 1
+    assert _run(tiny_model, folder, tmp_path / "out", VOCABULARY_FILE=file) == 1
     shown = capsys.readouterr().err
     assert f"error: There is no vocabulary file {file}; set VOCABULARY_FILE to" in shown and "Traceback" not in shown
 
 
-def test_dry_run_reads_nothing(folder, tmp_path, monkeypatch, capsys):
+def test_dry_run_reads_nothing(tiny_model, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("a dry run reads the checkpoint"))
     absent = tmp_path / "nowhere"
-    assert _run(folder, tmp_path / "out", ["--dry_run"], INPUTS=absent, VOCABULARY_FILE=absent) == 0
+    assert _run(tiny_model, folder, tmp_path / "out", ["--dry_run"], INPUTS=absent, VOCABULARY_FILE=absent) == 0
     assert "infer.infer.inputs" in capsys.readouterr().out

@@ -1,7 +1,11 @@
 """promot_t5x.initialize: every kind of checkpoint a run can start from, and what is refused."""
 
 import dataclasses
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +112,13 @@ def test_a_prompt_needs_the_base_it_was_trained_with(tmp_path):
         initialize.load(tmp_path / "run", MODEL, ONE)
 
 
+def test_a_prompt_that_names_no_model(tmp_path):
+    prompt = {"soft_prompt": {"embedding": jnp.ones((1, 3, 6))}}
+    checkpoints.export(tmp_path / "prompt", prompt, {"step": 1, "base": None})
+    with pytest.raises(ValueError, match="prompt holds a soft prompt alone and names no model.*; give a checkpoint"):
+        initialize.load(tmp_path / "prompt", PROMPTED, ONE)
+
+
 def test_a_model_with_its_prompt(tmp_path):
     params = _base(tmp_path / "base", PROMPTED)
     _same(initialize.load(tmp_path / "base", PROMPTED, ONE).params, params)
@@ -166,3 +177,73 @@ def test_random_parameters_and_a_new_prompt():
     assert first["encoder"] is params["encoder"]
     with pytest.raises(ValueError, match="no soft prompt; set architecture.T5Config.prompt_length"):
         initialize.with_new_prompt(params, init, MODEL, ONE, 0)
+
+
+_FOUR_DEVICES = """
+import dataclasses, json, pathlib, sys
+import jax, numpy as np
+from flax import serialization
+from promot_t5x import checkpoints, initialize, layout
+from promot_t5x.architecture import T5Config
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+folder = pathlib.Path(sys.argv[1])
+single = EncoderDecoderModel(T5Config(384, 32, 4, 8, 64, 4, 4))
+scanned = EncoderDecoderModel(dataclasses.replace(single.config, scan_layers=True))
+rng = np.random.default_rng(0)
+params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), single.abstract_params())
+stacked = layout.unflatten({n: np.array(x) for n, x in layout.stack_layers(layout.flatten(params)).items()})
+checkpoints.export(folder / "single", params, {"step": 0, "base": None})
+checkpoints.export(folder / "scanned", stacked, {"step": 0, "base": None})
+(folder / "t5x").mkdir()
+index = {"version": 3, "optimizer": {"state": {}, "target": params}}
+(folder / "t5x" / "checkpoint").write_bytes(serialization.msgpack_serialize(index))
+whole, largest = (of(x.nbytes for x in jax.tree.leaves(stacked)) for of in (sum, max))
+
+def fullest_device():
+    buffers = {device: {} for device in jax.devices()}  # by address: a shard that was looked at is a live array too
+    for array in jax.live_arrays():
+        for shard in array.addressable_shards:
+            buffers[shard.device][shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
+    return max(sum(sizes.values()) for sizes in buffers.values())
+
+peak, convert = 0, layout.as_stored_in
+def watched(*args, **kwargs):
+    global peak
+    peak = max(peak, fullest_device())
+    return convert(*args, **kwargs)
+layout.as_stored_in = watched
+
+partitioner, report = Partitioner(num_partitions=2), {"devices": len(jax.devices()), "largest": largest / whole}
+for source in ("single", "scanned", "t5x"):
+    for wanted, model, expected in (("single", single, params), ("scanned", scanned, stacked)):
+        peak = 0
+        flat = layout.flatten(initialize.load(folder / source, model, partitioner).params)
+        peak = max(peak, fullest_device())
+        shardings = layout.flatten(partitioner.shardings(model.logical_axes(), model.abstract_params()))
+        report[f"{source} as {wanted}"] = {
+            "placed": {n: x.sharding for n, x in flat.items()} == shardings,
+            "same": all(np.array_equal(flat[n], x) for n, x in layout.flatten(expected).items()),
+            "peak": peak / whole,
+        }
+        del flat
+print(json.dumps(report))
+"""
+
+
+def test_no_model_is_ever_whole_on_one_of_four_devices(tmp_path):
+    """From either layout to either, and from T5X: each leaf goes to where its parts belong."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", _FOUR_DEVICES, str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report.pop("devices") == 4
+    # A quarter of everything, norms and biases on all devices, and the parts of one leaf in both layouts.
+    limit = 0.25 + 0.05 + 0.25 * report.pop("largest")
+    assert len(report) == 6
+    for case, facts in report.items():
+        assert facts["placed"] and facts["same"], case
+        assert 0.25 <= facts["peak"] < limit, (case, facts["peak"], limit)

@@ -53,14 +53,6 @@ core.run.steps = %TRAIN_STEPS
 )
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-    launcher.parse([])
-    yield
-    launcher.parse([])
-    assert not launcher.resolved_config()
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """A package `gin_library` made once, since gin remembers registered functions for the process."""

@@ -1,6 +1,8 @@
 """The conversion between per-layer and scanned parameters is exact, and knows when it cannot be done."""
 
+import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -43,6 +45,20 @@ def test_stack_and_unstack_return_the_same_bits():
     assert bits(restored) == bits(flat)
     assert list(restored) == sorted(restored)
     assert bits(layout.stack_layers(restored)) == bits(stacked)
+
+
+def test_stacks_are_what_their_layers_are():
+    """Host arrays never touch a device, device arrays stay there, shapes need neither."""
+    flat = per_layer()
+    stacked = layout.stack_layers(flat)
+    assert isinstance(stacked["encoder/layers/mlp/wo/kernel"], np.ndarray)
+    assert isinstance(stacked["decoder/layers/norm/scale"], jax.Array)
+    assert isinstance(layout.unstack_layers(stacked)["encoder/layers_2/mlp/wo/kernel"], np.ndarray)
+    host = {f"encoder/layers_{i}/norm/scale": np.full(2, i, ml_dtypes.bfloat16) for i in range(3)}
+    scale = layout.stack_layers(host)["encoder/layers/norm/scale"]
+    assert isinstance(scale, np.ndarray) and scale.dtype == ml_dtypes.bfloat16 and scale[2, 1] == 2
+    shapes = jax.eval_shape(layout.stack_layers, host)
+    assert shapes["encoder/layers/norm/scale"] == jax.ShapeDtypeStruct((3, 2), jnp.bfloat16)
 
 
 @pytest.mark.parametrize("layer", [0, 5, 11])

@@ -283,6 +283,18 @@ def test_logits_are_those_of_a_numpy_t5(config):
         assert relative_difference(logits[row], expected) < 1e-5
 
 
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_shared_logits_are_float32_whatever_the_network_computes_in(param_dtype):
+    """T5X multiplies bfloat16 states with the float32 embedding, and divides the float32 logits."""
+    config = dataclasses.replace(T5_1_0, dtype="bfloat16", param_dtype=param_dtype)
+    params, rng = random_params(config), np.random.default_rng(1)
+    hidden_BxUxD = jnp.asarray(rng.standard_normal((2, 5, config.embed_dim)), jnp.bfloat16)
+    logits = EncoderDecoderModel(config).module.apply({"params": params}, hidden_BxUxD, method="logits")
+    table = np.float64(params["token_embedder"]["embedding"])
+    assert logits.dtype == jnp.float32
+    assert relative_difference(logits, np.float64(hidden_BxUxD) @ table.T / np.sqrt(config.embed_dim)) < 1e-6
+
+
 def one(batch, row):
     return {key: value[row : row + 1] for key, value in batch.items()}
 

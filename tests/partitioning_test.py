@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from promot_t5x import layout
+from promot_t5x import layout, partitioning
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import MIXED_RULES, Partitioner
@@ -62,6 +62,17 @@ def test_the_number_of_partitions_divides_the_devices():
         Partitioner(count + 1).mesh()
     with pytest.raises(ValueError, match="num_partitions is 0"):
         Partitioner(0)
+
+
+def test_the_mesh_is_made_once(monkeypatch):
+    partitioner, made = Partitioner(), []
+    monkeypatch.setattr(partitioning, "Mesh", lambda *args, **kwargs: made.append(Mesh(*args, **kwargs)) or made[-1])
+    for _ in range(3):
+        partitioner.place_batch({"x": np.zeros((2, 2))})
+        with partitioner.context():
+            assert partitioner.mesh() is made[0]
+    assert len(made) == 1
+    assert partitioner == Partitioner() and hash(partitioner) == hash(Partitioner())
 
 
 def test_batches_are_placed_by_rows():

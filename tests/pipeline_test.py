@@ -41,14 +41,6 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def clean():
-    yield
-    launcher.parse([])
-    for name in [name for name in seqio.TaskRegistry.names() if name.startswith("super_glue_")]:
-        seqio.TaskRegistry.remove(name)
-
-
 def _write_base(folder, seed):
     """A base model: weights drawn by numpy."""
     rng = np.random.default_rng(seed)

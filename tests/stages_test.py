@@ -131,6 +131,19 @@ def test_optimizer_state_exists_for_trainable_leaves_only(stacked, make):
     assert len(slots("joint_tuning")) == len(slots("model_tuning")) + len(prompt_slots)
 
 
+@pytest.mark.parametrize("stage", ["prompt_tuning", "joint_tuning"])
+def test_a_long_prompt_keeps_its_whole_second_moment(stage):
+    params, which = _tree(0), stages.stage(stage)
+    params["soft_prompt"]["embedding"] = jnp.ones((2, 150, 512))
+    optimizer = stages.staged_optimizer(stages.adafactor(1e-2), params, which)
+    state = optimizer.init(stages.partition(params, which)[0])
+    slots = {jax.tree_util.keystr(path): slot.shape for path, slot in jax.tree_util.tree_flatten_with_path(state)[0]}
+    moments = {shape for name, shape in slots.items() if "soft_prompt" in name}
+    assert moments == {(2, 150, 512), (1,)}  # v; the row and column of a factored one are left empty
+    kernels = {shape for name, shape in slots.items() if "encoder" in name and "wo" in name}
+    assert kernels == ({(F,), (D,), (1,)} if which.trains_model else set())
+
+
 def test_frozen_leaves_are_absent_from_updates():
     params, which = _tree(0), stages.stage("prompt_tuning")
     trainable, _ = stages.partition(params, which)
@@ -152,6 +165,42 @@ def test_an_unknown_stage_names_the_nearest():
         stages.stage("prompt_tunning")
     with pytest.raises(ValueError, match="'xyz' does not exist; the stages are prompt_tuning, model_tuning"):
         stages.stage("xyz")
+
+
+def _adam_updates(params, gradients, clip_norm, which=stages.STAGES["joint_tuning"]):
+    """Two steps, the second with a tenth of the gradients: updates of both, flat, layer by layer."""
+    trainable, _ = stages.partition(params, which)
+    optimizer = stages.staged_optimizer(stages.adam(0.1, clip_norm=clip_norm), params, which)
+    state, update, result = optimizer.init(trainable), jax.jit(optimizer.update), []
+    for scale in (1.0, 0.1):
+        trained, _ = stages.partition(jax.tree.map(lambda g, scale=scale: g * scale, gradients), which)
+        updates, state = update(trained, state, trainable)
+        result.append(layout.unstack_layers(layout.flatten(updates)))
+    return result
+
+
+@pytest.mark.parametrize("stage", ["joint_tuning", "model_tuning"])
+def test_adam_clips_by_the_norm_of_all_trainable_leaves(stage):
+    """Also where they are stacked; the gradients of one layer are large, so that a norm of each would show."""
+    which, params = stages.stage(stage), _tree(0)
+    gradients = jax.tree_util.tree_map_with_path(
+        lambda path, g: g * 100.0 if "layers_1" in jax.tree_util.keystr(path) else g, _tree(1)
+    )
+    trained = [g for n, g in layout.flatten(gradients).items() if which.trains(n)]
+    norm = float(np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in trained)))
+    clip_norm = 0.5 * norm  # between the two steps' norms: the first is halved, the second is left as it is
+    single = _adam_updates(params, gradients, clip_norm, which)
+    stacked = _adam_updates(_stacked(params), _stacked(gradients), clip_norm, which)
+    for found, expected in zip(stacked, single, strict=True):
+        assert list(found) == list(expected) == [n for n in layout.flatten(params) if which.trains(n)]
+        for name, leaf in expected.items():
+            np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-6, err_msg=name)
+    flat = layout.flatten(gradients)
+    for name, leaf in single[1].items():  # Kingma and Ba 2015, algorithm 1, of the gradients 0.5 g and 0.1 g
+        g = np.float64(flat[name])
+        first = (0.9 * 0.1 * 0.5 * g + 0.1 * 0.1 * g) / (1 - 0.9**2)
+        second = (0.999 * 0.001 * (0.5 * g) ** 2 + 0.001 * (0.1 * g) ** 2) / (1 - 0.999**2)
+        np.testing.assert_allclose(leaf, -0.1 * first / (np.sqrt(second) + 1e-8), rtol=1e-3, err_msg=name)
 
 
 def test_adam_clips_the_gradient_before_its_moments():

@@ -33,12 +33,6 @@ VALIDATION_SPLIT = 'validation'
 SHORT = {"TRAIN_STEPS": 4, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 8, "EVAL_BATCH_SIZE": 8}
 
 
-@pytest.fixture(autouse=True)
-def clean_gin():
-    yield
-    launcher.parse([])
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     """A folder with a task's gin file and a pretrained model: weights drawn by numpy, no prompt."""

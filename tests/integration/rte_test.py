@@ -5,18 +5,9 @@ import math
 
 import numpy as np
 import pytest
-import seqio
 
 from promot_t5x import checkpoints, launcher, layout, pipeline, train
 from promot_t5x.trainer import _Progress
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    yield
-    launcher.parse([])
-    for name in [name for name in seqio.TaskRegistry.names() if name.startswith(("super_glue_", "my_"))]:
-        seqio.TaskRegistry.remove(name)
 
 
 @pytest.fixture(scope="module")
