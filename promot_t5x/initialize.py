@@ -21,7 +21,6 @@ from promot_t5x.interop import t5x_checkpoint
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
-_PROMPT = "soft_prompt/embedding"
 _PROMPT_LENGTH = "architecture.T5Config.prompt_length"
 
 
@@ -90,9 +89,9 @@ def _read_flat(
 
 def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool) -> tuple[dict[str, jax.Array], str]:
     stored, metadata = checkpoints.shapes(folder), checkpoints.read_metadata(folder)
-    without_prompt = {name: leaf for name, leaf in wanted.items() if name != _PROMPT}
-    if set(stored) == {_PROMPT}:
-        if _PROMPT not in wanted:
+    without_prompt = {name: leaf for name, leaf in wanted.items() if name != layout.PROMPT}
+    if set(stored) == {layout.PROMPT}:
+        if layout.PROMPT not in wanted:
             raise ValueError(f"{folder} holds a soft prompt, the network has none; set {_PROMPT_LENGTH}.")
         base = metadata.get("base")
         if base is None:
@@ -110,16 +109,17 @@ def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool)
                 f"{folder} holds a soft prompt for the model in {base_folder} with fingerprint {base['fingerprint']}, "
                 f"but the model there now has {found}; put the original model back."
             )
-        prompt_wanted = {name: leaf for name, leaf in wanted.items() if name == _PROMPT}
+        prompt_wanted = {name: leaf for name, leaf in wanted.items() if name == layout.PROMPT}
         return {**flat, **checkpoints.read_params(folder, prompt_wanted)}, base_path
-    like = dict(wanted) if _PROMPT in stored and _PROMPT in wanted else without_prompt
+    like = dict(wanted) if layout.PROMPT in stored and layout.PROMPT in wanted else without_prompt
     dropped = {}
-    if _PROMPT in stored and _PROMPT not in wanted:
+    if layout.PROMPT in stored and layout.PROMPT not in wanted:
         if not drop_prompt:
             raise ValueError(
-                f"{folder} holds a soft prompt {stored[_PROMPT].shape}, the network has none; set {_PROMPT_LENGTH}."
+                f"{folder} holds a soft prompt {stored[layout.PROMPT].shape}, the network has none; set "
+                f"{_PROMPT_LENGTH}."
             )
-        dropped = {_PROMPT: stored[_PROMPT]}
+        dropped = {layout.PROMPT: stored[layout.PROMPT]}
     same_layout = layout.is_scanned(stored) == layout.is_scanned(like)
     as_stored = {**(like if same_layout else _other_layout(like)), **dropped}
     return _placed(_by_stack(checkpoints.read_params(folder, as_stored)), like), str(folder)
@@ -142,7 +142,7 @@ def _other_layout(like: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _read_t5x(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
-    like = {name: leaf for name, leaf in wanted.items() if name != _PROMPT}
+    like = {name: leaf for name, leaf in wanted.items() if name != layout.PROMPT}
     canonical = _other_layout(like) if layout.is_scanned(like) else like
     checkpoints.compare(t5x_checkpoint.read_metadata(folder), canonical, str(folder))
     return _placed(_by_stack(t5x_checkpoint.read_params(folder)), like), str(folder)
@@ -201,6 +201,6 @@ def with_new_prompt(
         raise ValueError("The network has no soft prompt; set architecture.T5Config.prompt_length (the paper: 100).")
     key = jax.random.fold_in(jax.random.key(seed), 0x50)  # apart from the key that initialised the weights
     prompt_NxPxD = init(key, c.num_prompts, c.prompt_length, params["token_embedder"]["embedding"])
-    sharding = _wanted(model, partitioner)[_PROMPT].sharding
+    sharding = _wanted(model, partitioner)[layout.PROMPT].sharding
     placed = jax.device_put(jnp.asarray(prompt_NxPxD, c.param_dtype), sharding)
     return {**params, "soft_prompt": {"embedding": placed}}

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+PROMPT = "soft_prompt/embedding"
+"""The only leaf that T5X does not know: soft prompts [N, P, D]."""
+
 _LAYER = re.compile(r"^(encoder|decoder)/layers_(\d+)/(.+)$")
 _STACK = re.compile(r"^(encoder|decoder)/layers/(.+)$")
 

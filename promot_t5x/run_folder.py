@@ -15,7 +15,6 @@ from etils import epath
 from promot_t5x import checkpoints, launcher, layout, results, soft_prompt, trainer
 
 _CONFIG_FILE, _FINISHED_FILE = "config.gin", "finished.json"
-_PROMPT = "soft_prompt/embedding"
 # A run may go on with other ones of these: where it is, on which mesh, and how often it speaks.
 _MAY_CHANGE = (
     "MODEL_DIR =",
@@ -111,9 +110,9 @@ def restored(
             "or a new MODEL_DIR."
         )
     # A frozen soft prompt is stored beside the trained leaves.
-    frozen_prompt = {n: leaf for n, leaf in layout.flatten(frozen).items() if n == _PROMPT}
+    frozen_prompt = {n: leaf for n, leaf in layout.flatten(frozen).items() if n == layout.PROMPT}
     read = checkpoints.read_params(folder, layout.flatten(fresh.trainable) | frozen_prompt)
-    if frozen_prompt and not np.array_equal(read[_PROMPT], frozen_prompt[_PROMPT]):
+    if frozen_prompt and not np.array_equal(read[layout.PROMPT], frozen_prompt[layout.PROMPT]):
         raise ValueError(
             f"{folder} was trained behind another soft prompt than the initial checkpoint's; use the same initial "
             "checkpoint or a new MODEL_DIR."
@@ -133,12 +132,12 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
     step = checkpoints.best_step(folder)
     best = checkpoints.checkpoint_folder(folder, step)
     facts, stored = checkpoints.read_metadata(best), checkpoints.shapes(best)
-    if set(stored) == {_PROMPT}:
-        prompt = checkpoints.read_params(best, stored)[_PROMPT]
+    if set(stored) == {layout.PROMPT}:
+        prompt = checkpoints.read_params(best, stored)[layout.PROMPT]
         description = {key: facts[key] for key in ("step", "score", "stage", "task", "base")}
         soft_prompt.save(folder, jax.device_get(prompt), description)
     if export_dir is not None:
-        base = facts["base"] if set(stored) == {_PROMPT} else None  # a prompt alone still needs its model
+        base = facts["base"] if set(stored) == {layout.PROMPT} else None  # a prompt alone still needs its model
         checkpoints.export(export_dir, checkpoints.read_params(best, stored), {"step": step, "base": base})
     outcome = {"best_step": step, "best_score": facts["score"]}
     results.write(epath.Path(folder) / _FINISHED_FILE, outcome)
