@@ -200,7 +200,7 @@ th{font-weight:400;text-align:left}
 .scores tr.first>*{border-top:1px solid #dadce0}
 .scores tbody tr:last-child>*{border-bottom:1.5px solid #202124}
 .scores .e{border-left:1px solid #dadce0}
-small{display:block;color:#5f6368;font-size:11px;line-height:1.2}
+small{display:block;color:#5f6368;font-size:11px;line-height:1.2;white-space:nowrap}
 i{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:7px}
 .tint{white-space:nowrap}.key{display:inline-block;width:22px;height:10px;margin:0 3px 0 8px;border-radius:0}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:8px 20px;margin:0;max-width:60em}
