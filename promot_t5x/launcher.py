@@ -212,9 +212,15 @@ def _show_progress() -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if not handler.filters:
-        handler.addFilter(lambda r: r.levelno >= python_logging.WARNING or _PACKAGE in r.pathname)
+        handler.addFilter(_worth_showing)
     if getattr(sys.unraisablehook, "func", None) is not _skip_closed_loops:
         sys.unraisablehook = functools.partial(_skip_closed_loops, following=sys.unraisablehook)
+
+
+def _worth_showing(record: python_logging.LogRecord) -> bool:
+    # Orbax looks for facts of its own beside every item of a checkpoint and warns that ours has none there.
+    harmless = str(record.msg).startswith("Metadata file does not exist")
+    return _PACKAGE in record.pathname or (record.levelno >= python_logging.WARNING and not harmless)
 
 
 def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> None:

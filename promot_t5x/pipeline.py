@@ -252,10 +252,9 @@ def _print_plan(invocation: flags.Invocation, recipe: Recipe, folder: epath.Path
 
 def _show(measured: results.Run) -> None:
     rate = "" if measured.learning_rate is None else f" at learning rate {measured.learning_rate:g}"
-    mean = sum(measured.in_context.values()) / max(len(measured.in_context), 1)
-    print(
-        f"seed {measured.seed} {measured.method}{rate}: target {measured.target:.3f}, in-context {mean:.3f}", flush=True
-    )
+    others = measured.in_context.values()
+    kept = f", in-context {sum(others) / len(others):.3f}" if others else ""
+    print(f"seed {measured.seed} {measured.method}{rate}: target {measured.target:.3f}{kept}", flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
