@@ -148,6 +148,16 @@ def operative_config() -> str:
     return gin.operative_config_str()
 
 
+def bindings(config: str) -> list[str]:
+    r"""The bindings of a configuration's text, one `name = value` each, however they were broken into lines.
+
+    >>> bindings("# a comment\nimport x\nA = \\\n    {'b': 1,\n     'c': 2}\n")
+    ["A = {'b': 1, 'c': 2}"]
+    """
+    joined = re.sub(r"( \\)?\n +", " ", config)
+    return [line for line in joined.splitlines() if " = " in line and line[0] != "#"]
+
+
 def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
     """What every binary does first: reads flags and gin files, finds missing macros, prints them for a dry run.
 

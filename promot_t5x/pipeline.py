@@ -157,10 +157,8 @@ def run(
 
 def _what_scores_depend_on() -> list[str]:
     """The configuration in force, without the recipe's own: more seeds or methods leave the other runs as they are."""
-    lines = launcher.resolved_config().replace("\\\n    ", "").splitlines()
-    return [
-        line for line in lines if "." in line.split(" = ")[0] and " = " in line and not line.startswith("pipeline.")
-    ]
+    found = launcher.bindings(launcher.resolved_config())
+    return [line for line in found if "." in line.split(" = ")[0] and not line.startswith("pipeline.")]
 
 
 def _check_base(checkpoint: str, fingerprint: str, base: str) -> None:

@@ -81,8 +81,7 @@ def _check_same_config(folder: epath.Path) -> None:
 
 def _settings(config: str) -> list[str]:
     """The bindings of a configuration that decide what a run computes."""
-    lines = config.replace("\\\n    ", "").splitlines()
-    return [line for line in lines if " = " in line and not line.startswith(_MAY_CHANGE)]
+    return [line for line in launcher.bindings(config) if not line.startswith(_MAY_CHANGE)]
 
 
 def restored(

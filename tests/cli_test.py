@@ -81,8 +81,7 @@ def asked(monkeypatch) -> list[flags.Invocation]:
 
 
 def _value(macro):
-    prefix = f"{macro} = "
-    lines = launcher.resolved_config().replace("\\\n    ", "").splitlines()
+    prefix, lines = f"{macro} = ", launcher.bindings(launcher.resolved_config())
     return next(line.removeprefix(prefix) for line in lines if line.startswith(prefix))
 
 
