@@ -1,5 +1,6 @@
 """The train binary through gin, as a user runs it: flags, files it leaves, mistakes, and a run that is killed."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,9 +17,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from promot_t5x import checkpoints, launcher, layout, train, trainer
+from promot_t5x import checkpoints, initialize, launcher, layout, train, trainer
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,6 +144,30 @@ def test_another_configuration_in_the_same_folder(world, stage_1, capsys):
     code, shown = _run(_flags(world, "prompt_tuning", stage_1, SEED=1), capsys)
     assert code == 1
     assert f"error: {stage_1} holds a run with another configuration, for example SEED = 1; SEED = 0 (before)" in shown
+
+
+def test_what_changes_no_result_may_change(world, stage_1, monkeypatch, capsys):
+    _forbid_training(monkeypatch)
+    assert _run(_flags(world, "prompt_tuning", stage_1, EVAL_BATCH_SIZE=4), capsys) == (0, "")
+    monkeypatch.chdir(stage_1.parent)
+    assert _run(_flags(world, "prompt_tuning", stage_1.name), capsys)[0] == 0, "the same folder, written otherwise"
+
+
+def test_an_exported_prompt_still_names_its_model(world, tmp_path, capsys):
+    export = ["--gin.train.train.export_dir=exported"]
+    with contextlib.chdir(tmp_path):
+        assert _run([*_flags(world, "prompt_tuning", "run", TRAIN_STEPS=2), *export], capsys)[0] == 0
+    assert list(_leaves(tmp_path / "exported")) == ["soft_prompt/embedding"]
+    model = EncoderDecoderModel(T5Config(vocab_size=288, prompt_length=8, **TINY))
+    loaded = initialize.load(tmp_path / "exported", model, Partitioner())
+    assert loaded.base_path == str(world / "base") and "encoder" in loaded.params
+
+
+def test_a_prompt_that_the_network_lacks(world, tmp_path, capsys):
+    flags = _flags(world, "prompt_tuning", tmp_path / "m")
+    code, shown = _run([*flags, "--gin.data.DatasetConfig.soft_prompt_id=1"], capsys)
+    assert code == 1 and "has the soft prompt 1, but the network has 1" in shown
+    assert not (tmp_path / "m" / "finished.json").exists()
 
 
 def test_flags_reach_the_run_in_every_spelling(world, tmp_path, capsys):
