@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections.abc
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gin import config as gin_config
@@ -22,8 +22,7 @@ def check_macros() -> None:
     """
     problems: list[str] = []
     macros = _macros()
-    for (scope, selector, parameter), origin in gin_parsing.ORIGINS.items():
-        value = gin_config._CONFIG.get((scope, selector), {}).get(parameter)
+    for (_, selector, parameter), origin, value in _bound():
         resolved = with_macros_resolved(value, (origin.written,) if selector == "gin.macro" else ())
         for reference in gin_config.iterate_references({"": value}):
             name = "/".join(reference.scopes)
@@ -50,15 +49,13 @@ def unused_flag_macros() -> set[str]:
     """The macros that a flag sets and nothing uses."""
     used = {
         "/".join(reference.scopes)
-        for scope, selector, parameter in gin_parsing.ORIGINS
-        for reference in gin_config.iterate_references(
-            {"": gin_config._CONFIG.get((scope, selector), {}).get(parameter)}
-        )
+        for _, _, value in _bound()
+        for reference in gin_config.iterate_references({"": value})
         if reference.selector == "gin.macro"
     }
     return {
         macro
-        for (macro, selector, _), origin in gin_parsing.ORIGINS.items()
+        for (macro, selector, _), origin, _ in _bound()
         if selector == "gin.macro" and origin.from_flag and macro not in used
     }
 
@@ -103,6 +100,12 @@ def with_macros_resolved(value: Any, seen: tuple[str, ...] = ()) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(with_macros_resolved(item, seen) for item in value)
     return value
+
+
+def _bound() -> Iterator[tuple[tuple[str, str, str], gin_parsing.Origin, Any]]:
+    """Every binding: (scope, selector, parameter), where it was made, and its value."""
+    for (scope, selector, parameter), origin in gin_parsing.ORIGINS.items():
+        yield (scope, selector, parameter), origin, gin_config._CONFIG.get((scope, selector), {}).get(parameter)
 
 
 def _macros() -> set[str]:

@@ -172,6 +172,12 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
       ConfigError, FileNotFoundError: a mistake in a flag or gin file, in one sentence.
     """
     invocation = parse_flags(argv, parser)
+    configure(invocation)
+    return invocation
+
+
+def configure(invocation: Invocation) -> None:
+    """Makes gin's configuration that of a command; the second half of `start`, with the same errors."""
     parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
     gin_checks.check_macros()
     if invocation.dry_run:
@@ -180,7 +186,6 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
         import seqio  # heavy, and only this flag needs it here
 
         seqio.set_tfds_data_dir_override(invocation.tfds_data_dir)
-    return invocation
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -258,7 +258,12 @@ def _show(measured: results.Run) -> None:
 def main(argv: Sequence[str]) -> None:
     """Runs the recipe that the gin files and flags describe."""
     parser = flags.flag_parser("promot-t5x pipeline", "Stage 1, stage 2, baselines, evaluations, report.")
-    invocation = launcher.start(argv, parser)
+    follow(flags.parse_flags(argv, parser))
+
+
+def follow(invocation: flags.Invocation) -> None:
+    """Runs the recipe of a command that was parsed already."""
+    launcher.configure(invocation)
     launcher.configurable(run)(invocation)
 
 

@@ -70,13 +70,12 @@ def asked(monkeypatch) -> list[flags.Invocation]:
     """What the demo asks the pipeline for; nothing runs."""
     found = []
 
-    def main(argv):
-        invocation = flags.parse_flags(argv)
+    def follow(invocation):
         launcher.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
         gin_checks.check_macros()
         found.append(invocation)
 
-    monkeypatch.setattr(pipeline, "main", main)
+    monkeypatch.setattr(pipeline, "follow", follow)
     return found
 
 

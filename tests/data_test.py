@@ -148,11 +148,8 @@ def test_files_are_read_in_pieces(tmp_path):
 
     source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
     seqio.TaskRegistry.add("data_files", source, {k: feature for k in LENGTHS}, preprocessors=[parse])
-    try:
-        batches = _take(4, _config("data_files"))
-        _equal(_take(2, _config("data_files"), start_batch=2), batches[2:])
-    finally:
-        seqio.TaskRegistry.remove("data_files")
+    batches = _take(4, _config("data_files"))
+    _equal(_take(2, _config("data_files"), start_batch=2), batches[2:])
     for shard in range(4):
         stream = np.concatenate([_ids(batch)[shard::4] for batch in batches])
         assert len(set(stream // 10)) == 1 and sorted(stream[:4]) == sorted(stream[4:]) == sorted(set(stream))
@@ -200,11 +197,8 @@ def test_a_missing_vocabulary_is_an_error_before_the_first_batch():
         {k: seqio.Feature(vocabulary) for k in LENGTHS},
         preprocessors=[seqio.preprocessors.tokenize],
     )
-    try:
-        with pytest.raises(FileNotFoundError, match="no vocabulary file nowhere/sentencepiece.model; set VOCABULARY"):
-            data.train_batches(_config("data_no_vocabulary"))
-    finally:
-        seqio.TaskRegistry.remove("data_no_vocabulary")
+    with pytest.raises(FileNotFoundError, match="no vocabulary file nowhere/sentencepiece.model; set VOCABULARY"):
+        data.train_batches(_config("data_no_vocabulary"))
 
 
 def test_rows_must_be_shared_evenly():

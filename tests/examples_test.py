@@ -58,10 +58,7 @@ def test_targets_are_postprocessed():
     seqio.TaskRegistry.add(
         "examples_text", source, features, preprocessors=[seqio.preprocessors.tokenize], postprocess_fn=postprocess
     )
-    try:
-        split = examples.eval_examples("examples_text", LENGTHS, "test")
-    finally:
-        seqio.TaskRegistry.remove("examples_text")
+    split = examples.eval_examples("examples_text", LENGTHS, "test")
     assert split.targets == ["YES", "NO"]
     assert split.examples[0]["inputs_pretokenized"] == b"a"
 
@@ -84,11 +81,8 @@ def test_a_missing_vocabulary_is_named():
         {k: seqio.Feature(seqio.SentencePieceVocabulary("nowhere/sentencepiece.model")) for k in LENGTHS},
         preprocessors=[seqio.preprocessors.tokenize],
     )
-    try:
-        with pytest.raises(FileNotFoundError, match="no vocabulary file nowhere/sentencepiece.model; set VOCABULARY"):
-            examples.eval_examples("examples_no_vocabulary", LENGTHS, "test")
-    finally:
-        seqio.TaskRegistry.remove("examples_no_vocabulary")
+    with pytest.raises(FileNotFoundError, match="no vocabulary file nowhere/sentencepiece.model; set VOCABULARY"):
+        examples.eval_examples("examples_no_vocabulary", LENGTHS, "test")
 
 
 def test_errors_say_what_there_is():

@@ -65,10 +65,7 @@ def test_inputs_become_the_tokens_that_seqio_makes():
         {k: seqio.Feature(vocabulary) for k in lengths},
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
     )
-    try:
-        expected = examples.eval_examples("infer_tokens", lengths, "test")
-    finally:
-        seqio.TaskRegistry.remove("infer_tokens")
+    expected = examples.eval_examples("infer_tokens", lengths, "test")
     found = infer._tokenized([{"input": t} for t in texts], vocabulary, evaluation.EvaluationConfig(lengths))
     tokens_NxT = found.features["encoder_input_tokens"]
     np.testing.assert_array_equal(tokens_NxT, expected.features["encoder_input_tokens"])

@@ -160,12 +160,9 @@ def test_tfds_splits(tfds_folder, key):
 
 @pytest.mark.parametrize("file,values", [("rte", []), ("rte_jsonl", ["DATA_DIR = '/data'"])])
 def test_the_shipped_splits_are_the_tasks(file, values):
-    try:
-        launcher.parse(["models/mt5_small.gin", f"tasks/{file}.gin"], values)
-        name = launcher.configurable(super_glue.super_glue_task)()
-        splits = [gin.query_parameter(f"{which}_SPLIT/gin.macro.value") for which in ("TRAIN", "VALIDATION", "TEST")]
-    finally:
-        launcher.parse([])
+    launcher.parse(["models/mt5_small.gin", f"tasks/{file}.gin"], values)
+    name = launcher.configurable(super_glue.super_glue_task)()
+    splits = [gin.query_parameter(f"{which}_SPLIT/gin.macro.value") for which in ("TRAIN", "VALIDATION", "TEST")]
     assert splits == ["train", "validation", "test"]
     assert set(splits) <= set(seqio.TaskRegistry.get(name).splits)
 
