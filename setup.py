@@ -58,6 +58,7 @@ def find_demo_checkpoint() -> list[str]:
 TEST_REQUIRES = [
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
     "ruff>=0.9",
     "pyright[nodejs]>=1.1.400",  # [nodejs]: node comes as a wheel, too, instead of from nodejs.org
     "build>=1.2",
@@ -101,6 +102,7 @@ setuptools.setup(
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.8",
         "tensorflow-text>=2.20",
+        "tqdm>=4.66",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -5,14 +5,14 @@ import platform
 
 import jax
 
-from promot_t5x import flags, launcher, results
+from promot_t5x import flags, launcher, records
 
 
 def main(argv: list[str]) -> None:
     """Prints versions, devices, the data folder and where gin files come from."""
     parser = flags.flag_parser("promot-t5x doctor", __doc__)
     invocation = flags.parse_flags(argv, parser)
-    for name, version in results.versions().items():
+    for name, version in records.versions().items():
         print(f"{name:24} {version}")
     print(f"{'machine':24} {platform.platform()}, {os.cpu_count()} CPU cores")
     print(f"{'backend':24} {jax.default_backend()}: {', '.join(map(str, jax.devices()))}")

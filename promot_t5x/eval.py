@@ -1,89 +1,232 @@
 """The eval binary: scores one checkpoint on seqio tasks, with the soft prompt removed, attached, or both.
 
-    python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=tasks/rte.gin --gin_file=suites/eval.gin \
-        --gin.CHECKPOINT_PATH=/path/to/run --gin.TASKS="(%MIXTURE_OR_TASK_NAME,)" --gin.OUTPUT_DIR=/tmp/scores
+    python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=suites/in_context.gin \
+        --gin.CHECKPOINT_PATH=/path/to/run --gin.OUTPUT_DIR=/tmp/scores
 """
 
-import json
+import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import seqio
+import tqdm
 from etils import epath
 
-from promot_t5x import evaluation, flags, gin_checks, initialize, launcher, results
+from promot_t5x import (
+    answering,
+    evaluation,
+    evaluation_results,
+    examples,
+    features,
+    flags,
+    gin_checks,
+    initialize,
+    launcher,
+    predictions,
+    records,
+    soft_prompt,
+)
+from promot_t5x.evaluation_results import ATTACHED, REMOVED, Run
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
+from promot_t5x.tasks import catalog
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is asked of a checkpoint.
+
+    Attributes:
+      entries: what `catalog.entries` returned.
+      split: the split of every task.
+      config: lengths, batch size, limit, way of answering.
+      prompts: "removed", "attached", or both.
+      prompt_id: the prompt that "attached" attaches.
+    """
+
+    entries: Sequence[catalog.Entry]
+    split: str
+    config: evaluation.EvaluationConfig
+    prompts: Sequence[str] = (REMOVED,)
+    prompt_id: int = 0
+
+    def __post_init__(self):
+        if not self.prompts or not set(self.prompts) <= {REMOVED, ATTACHED}:
+            raise ValueError(f"eval.Plan.prompts is {tuple(self.prompts)}: expected 'removed', 'attached' or both.")
+
+    def read(self, entry: catalog.Entry, limit: int | None) -> examples.EvalExamples:
+        """The first examples of an entry, or all."""
+        return examples.eval_examples(entry.name, self.config.task_feature_lengths, self.split, limit=limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checkpoint:
+    """A model with its parameters, and what tells them apart from others."""
+
+    model: EncoderDecoderModel
+    params: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    partitioner: Partitioner
 
 
 def evaluate(
     model: EncoderDecoderModel,
     checkpoint_path: str,
-    tasks: Sequence[str],
-    split: str,
-    config: evaluation.EvaluationConfig,
+    plan: Plan,
     output_dir: str,
-    prompts: Sequence[str] = ("removed",),
-    prompt_id: int = 0,
     partitioner: Partitioner = Partitioner(),
-) -> list[dict[str, Any]]:
-    """Scores tasks and writes scores.json, and per task and prompt a JSONL of every input, prediction and target.
+) -> dict[str, Any]:
+    """Scores a checkpoint and writes results.json, and per run a JSONL of every prompt, prediction, target and score.
+
+    Answers are kept as they are made: a second call with the same folder asks only for those that are missing, or were
+    made by another checkpoint or decoded otherwise.
 
     Args:
       model: the network and how it decodes.
       checkpoint_path: a checkpoint or run folder of ours or of T5X.
-      tasks: seqio tasks.
-      split: their split.
-      config: lengths, batch size, limit.
+      plan: the tasks, and how they are asked.
       output_dir: where the files go.
-      prompts: "removed", "attached", or both.
-      prompt_id: the prompt that "attached" attaches.
       partitioner: the mesh.
 
     Returns:
-      One dictionary a task and prompt, as in scores.json.
+      The results, as in results.json.
 
     Raises:
-      ValueError: an unknown word in `prompts`, an unknown task, or a checkpoint of another network.
+      FileNotFoundError: no checkpoint, or no data.
+      ValueError: an unknown or empty split, a vocabulary or checkpoint of another network, no prompt to attach.
     """
-    if not prompts or not set(prompts) <= {"removed", "attached"}:
-        raise ValueError(f"eval.evaluate.prompts is {tuple(prompts)}: expected 'removed', 'attached' or both.")
+    for entry in plan.entries:  # mistakes show before the checkpoint is read
+        vocabulary = seqio.TaskRegistry.get(entry.name).output_features["inputs"].vocabulary
+        features.open_vocabulary(vocabulary)
+        features.check_vocabulary(vocabulary, model.config.vocab_size)
+        plan.read(entry, limit=1)
     loaded = initialize.load(checkpoint_path, model, partitioner)
+    prompt = loaded.params.get("soft_prompt")
+    facts = {
+        "path": checkpoint_path,
+        "base": loaded.base_path,
+        "base_fingerprint": loaded.base_fingerprint,
+        "prompt_fingerprint": None if prompt is None else soft_prompt.fingerprint(prompt["embedding"]),
+    }
+    checkpoint = _Checkpoint(model, loaded.params, facts, partitioner)
     folder = epath.Path(output_dir)
-    scores = []
-    for task in tasks:
-        for prompt in prompts:
-            attached = prompt_id if prompt == "attached" else None
-            outcome = evaluation.evaluate(
-                model, loaded.params, task, split, config, prompt_id=attached, partitioner=partitioner
-            )
-            lines = [
-                json.dumps({"input": text, "prediction": prediction, "target": target}, default=str, ensure_ascii=False)
-                for text, prediction, target in zip(outcome.inputs, outcome.predictions, outcome.targets, strict=True)
-            ]
-            results.write_whole(folder / f"{task}.{split}.{prompt}.jsonl", ("\n".join(lines) + "\n").encode())
-            scores.append(
-                {
-                    "task": task,
-                    "split": split,
-                    "prompt": prompt,
-                    "metrics": dict(outcome.metrics),
-                    "examples": len(lines),
-                    "truncated": outcome.truncated,
-                }
-            )
-            print(f"{task} {split}, prompt {prompt}: {outcome.metric} {outcome.value:.4f} ({len(lines)} examples)")
-    checkpoint = {"path": checkpoint_path, "base": loaded.base_path, "base_fingerprint": loaded.base_fingerprint}
-    results.write(folder / "scores.json", {"scores": scores, "checkpoint": checkpoint, "versions": results.versions()})
-    return scores
+    runs = []
+    asked = [(entry, prompt) for entry in plan.entries for prompt in plan.prompts]
+    for number, (entry, prompt) in enumerate(asked, start=1):
+        runs.append(_run(checkpoint, plan, entry, prompt, folder, f"{number}/{len(asked)}"))
+    config = {"decoding": dataclasses.asdict(model.decoding), "split": plan.split, **dataclasses.asdict(plan.config)}
+    found = evaluation_results.summarize(runs, config=config, checkpoint=facts, versions=records.versions())
+    records.write(folder / "results.json", found)
+    print(f"\n{evaluation_results.table(found)}\n\nResults: {folder / 'results.json'}")
+    return found
+
+
+def _run(checkpoint: _Checkpoint, plan: Plan, entry: catalog.Entry, prompt: str, folder: epath.Path, place: str) -> Run:
+    """Answers one task, or the part of it that is not answered yet, and scores it."""
+    asked = plan.read(entry, plan.config.limit)
+    way = answering.ways(asked, plan.config.answering)
+    prompt_id = plan.prompt_id if prompt == ATTACHED else None
+    made_by = _made_by(checkpoint, plan.config, way, prompt_id)
+    kept = predictions.Answers(folder, f"{entry.name}.{plan.split}.{prompt}", predictions.keys(asked, made_by))
+    missing = [number for number in range(len(asked.examples)) if number not in kept.known]
+    answer = functools.partial(
+        answering.answers,
+        checkpoint.model,
+        checkpoint.params,
+        asked,
+        way,
+        length_normalized=plan.config.length_normalized,
+        prompt_id=prompt_id,
+        batch_size=plan.config.batch_size,
+        partitioner=checkpoint.partitioner,
+    )
+    with tqdm.tqdm(
+        desc=f"{place} {entry.name}, prompt {prompt}",
+        total=len(asked.examples),
+        initial=len(asked.examples) - len(missing),
+        unit=" examples",
+        mininterval=0.5 if sys.stderr.isatty() else 10.0,
+    ) as bar:
+        try:
+            for numbers, answers in answer(rows=missing):
+                kept.add(numbers, answers)
+                bar.update(len(numbers))
+        finally:
+            kept.flush()
+    outcome = evaluation.score(asked, [kept.known[number] for number in range(len(asked.examples))])
+    kept.finish(_rows(asked, outcome))
+    return Run(entry.task, entry.k, entry.seed, entry.name, prompt, way, asked, outcome)
+
+
+def _made_by(
+    checkpoint: _Checkpoint, config: evaluation.EvaluationConfig, way: str, prompt_id: int | None
+) -> dict[str, Any]:
+    """Everything but the prompt's text that decides an answer."""
+    attached = None if prompt_id is None else [prompt_id, checkpoint.facts["prompt_fingerprint"]]
+    made_by = {
+        "checkpoint": checkpoint.facts["base_fingerprint"],
+        "attached": attached,
+        "network": dataclasses.asdict(checkpoint.model.config),
+        "answering": way,
+    }
+    if way == "rank":
+        return {**made_by, "length_normalized": config.length_normalized}
+    decoding = dataclasses.asdict(checkpoint.model.decoding)
+    return {**made_by, "decoding": decoding, "length": config.task_feature_lengths["targets"]}
+
+
+def _rows(asked: examples.EvalExamples, outcome: evaluation.Evaluation) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": predictions.input_text(example),
+            "prediction": prediction,
+            "target": target,
+            "score": alone,
+        }
+        for example, prediction, target, alone in zip(
+            asked.examples, outcome.predictions, asked.targets, outcome.example_scores, strict=True
+        )
+    ]
+
+
+def show(plan: Plan, count: int) -> None:
+    """Prints the first prompts of every entry, with their targets; no model is made or loaded."""
+    for entry in plan.entries:
+        found = plan.read(entry, count)
+        print(f"=== {entry.name}, {plan.split}: {len(found.examples)} prompts")
+        for number, (example, target) in enumerate(zip(found.examples, found.targets, strict=True), start=1):
+            length = int((found.features["encoder_input_tokens"][number - 1] != 0).sum())
+            print(f"--- {number} ({length} tokens)\n{predictions.input_text(example)}\n--> {target}")
+            if features.CHOICES in example and len(example[features.CHOICES]):
+                print(f"    of {', '.join(bytes(choice).decode() for choice in example[features.CHOICES])}")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs `evaluate` as the gin files and flags say."""
-    parser = flags.flag_parser("python -m promot_t5x.eval", "Scores a checkpoint on seqio tasks.")
-    invocation = launcher.start(argv, parser)
+    """Runs `evaluate`, or `show`, as the gin files and flags say."""
+    parser = flags.flag_parser("promot-t5x eval", "Scores a checkpoint on seqio tasks.")
+    parser.add_argument(
+        "--list", action="store_true", help="print all tasks and suites, with sizes and sources, and stop"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N examples of every task")
+    parser.add_argument("--show", type=int, metavar="N", help="print the first N prompts of every task, and stop")
+    invocation = flags.parse_flags(argv, parser)
+    extra, bindings = invocation.extra, list(invocation.gin_bindings)
+    if extra["list"]:
+        print(catalog.listing())
+        return
+    if extra["limit"] is not None:
+        bindings.append(f"evaluation.EvaluationConfig.limit = {extra['limit']}")
+    if extra["show"] is not None:  # what only a model needs may be left out
+        bindings = ["CHECKPOINT_PATH = ''", "OUTPUT_DIR = ''", *bindings]
+    launcher.configure(dataclasses.replace(invocation, gin_bindings=tuple(bindings)))
     gin_checks.check_flags()
-    if not invocation.dry_run:
+    if invocation.dry_run:
+        return
+    if extra["show"] is not None:
+        show(launcher.configurable(Plan)(), extra["show"])
+    else:
         launcher.configurable(evaluate)()
 
 

@@ -1,35 +1,39 @@
-"""A model and a seqio task -> predictions and scores, with the soft prompt attached or removed."""
+"""A model and a seqio task -> answers and scores, with the soft prompt attached or removed."""
 
 import dataclasses
-import functools
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import seqio
 from absl import logging
 
-from promot_t5x import features
-from promot_t5x.examples import EvalExamples, eval_batches, eval_examples
+from promot_t5x import answering
+from promot_t5x.answering import Answer
+from promot_t5x.examples import EvalExamples, eval_examples
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated.
+    """What is evaluated, and how it is answered.
 
     Attributes:
       task_feature_lengths: tokens of inputs and targets; longer inputs are cut, predictions are at most this long.
       batch_size: rows decoded together; only sampling depends on it.
       limit: only the first examples of a split; None for all.
+      answering: "generate", or "rank" for tasks whose examples have choices: the likeliest of these is the answer.
+      length_normalized: rank choices by their log-likelihood per token.
     """
 
     task_feature_lengths: Mapping[str, int]
     batch_size: int = 64
     limit: int | None = None
+    answering: str = "generate"
+    length_normalized: bool = False
 
     def __post_init__(self):
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
@@ -37,6 +41,8 @@ class EvaluationConfig:
                 f"EvaluationConfig has batch_size={self.batch_size}, limit={self.limit}: expected at least 1, and for "
                 "limit also None."
             )
+        if self.answering not in answering.WAYS:
+            raise ValueError(f"EvaluationConfig.answering is {self.answering!r}: expected generate or rank.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,72 +50,78 @@ class Evaluation:
     """The outcome of one task.
 
     Attributes:
-      task_name: the seqio task.
-      split: its split.
       metric: name of the task's first metric, the one `value` is.
-      value: the score, on the task's own scale.
+      value: the score, from 0 to 100 for all tasks of this package.
+      stderr: standard error of `value` over examples: the metric's own, or the analytic one of a metric that is a mean
+        over examples; None of any other.
       metrics: everything the task's metrics computed.
-      inputs: the prompts as text.
-      targets: the postprocessed targets.
-      predictions: the postprocessed predictions.
-      truncated: examples whose tokens were cut.
+      notes: what they said in words, such as BLEU's signature.
+      predictions: the postprocessed answers.
+      example_scores: the metric of every example alone; None where it has none.
     """
 
-    task_name: str
-    split: str
     metric: str
     value: float
+    stderr: float | None
     metrics: Mapping[str, float]
-    inputs: list[str]
-    targets: list[Any]
+    notes: Mapping[str, str]
     predictions: list[Any]
-    truncated: int
+    example_scores: list[float | None]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(model: EncoderDecoderModel, params, batch, start):
-    # Only sampling draws; each batch then has numbers of its own.
-    return model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), start))
-
-
-def predict_tokens(
-    model: EncoderDecoderModel,
-    params: Mapping[str, Any],
-    examples: EvalExamples,
-    *,
-    prompt_id: int | None,
-    batch_size: int,
-    partitioner: Partitioner,
-) -> np.ndarray:
-    """Decoded tokens_NxU of examples.
+def score(examples: EvalExamples, answers: Sequence[Answer]) -> Evaluation:
+    """Postprocesses answers and computes the task's metrics.
 
     Args:
-      model: decodes as its `decoding` says.
-      params: the network's parameters; a soft prompt that is not attached plays no part.
-      examples: what `examples.eval_examples` read.
-      prompt_id: the soft prompt in front of every row; None runs the plain (m)T5's program.
-      batch_size: rows a call.
-      partitioner: places batches.
+      examples: what was asked.
+      answers: one an example.
 
     Raises:
-      ValueError: a token outside the network's vocabulary, or no such prompt to attach.
+      ValueError: a task without metrics.
     """
-    features.check_ids(examples.features, model.config.vocab_size, model.config.num_prompts)
-    if prompt_id is None:
-        params = {name: subtree for name, subtree in params.items() if name != "soft_prompt"}
-    elif "soft_prompt" not in params:
-        raise ValueError("A prompt was to be attached, but the checkpoint has none; evaluate with the prompt removed.")
-    else:
-        count = params["soft_prompt"]["embedding"].shape[0]
-        if not 0 <= prompt_id < count:
-            raise ValueError(f"The prompt {prompt_id} was to be attached, but the checkpoint has {count}, from 0 on.")
-    rows = []
-    with partitioner.context():
-        for start, batch, real in eval_batches(examples, batch_size):
-            if prompt_id is not None:
-                batch = {**batch, features.SOFT_PROMPT_IDS: np.full(batch_size, prompt_id, np.int32)}
-            rows.append(np.asarray(_predict(model, params, partitioner.place_batch(batch), start))[:real])
-    return np.concatenate(rows)
+    task = seqio.TaskRegistry.get(examples.task_name)
+    predictions = [
+        task.postprocess_fn(answer.output, example=example, is_target=False)
+        for example, answer in zip(examples.examples, answers, strict=True)
+    ]
+    metrics: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    for metric_fn in task.predict_metric_fns:
+        found: Mapping[str, Any] = metric_fn(examples.targets, predictions)
+        for name, value in found.items():
+            if isinstance(value, seqio.metrics.Text):
+                notes[name] = str(value.textdata)
+            else:
+                metrics[name] = float(getattr(value, "value", value))  # seqio.metrics.Scalar has a value
+    if not metrics:
+        raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
+    metric = next(iter(metrics))
+    alone = _example_scores(task.predict_metric_fns[0], metric, examples.targets, predictions)
+    stderr = metrics.pop(f"{metric}_stderr", None)
+    if stderr is None:
+        stderr = _analytic_stderr(alone, metrics[metric])
+    return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions, alone)
+
+
+def _example_scores(
+    metric_fn: Callable[..., Mapping[str, Any]], metric: str, targets: Sequence[Any], predictions: Sequence[Any]
+) -> list[float | None]:
+    def alone(target: Any, prediction: Any) -> float | None:
+        try:
+            value = metric_fn([target], [prediction])[metric]
+            return float(getattr(value, "value", value))
+        except (ValueError, ZeroDivisionError):  # a metric of somebody else's that one example does not define
+            return None
+
+    return [alone(target, prediction) for target, prediction in zip(targets, predictions, strict=True)]
+
+
+def _analytic_stderr(scores: Sequence[float | None], value: float) -> float | None:
+    """Sample standard deviation / sqrt(n) where the metric is the mean of its values on single examples."""
+    known = [score for score in scores if score is not None]
+    if len(known) < max(len(scores), 2) or not math.isclose(np.mean(known), value, rel_tol=1e-9, abs_tol=1e-6):
+        return None
+    return float(np.std(known, ddof=1) / math.sqrt(len(known)))
 
 
 def evaluate(
@@ -139,46 +151,27 @@ def evaluate(
     """
     started = time.monotonic()
     examples = eval_examples(task_name, config.task_feature_lengths, split, limit=config.limit)
-    tokens_NxU = predict_tokens(
-        model, params, examples, prompt_id=prompt_id, batch_size=config.batch_size, partitioner=partitioner
-    )
-    task = seqio.TaskRegistry.get(task_name)
-    vocabulary = task.output_features["targets"].vocabulary
-    predictions = [
-        task.postprocess_fn(vocabulary.decode([int(t) for t in row if t]), example=example, is_target=False)
-        for row, example in zip(tokens_NxU, examples.examples, strict=True)
-    ]
-    metrics: dict[str, float] = {}
-    for metric_fn in task.predict_metric_fns:
-        found: Mapping[str, Any] = metric_fn(examples.targets, predictions)
-        metrics |= {name: float(value) for name, value in found.items()}
-    if not metrics:
-        raise ValueError(f"The task {task_name} has no metric to score predictions with; give it a metric_fn.")
-    metric = next(iter(metrics))
-    seconds = time.monotonic() - started
+    found: dict[int, Answer] = {}
+    for numbers, answers in answering.answers(
+        model,
+        params,
+        examples,
+        answering.ways(examples, config.answering),
+        length_normalized=config.length_normalized,
+        prompt_id=prompt_id,
+        batch_size=config.batch_size,
+        partitioner=partitioner,
+    ):
+        found |= zip(numbers, answers, strict=True)
+    outcome = score(examples, [found[number] for number in range(len(found))])
     logging.info(
-        "%s/%s, prompt %s: %s %.4f on %d examples (%.0f examples/s)",
+        "%s/%s, prompt %s: %s %.2f on %d examples (%.0f examples/s)",
         task_name,
         split,
         "removed" if prompt_id is None else f"{prompt_id} attached",
-        metric,
-        metrics[metric],
-        len(predictions),
-        len(predictions) / seconds,
+        outcome.metric,
+        outcome.value,
+        len(found),
+        len(found) / (time.monotonic() - started),
     )
-    return Evaluation(
-        task_name,
-        split,
-        metric,
-        metrics[metric],
-        metrics,
-        [_input_text(example) for example in examples.examples],
-        examples.targets,
-        predictions,
-        examples.truncated,
-    )
-
-
-def _input_text(example: Mapping[str, Any]) -> str:
-    text = example.get("inputs_pretokenized", b"")
-    return text.decode() if isinstance(text, bytes) else str(text)
+    return outcome

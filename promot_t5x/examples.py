@@ -5,7 +5,7 @@ Dimensions: B batch rows, T encoder length, U decoder length, N examples.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,10 @@ import seqio
 import tensorflow as tf
 
 from promot_t5x import features
+
+# Inputs are padded to the next of these widths, so that few programs serve all lengths and short inputs cost little. An
+# example's width depends on its own length alone: in whatever batch it stands, it runs through the same program.
+_NARROWEST = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +26,13 @@ class EvalExamples:
     Args:
       task_name: the seqio task.
       split: the split.
-      examples: N raw examples, whole, with inputs_pretokenized and targets_pretokenized where the task has them.
+      examples: N examples as the task made them for these lengths, with inputs_pretokenized and targets_pretokenized
+        where the task has them.
       targets: N targets after the task's postprocessing, as its metrics want them.
-      features: encoder_input_tokens NxT, decoder_input_tokens, decoder_target_tokens and decoder_loss_weights NxU.
-      truncated: number of examples with an input or target longer than its length, which were trimmed.
+      features: encoder_input_tokens NxT (T as wide as the longest input's batch), decoder_input_tokens,
+        decoder_target_tokens and decoder_loss_weights NxU.
+      truncated: number of examples that lost something to the lengths.
+      cuts: what was lost: `features.CUTS` of a task that has them, otherwise examples with `input_cut` or `target_cut`.
     """
 
     task_name: str
@@ -34,6 +41,7 @@ class EvalExamples:
     targets: list[Any]
     features: dict[str, np.ndarray]
     truncated: int
+    cuts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def eval_examples(
@@ -70,27 +78,58 @@ def eval_examples(
 def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, limit: int | None) -> EvalExamples:
     task_feature_lengths = dict(lengths)
 
-    def read(lengths: Mapping[str, int] | None) -> tf.data.Dataset:
-        return task.get_dataset(lengths, split=split, shuffle=False).take(-1 if limit is None else limit)
+    def read(lengths: Mapping[str, int] | None) -> list[dict[str, Any]]:
+        dataset = task.get_dataset(lengths, split=split, shuffle=False)
+        return list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
 
-    # Preprocessors may trim by themselves when told the lengths, so what is whole is read without any.
-    whole = list(features.as_numpy(read(None)))
-    if not whole:
+    found = read(task_feature_lengths)
+    if not found:
         raise ValueError(
             f"Split {split!r} of task {task.name!r} is empty, expected examples: look at the task's source."
         )
-    prompted = read(task_feature_lengths).map(functools.partial(features.with_prompt, soft_prompt_id=-1))
-    (tokens,) = features.as_numpy(features.padded_batch(prompted, task_feature_lengths, len(whole), False))
-    arrays = features.converted(tokens)
+    truncated, cuts = _cuts(found, task_feature_lengths, whole=functools.partial(read, None))
+    longest = max(len(example["inputs"]) for example in found)
+    widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
+    tokens = {k: _padded([example[k] for example in found], n) for k, n in widths.items()}
+    arrays = features.converted({**tokens, features.SOFT_PROMPT_IDS: np.full(len(found), -1, np.int32)})
     del arrays[features.SOFT_PROMPT_IDS]
-    return EvalExamples(
-        task_name=task.name,
-        split=split,
-        examples=tuple(whole),
-        targets=[_target(task, example) for example in whole],
-        features=arrays,
-        truncated=sum(any(len(ex[k]) > task_feature_lengths[k] for k in features.TASK_FEATURES) for ex in whole),
-    )
+    targets = [_target(task, example) for example in found]
+    return EvalExamples(task.name, split, tuple(found), targets, arrays, truncated, cuts)
+
+
+def _cuts(
+    found: list[dict[str, Any]], lengths: Mapping[str, int], whole: Callable[[], list[dict[str, Any]]]
+) -> tuple[int, dict[str, int]]:
+    """How many examples lost something, and how often what was lost.
+
+    A task that shortens its prompts says so itself. Of others an example can only have been trimmed if it is as long as
+    it may be; then all are read again, whole.
+    """
+    too_long = {k: np.zeros(len(found), bool) for k in lengths}
+    for k, length in lengths.items():
+        at_limit = any(len(example[k]) >= length for example in found)
+        if at_limit and not (k == "inputs" and features.CUTS[0] in found[0]):
+            too_long[k] = np.array([len(example[k]) > length for example in whole()])
+    cuts = {"input_cut": int(too_long["inputs"].sum()), "target_cut": int(too_long["targets"].sum())}
+    lost = too_long["inputs"] | too_long["targets"]
+    if features.CUTS[0] in found[0]:
+        counted = {name: np.array([int(example[name]) for example in found]) for name in features.CUTS}
+        cuts |= {name: int(counts.sum()) for name, counts in counted.items()}
+        lost |= (counted["exemplars_dropped"] > 0) | (counted["input_cut"] > 0)
+    return int(lost.sum()), cuts
+
+
+def _width(length: Any) -> Any:
+    """The narrowest width of a batch for inputs of a length, or of many."""
+    doublings = np.ceil(np.log2(np.maximum(np.asarray(length) / _NARROWEST, 1))).astype(int)
+    return _NARROWEST * 2**doublings
+
+
+def _padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
+    padded = np.zeros((len(rows), length), np.int32)
+    for row, tokens in zip(padded, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return padded
 
 
 def _target(task: seqio.Task, example: dict[str, Any]) -> Any:
@@ -101,34 +140,48 @@ def _target(task: seqio.Task, example: dict[str, Any]) -> Any:
     return task.postprocess_fn(text, example=example, is_target=True)
 
 
-def eval_batches(examples: EvalExamples, batch_size: int) -> Iterator[tuple[int, dict[str, np.ndarray], int]]:
-    """Cuts examples into batches of one shape; the last one is filled up with rows of zeros (padding).
+def eval_batches(
+    arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Cuts features into batches of few shapes; a batch that is not full is filled up with rows of zeros (padding).
+
+    Inputs of similar length share a batch and are no wider than they need to be: 128 tokens, 256, 512, ... The widest
+    come first, so that what does not fit in memory shows at once.
 
     Args:
-      examples: what `eval_examples` read.
+      arrays: features with encoder_input_tokens NxT among them.
       batch_size: rows of every batch.
+      rows: the rows to take; None takes all.
 
     Returns:
-      An iterator over (index of the batch's first example, the features with B rows, number of real rows).
+      An iterator over (the numbers of the batch's real rows, the features with batch_size rows).
 
     Raises:
       ValueError: batch_size is not positive.
 
-    >>> ones = EvalExamples("t", "test", ({},) * 3, [None] * 3, {"decoder_input_tokens": np.ones((3, 1))}, 0)
-    >>> [(i, b["decoder_input_tokens"][:, 0].tolist(), n) for i, b, n in eval_batches(ones, 2)]
-    [(0, [1.0, 1.0], 2), (2, [1.0, 0.0], 1)]
+    >>> tokens_NxT = np.array([[5, 1, 0], [6, 1, 0], [7, 8, 1]])
+    >>> batches = eval_batches({"encoder_input_tokens": tokens_NxT}, batch_size=2)
+    >>> [(numbers, batch["encoder_input_tokens"][:, 0].tolist()) for numbers, batch in batches]
+    [([0, 1], [5, 6]), ([2], [7, 0])]
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, expected at least 1.")
+    tokens_NxT = arrays["encoder_input_tokens"]
+    chosen = np.arange(len(tokens_NxT)) if rows is None else np.asarray(rows, int)
+    used_N = (np.cumsum(tokens_NxT[chosen] != 0, axis=1).argmax(axis=1) if chosen.size else chosen) + 1
+    width_N = np.minimum(_width(used_N), tokens_NxT.shape[1])
 
-    def cut() -> Iterator[tuple[int, dict[str, np.ndarray], int]]:
-        for start in range(0, len(examples.examples), batch_size):
-            real = min(batch_size, len(examples.examples) - start)
-            padding = batch_size - real
-            batch = {
-                k: np.pad(v[start : start + real], [(0, padding)] + [(0, 0)] * (v.ndim - 1))
-                for k, v in examples.features.items()
-            }
-            yield start, batch, real
+    def cut() -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        for width in sorted(set(width_N.tolist()), reverse=True):
+            together = chosen[width_N == width]
+            for start in range(0, len(together), batch_size):
+                taken = together[start : start + batch_size]
+                batch = {k: v[taken] for k, v in arrays.items()}
+                batch["encoder_input_tokens"] = batch["encoder_input_tokens"][:, :width]
+                padding = batch_size - len(taken)
+                yield (
+                    taken.tolist(),
+                    {k: np.pad(v, [(0, padding)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()},
+                )
 
     return cut()

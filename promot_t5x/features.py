@@ -14,6 +14,10 @@ import tensorflow as tf
 
 SOFT_PROMPT_IDS = "soft_prompt_ids"
 TASK_FEATURES = ("inputs", "targets")
+CUTS = ("exemplars_dropped", "input_cut", "article_cut")
+"""Rank-0 features of a task that shortens its own prompts: what an example lost."""
+CHOICES = "choices"
+"""Rank-1 feature: the texts of the targets that an example's answer is among."""
 
 
 def with_prompt(example: dict[str, Any], soft_prompt_id: int) -> dict[str, Any]:
@@ -119,6 +123,26 @@ def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
         raise ValueError(
             f"The vocabulary file {file} cannot be read as a SentencePiece model ({found}); {advice}."
         ) from error
+
+
+def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
+    """Refuses a vocabulary that cannot be the checkpoint's: larger than the network's, or much smaller.
+
+    Embeddings are padded to a multiple of at most 256 rows (T5: 32,100 to 32,128; mT5: 250,100 to 250,112).
+
+    Raises:
+      ValueError: names both sizes.
+
+    >>> check_vocabulary(seqio.ByteVocabulary(), 384)
+    """
+    size = vocabulary.vocab_size
+    if not size <= vocab_size < size + 256:
+        name = getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)
+        raise ValueError(
+            f"The vocabulary {name} has {size} pieces, but the checkpoint's network has {vocab_size} "
+            "(architecture.T5Config.vocab_size), which does not match; set VOCABULARY_FILE and EXTRA_IDS to the "
+            "vocabulary that the model was trained with."
+        )
 
 
 def open_vocabularies(task: seqio.Task) -> None:

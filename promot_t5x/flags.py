@@ -1,8 +1,8 @@
 """T5X's flags: from a command line to gin files, gin statements and the few options beside them.
 
-The flags are `--gin_file`, `--gin_search_paths`, `--gin.NAME=VALUE`, `--gin_bindings`, `--tfds_data_dir` and
-`--dry_run`. The shell takes the quotes off `--gin.MODEL_DIR='/tmp/x'`, so a value that is not gin syntax is taken for a
-string.
+The flags are `--gin_file`, `--gin_search_paths`, `--gin.NAME=VALUE`, `--gin_bindings`, `--tfds_data_dir`, `--data_dir`
+and `--dry_run`. The shell takes the quotes off `--gin.MODEL_DIR='/tmp/x'`, so a value that is not gin syntax is taken
+for a string.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def flag_parser(prog: str | None = None, description: str | None = None) -> argp
     add("--gin_bindings", action="append", default=[], metavar="'A = 1'", help="a gin statement; repeatable")
     add("--gin.NAME", dest="gin_named", metavar="VALUE", help="bind a macro or parameter, e.g. --gin.TRAIN_STEPS=10")
     add("--tfds_data_dir", default=None, metavar="DIR", help="where TFDS keeps its data")
+    add("--data_dir", metavar="DIR", help="a folder of JSONL files in place of TFDS, the same as --gin.DATA_DIR=DIR")
     add(
         "--dry_run",
         type=_as_boolean,
@@ -95,6 +96,7 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
         _raise_unknown_argument(unknown, parser)
     values = vars(known)
     values.pop("gin_named")
+    values.pop("data_dir")
     return Invocation(
         gin_files=tuple(values.pop("gin_file")),
         gin_bindings=tuple(values.pop("gin_bindings")),
@@ -139,8 +141,8 @@ def _raise_unknown_argument(unknown: Sequence[str], parser: argparse.ArgumentPar
 def _rewritten(argv: Sequence[str]) -> list[str]:
     """Turns what argparse cannot express into what it can, keeping the order.
 
-    `--gin.NAME=VALUE` and `--gin.NAME VALUE` become `--gin_bindings=NAME = VALUE`, a lone `--dry_run` becomes
-    `--dry_run=true`, and absl's logging flags are dropped.
+    `--gin.NAME=VALUE`, `--gin.NAME VALUE` and `--data_dir` become `--gin_bindings=NAME = VALUE`, a lone `--dry_run`
+    becomes `--dry_run=true`, and absl's logging flags are dropped.
     """
     rewritten: list[str] = []
     arguments = iter(argv)
@@ -151,6 +153,8 @@ def _rewritten(argv: Sequence[str]) -> list[str]:
         if argument == "--dry_run":
             rewritten.append("--dry_run=true")
             continue
+        if flag == "--data_dir":
+            flag = "--gin.DATA_DIR"
         if not flag.startswith("--gin."):
             rewritten.append(argument)
             continue

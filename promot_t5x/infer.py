@@ -13,8 +13,7 @@ import numpy as np
 import seqio
 from etils import epath
 
-from promot_t5x import evaluation, features, flags, gin_checks, initialize, launcher, results
-from promot_t5x.examples import EvalExamples
+from promot_t5x import answering, evaluation, features, flags, gin_checks, initialize, launcher, records
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -46,28 +45,23 @@ def infer(
 
     Raises:
       FileNotFoundError: no input file, or no vocabulary file.
-      ValueError: a row without a text `input`, a file that is no vocabulary, a vocabulary larger than the network's, or
+      ValueError: a row without a text `input`, a file that is no vocabulary, a vocabulary that is not the network's, or
         another network's checkpoint.
     """
     rows = _read(inputs)[: config.limit]
     features.open_vocabulary(vocabulary)
-    examples = _tokenized(rows, vocabulary, config)
+    features.check_vocabulary(vocabulary, model.config.vocab_size)
+    arrays, truncated = _tokenized(rows, vocabulary, config)
     params = initialize.load(checkpoint_path, model, partitioner).params
-    tokens_NxU = evaluation.predict_tokens(
-        model,
-        params,
-        examples,
-        prompt_id=prompt_id,
-        batch_size=config.batch_size,
-        partitioner=partitioner,
-    )
-    lines = [
-        json.dumps({**row, "prediction": vocabulary.decode([int(t) for t in tokens if t])}, ensure_ascii=False)
-        for row, tokens in zip(rows, tokens_NxU, strict=True)
-    ]
-    results.write_whole(epath.Path(outputs), ("\n".join(lines) + "\n").encode())
+    found: dict[int, str] = {}
+    for numbers, tokens_BxU in answering.predict_tokens(
+        model, params, arrays, prompt_id=prompt_id, batch_size=config.batch_size, partitioner=partitioner
+    ):
+        found |= {n: answering.decode(vocabulary, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)}
+    lines = [json.dumps({**row, "prediction": found[n]}, ensure_ascii=False) for n, row in enumerate(rows)]
+    records.write_whole(epath.Path(outputs), ("\n".join(lines) + "\n").encode())
     length = config.task_feature_lengths["inputs"]
-    cut = f"; inputs cut to {length} tokens: {examples.truncated}" if examples.truncated else ""
+    cut = f"; inputs cut to {length} tokens: {truncated}" if truncated else ""
     print(f"{len(lines)} predictions in {outputs}{cut}")
     return len(lines)
 
@@ -95,7 +89,8 @@ def _read(inputs: str) -> list[dict[str, Any]]:
 
 def _tokenized(
     rows: list[dict[str, Any]], vocabulary: seqio.Vocabulary, config: evaluation.EvaluationConfig
-) -> EvalExamples:
+) -> tuple[dict[str, np.ndarray], int]:
+    """The features of the inputs, and how many of these were cut."""
     length, width = config.task_feature_lengths["inputs"], config.task_feature_lengths["targets"]
     tokens_NxT = np.zeros((len(rows), length), np.int32)
     truncated = 0
@@ -107,7 +102,7 @@ def _tokenized(
         "encoder_input_tokens": tokens_NxT,
         "decoder_input_tokens": np.zeros((len(rows), width), np.int32),
     }
-    return EvalExamples("", "", tuple(rows), [None] * len(rows), arrays, truncated)
+    return arrays, truncated
 
 
 def main(argv: Sequence[str]) -> None:

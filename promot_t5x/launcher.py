@@ -262,6 +262,8 @@ def _user_error(error: Exception) -> str | None:
         (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FloatingPointError),
     ):
         return re.sub(r"^\[Errno \d+\] ", "", message)
+    if isinstance(error, OSError) and "could not be written" in message:  # what `records.write_whole` says
+        return re.sub(r"^\[Errno \d+\] ", "", message)
     return None
 
 

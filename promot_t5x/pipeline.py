@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x import checkpoints, evaluation, flags, gin_checks, initialize, launcher, report, results, train
+from promot_t5x import checkpoints, evaluation, flags, gin_checks, initialize, launcher, records, report, results, train
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -148,8 +148,8 @@ def run(
         "gin_files": list(invocation.gin_files),
         "bindings": list(invocation.gin_bindings),
     }
-    summary = results.summarize(measured, results.versions(), config)
-    results.write(folder / "results.json", summary)
+    summary = results.summarize(measured, records.versions(), config)
+    records.write(folder / "results.json", summary)
     written = report.write_all(summary, folder, title=title)
     print(f"\n{report.text_table(summary)}\n\n{report.headline(summary)}\n\nReport: {written['html']}")
     return summary
@@ -217,9 +217,10 @@ def _evaluate(
     has_prompt = planned.method not in _WITHOUT_PROMPT
 
     def score(task: str, split: str, prompt_id: int | None) -> float:
-        return evaluation.evaluate(
+        percent = evaluation.evaluate(
             model, params, task, split, config, prompt_id=prompt_id, partitioner=partitioner
         ).value
+        return percent / 100
 
     attached = 0 if has_prompt else None
     facts = {} if planned.method == "pretrained" else checkpoints.read_metadata(asked["checkpoint"])
@@ -234,7 +235,7 @@ def _evaluate(
         else None,
         "details": {"chosen step": facts["step"], "validation score": facts["score"]} if facts else {},
     }
-    results.write(file, {**scores, "asked": asked})
+    records.write(file, {**scores, "asked": asked})
     return results.Run(**scores)
 
 

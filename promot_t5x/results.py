@@ -16,10 +16,8 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 from etils import epath
@@ -231,57 +229,6 @@ def verdict(
 
 def _difference(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide the numbers; "not installed" where one is missing.
-
-    >>> sorted(versions())
-    ['flax', 'jax', 'optax', 'orbax', 'promot_t5x', 'python', 'seqio']
-    """
-    found = {"python": platform.python_version()}
-    distributions = {"orbax": "orbax-checkpoint", "promot_t5x": "promot-t5x"}
-    for package in ("jax", "flax", "optax", "orbax", "seqio", "promot_t5x"):
-        try:
-            found[package] = metadata.version(distributions.get(package, package))
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file as a whole or not at all: a reader sees the old bytes or the new ones, also when the disk is full.
-
-    The path may be local or in a bucket (gs://…); missing folders are made.
-    """
-    target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            if "://" not in os.fspath(path):
-                os.fsync(stream.fileno())  # a full disk may show only here
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Writes results as JSON, as a whole or not at all (see `write_whole`); equal results give equal bytes.
-
-    Raises:
-      ValueError: a value is not finite or not JSON.
-    """
-    try:
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{os.fspath(path)} was not written: the results hold a value without JSON: {error}."
-        ) from error
-    write_whole(path, (text + "\n").encode())
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from promot_t5x import checkpoints, launcher, layout, results, soft_prompt, trainer
+from promot_t5x import checkpoints, launcher, layout, records, soft_prompt, trainer
 
 _CONFIG_FILE, _FINISHED_FILE = "config.gin", "finished.json"
 # A run may go on with other ones of these: where it is, on which mesh, and how often it speaks.
@@ -62,7 +62,7 @@ def claim(folder: str) -> None:
       ValueError: the folder has checkpoints of another configuration.
     """
     _check_same_config(epath.Path(folder))
-    results.write_whole(epath.Path(folder) / _CONFIG_FILE, launcher.operative_config().encode())
+    records.write_whole(epath.Path(folder) / _CONFIG_FILE, launcher.operative_config().encode())
 
 
 def _check_same_config(folder: epath.Path) -> None:
@@ -139,5 +139,5 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         base = facts["base"] if set(stored) == {layout.PROMPT} else None  # a prompt alone still needs its model
         checkpoints.export(export_dir, checkpoints.read_params(best, stored), {"step": step, "base": base})
     outcome = {"best_step": step, "best_score": facts["score"]}
-    results.write(epath.Path(folder) / _FINISHED_FILE, outcome)
+    records.write(epath.Path(folder) / _FINISHED_FILE, outcome)
     return RunResult(folder, **outcome)

@@ -4,6 +4,7 @@ An initialiser is called as `init(key, num_prompts, length, embedding_VxD)` and 
 functions here that build one are what gin binds (Lester et al. 2021, section 3.2, compare them).
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from promot_t5x import results
+from promot_t5x import records
 
 Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
@@ -148,9 +149,9 @@ def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[s
     folder = epath.Path(folder)
     prompts, length, embed = prompt_NxPxD.shape
     tensors = {"soft_prompt/embedding": np.ascontiguousarray(prompt_NxPxD)}
-    results.write_whole(folder / "soft_prompt.safetensors", safetensors.numpy.save(tensors))
+    records.write_whole(folder / "soft_prompt.safetensors", safetensors.numpy.save(tensors))
     facts = {"prompts": prompts, "length": length, "embed": embed, **description}
-    results.write(folder / "soft_prompt.json", facts)
+    records.write(folder / "soft_prompt.json", facts)
 
 
 def load(path: str | epath.Path) -> np.ndarray:
@@ -180,3 +181,13 @@ def load(path: str | epath.Path) -> np.ndarray:
     if prompt.ndim != 3:
         raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
     return prompt
+
+
+def fingerprint(prompt_NxPxD: jax.Array) -> str:
+    """A short name for the exact bits of a prompt.
+
+    >>> fingerprint(jnp.zeros((1, 2, 3))) == fingerprint(jnp.zeros((1, 3, 2)))
+    False
+    """
+    array = np.asarray(jax.device_get(prompt_NxPxD))
+    return hashlib.sha256(f"{array.shape} {array.dtype}\n".encode() + array.tobytes()).hexdigest()[:16]

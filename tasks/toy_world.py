@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import seqio
 import tensorflow as tf
 
+from promot_t5x.tasks import metrics
 from promot_t5x.tasks import toy_generators as generators
 from promot_t5x.tasks import toy_lexicon as lexicon
 
@@ -148,30 +149,20 @@ class WordVocabulary(seqio.Vocabulary):
 VOCABULARY = WordVocabulary(lexicon.all_words())
 
 
-def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns the share of predictions that equal their target as a whole.
-
-    >>> accuracy(["it is dovpie", "True"], ["it is dovpie", "False"])
-    {'accuracy': 0.5}
-    """
-    hits = [target == prediction for target, prediction in zip(targets, predictions, strict=True)]
-    return {"accuracy": sum(hits) / len(hits)}
-
-
 def unigram_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns the mean over examples of F1 = 2 common / (len(target) + len(prediction)), words as multisets.
+    """Returns the mean of F1 = 2 common / (len(target) + len(prediction)) over examples, words as multisets, x 100.
 
     >>> unigram_f1(["cat moves", "red"], ["cat", "red"])
-    {'f1': 0.8333333333333333}
+    {'f1': 83.33333333333333}
     """
     total = 0.0
     for target, prediction in zip(targets, predictions, strict=True):
         wanted, given = collections.Counter(target.split()), collections.Counter(prediction.split())
         total += 2 * (wanted & given).total() / max(1, wanted.total() + given.total())
-    return {"f1": total / len(targets)}
+    return {"f1": 100 * total / len(targets)}
 
 
-METRIC_FNS = {"accuracy": accuracy, "f1": unigram_f1}
+METRIC_FNS = {"accuracy": metrics.accuracy, "f1": unigram_f1}
 
 
 def strip_text(text: str, **unused_seqio_arguments: object) -> str:
@@ -207,10 +198,20 @@ def _dataset(split: str, shuffle_files: bool, seed: int | None = None, *, task: 
     return tf.data.Dataset.from_tensor_slices(features)  # pyright: ignore[reportArgumentType]  # any nest is fine
 
 
-def _register(task: str, sizes: Mapping[str, int], metric_fn: Callable[..., dict[str, float]]) -> None:
+def sizes(task: str) -> Mapping[str, int]:
+    """Examples of each split of an in-context or target task.
+
+    >>> sizes("toy_enfr")["test"]
+    192
+    """
+    targets = dict(zip(TARGET_TASKS, (generators.RTEC_SIZES, generators.ENFR_SIZES), strict=True))
+    return targets.get(task, generators.IN_CONTEXT_SIZES)
+
+
+def _register(task: str, split_sizes: Mapping[str, int], metric_fn: Callable[..., dict[str, float]]) -> None:
     feature = seqio.Feature(VOCABULARY, add_eos=True)
     source = seqio.FunctionDataSource(
-        functools.partial(_dataset, task=task), splits=tuple(sizes), num_input_examples=sizes
+        functools.partial(_dataset, task=task), splits=tuple(split_sizes), num_input_examples=split_sizes
     )
     seqio.TaskRegistry.add(
         task,
@@ -224,11 +225,9 @@ def _register(task: str, sizes: Mapping[str, int], metric_fn: Callable[..., dict
 
 def _register_all() -> None:
     for name in PRETRAINING_WEIGHTS:
-        _register(f"toy_pretrain_{name}", generators.PRETRAINING_SIZES, accuracy)
-    for task in IN_CONTEXT_TASKS:
-        _register(task, generators.IN_CONTEXT_SIZES, METRIC_FNS[HEADLINE_METRICS[task]])
-    for task, sizes in zip(TARGET_TASKS, (generators.RTEC_SIZES, generators.ENFR_SIZES), strict=True):
-        _register(task, sizes, METRIC_FNS[HEADLINE_METRICS[task]])
+        _register(f"toy_pretrain_{name}", generators.PRETRAINING_SIZES, metrics.accuracy)
+    for task in (*IN_CONTEXT_TASKS, *TARGET_TASKS):
+        _register(task, sizes(task), METRIC_FNS[HEADLINE_METRICS[task]])
     seqio.MixtureRegistry.add(
         "toy_pretraining", [(f"toy_pretrain_{name}", weight) for name, weight in PRETRAINING_WEIGHTS.items()]
     )

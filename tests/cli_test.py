@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import cli, demo, flags, gin_checks, launcher, pipeline, results
+from promot_t5x import cli, demo, flags, gin_checks, launcher, pipeline, records, results
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,7 +114,7 @@ def test_doctor(capsys, tmp_path):
     assert cli.main(["doctor", f"--tfds_data_dir={tmp_path}"]) == 0
     shown = capsys.readouterr().out
     lines = {line[:24].strip(): line[25:] for line in shown.splitlines()}
-    assert lines["jax"] == results.versions()["jax"]
+    assert lines["jax"] == records.versions()["jax"]
     assert lines["backend"].startswith("cpu: ") and lines["TFDS data"] == str(tmp_path)
     assert lines["gin files"] == f"{len(launcher.gin_files_packaged())} in {launcher._PACKAGED}"
 
@@ -125,7 +125,7 @@ def _write_results(file):
         results.Run("fine_tuning", 1e-3, 0, 0.9, {"a": 0.2}),
         results.Run("promot", 1e-3, 0, 0.91, {"a": 0.6}, {"a": 0.1}),
     ]
-    results.write(file, results.summarize(runs, results.versions(), {}))
+    records.write(file, results.summarize(runs, records.versions(), {}))
 
 
 def test_report(tmp_path, capsys):

@@ -31,6 +31,12 @@ def nothing_global_stays():
         seqio.TaskRegistry.remove(name)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def pools_of_exemplars(tmp_path_factory):
+    """Pools are kept in a folder of the test run, not in the user's."""
+    os.environ["PROMOT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
     """The folder of fixtures and data sets outside the repository, $PROMOT_SHARED or `shared` beside the repository."""

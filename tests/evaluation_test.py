@@ -1,17 +1,16 @@
 """promot_t5x.evaluation on a task of bytes whose right answers are known."""
 
 import dataclasses
+import math
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
 from promot_t5x import evaluation, examples
+from promot_t5x.answering import Answer
 from promot_t5x.architecture import T5Config
-from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
 TEXTS = [f"{'ab' * (n % 4 + 1)}{n}" for n in range(10)]
@@ -67,56 +66,17 @@ def _evaluate(model, params, batch_size=4, limit=None, prompt_id=None, task="eva
 def test_an_oracle_scores_everything():
     outcome = _evaluate(_Oracle(), {})
     assert (outcome.metric, outcome.value, outcome.metrics) == ("percent", 100.0, {"percent": 100.0, "count": 10.0})
-    assert outcome.predictions == outcome.targets == [f"{n}AB" for n in range(10)]
-    assert outcome.inputs == TEXTS and outcome.truncated == 0
-    assert (outcome.task_name, outcome.split) == ("evaluation_test", "test")
+    assert outcome.predictions == [f"{n}AB" for n in range(10)]
+    assert (outcome.stderr, outcome.example_scores) == (0.0, [100.0] * 10)
 
 
 def test_wrong_answers_cost_their_share():
     # Inputs of n % 4 == 1 ("abab" + digit + end of sequence) have six tokens: 1, 5, 9.
     outcome = _evaluate(_Oracle(wrong_length=6), {})
     assert outcome.value == 70.0
-    assert [i for i, (a, b) in enumerate(zip(outcome.targets, outcome.predictions, strict=True)) if a != b] == [1, 5, 9]
+    assert outcome.example_scores == [0.0 if n in (1, 5, 9) else 100.0 for n in range(10)]
+    assert outcome.stderr == pytest.approx(100 * math.sqrt(0.7 * 0.3 / 9)), "of a share: sqrt(p (1 - p) / (n - 1))"
     assert _evaluate(_Oracle(wrong_length=6), {}, limit=3).metrics["count"] == 3.0
-
-
-@pytest.fixture(scope="module")
-def network():
-    model = EncoderDecoderModel(CONFIG)
-    rng = np.random.default_rng(0)
-    return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.abstract_params())
-
-
-def test_predictions_do_not_depend_on_the_batch_size(network):
-    model, params = network
-    rows = examples.eval_examples("evaluation_test", LENGTHS, "test")
-
-    def predict(batch_size):
-        return evaluation.predict_tokens(model, params, rows, prompt_id=0, batch_size=batch_size, partitioner=ONE)
-
-    expected = predict(1)
-    assert expected.shape == (10, 6) and len({row.tobytes() for row in expected}) > 1
-    for batch_size in (7, 16):
-        np.testing.assert_array_equal(predict(batch_size), expected)
-
-
-def test_the_prompt_is_attached_or_removed(network):
-    model, params = network
-    rows = examples.eval_examples("evaluation_test", LENGTHS, "test")
-
-    def predict(params, prompt_id):
-        return evaluation.predict_tokens(model, params, rows, prompt_id=prompt_id, batch_size=4, partitioner=ONE)
-
-    other = {**params, "soft_prompt": {"embedding": -3.0 * params["soft_prompt"]["embedding"]}}
-    plain = {k: v for k, v in params.items() if k != "soft_prompt"}
-    assert np.any(predict(params, 0) != predict(other, 0))
-    np.testing.assert_array_equal(predict(params, None), predict(other, None))
-    np.testing.assert_array_equal(predict(params, None), predict(plain, None))
-    with pytest.raises(ValueError, match="the checkpoint has none"):
-        predict(plain, 0)
-    for prompt_id in (1, -1):
-        with pytest.raises(ValueError, match=f"prompt {prompt_id} was to be attached, but the checkpoint has 1"):
-            predict(params, prompt_id)
 
 
 def test_errors():
@@ -129,9 +89,42 @@ def test_errors():
     small = _Oracle(config=dataclasses.replace(CONFIG, vocab_size=100))
     with pytest.raises(ValueError, match="The inputs have the token 10., but the network's vocabulary has 100"):
         _evaluate(small, {})
-    rows = examples.eval_examples("evaluation_test", LENGTHS, "test")
-    wrong = {**rows.features, "decoder_target_tokens": rows.features["decoder_target_tokens"] + 300}
-    with pytest.raises(ValueError, match="The targets have the token .*, but the network's vocabulary has 259"):
-        evaluation.predict_tokens(
-            _Oracle(), {}, dataclasses.replace(rows, features=wrong), prompt_id=None, batch_size=4, partitioner=ONE
-        )
+
+
+def _score(metric_fns, outputs=("1", "2", "3", "4")):
+    """Scores outputs of a task whose targets are 1, 2, 3, 5."""
+    rows = {"inputs": ["a"] * 4, "targets": ["1", "2", "3", "5"]}
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"])
+    features = {k: seqio.Feature(seqio.ByteVocabulary()) for k in LENGTHS}
+    preprocessors = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    seqio.TaskRegistry.add("evaluation_score", source, features, preprocessors=preprocessors, metric_fns=metric_fns)
+    asked = examples.eval_examples("evaluation_score", LENGTHS, "test")
+    return evaluation.score(asked, [Answer(output) for output in outputs])
+
+
+def test_a_metric_may_know_its_own_error_and_say_things_in_words():
+    def corpus(targets, predictions):
+        found = {"corpus": seqio.metrics.Scalar(40.0), "corpus_stderr": 2.5, "signature": seqio.metrics.Text("v1")}
+        return found | {"examples": len(targets)}
+
+    outcome = _score([corpus, lambda targets, predictions: {"other": 1}])
+    assert (outcome.metric, outcome.value, outcome.stderr) == ("corpus", 40.0, 2.5)
+    assert outcome.metrics == {"corpus": 40.0, "examples": 4.0, "other": 1.0} and outcome.notes == {"signature": "v1"}
+
+
+def test_a_metric_that_is_no_mean_over_examples_has_no_analytic_error():
+    def spread(targets, predictions):
+        if len(targets) < 2:
+            raise ValueError("no spread of one example")
+        return {"spread": 50.0}
+
+    outcome = _score([spread])
+    assert (outcome.stderr, outcome.example_scores) == (None, [None] * 4)
+    seqio.TaskRegistry.remove("evaluation_score")
+    outcome = _score([lambda targets, predictions: {"largest": 10.0 * max(map(int, predictions))}])
+    assert (outcome.value, outcome.stderr, outcome.example_scores) == (40.0, None, [10.0, 20.0, 30.0, 40.0])
+
+
+def test_a_way_of_answering_that_there_is_not():
+    with pytest.raises(ValueError, match="answering is 'guess': expected generate or rank"):
+        evaluation.EvaluationConfig(LENGTHS, answering="guess")

@@ -37,7 +37,8 @@ def test_a_split_keeps_its_order_and_counts_what_it_trims():
     assert split.features["decoder_input_tokens"][0].tolist() == [0, 10, 11, 1]
     assert split.features["encoder_input_tokens"].shape == (N, 5)
     assert split.truncated == N // 6  # inputs of six tokens
-    assert [len(e["inputs"]) for e in split.examples[:6]] == [1, 2, 3, 4, 5, 6]
+    assert split.cuts == {"input_cut": N // 6, "target_cut": 0}
+    assert [len(e["inputs"]) for e in split.examples[:6]] == [1, 2, 3, 4, 5, 5]
     assert len(examples.eval_examples("examples_plain", LENGTHS, "train", limit=5).targets) == 5
 
 
@@ -65,12 +66,45 @@ def test_targets_are_postprocessed():
 
 def test_the_last_batch_is_padded_with_zeros():
     split = examples.eval_examples("examples_plain", LENGTHS, "train", limit=7)
-    batches = list(examples.eval_batches(split, 3))
-    assert [(start, real) for start, _, real in batches] == [(0, 3), (3, 3), (6, 1)]
+    batches = list(examples.eval_batches(split.features, 3))
+    assert [numbers for numbers, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
     for k, v in split.features.items():
-        joined = np.concatenate([batch[k] for _, batch, _ in batches])
+        joined = np.concatenate([batch[k] for _, batch in batches])
         np.testing.assert_array_equal(joined[:7], v)
         assert joined.shape[0] == 9 and not joined[7:].any() and joined.dtype == v.dtype
+
+
+def test_inputs_of_similar_length_share_a_batch_of_their_width():
+    """128, 256, 512, ... up to the width of the array; the widest first; the order is kept within a width."""
+    lengths = [1, 130, 128, 600, 257, 129, 700, 256]
+    tokens_NxT = np.zeros((len(lengths), 700), np.int32)
+    for row, length in zip(tokens_NxT, lengths, strict=True):
+        row[:length] = length
+    tokens_NxT[0, 0] = 5
+    batches = list(examples.eval_batches({"encoder_input_tokens": tokens_NxT}, 2))
+    shapes = [(numbers, batch["encoder_input_tokens"].shape) for numbers, batch in batches]
+    assert shapes == [([3, 6], (2, 700)), ([4], (2, 512)), ([1, 5], (2, 256)), ([7], (2, 256)), ([0, 2], (2, 128))]
+    for numbers, batch in batches:
+        for row, number in zip(batch["encoder_input_tokens"], numbers, strict=False):
+            assert np.count_nonzero(row) == lengths[number] and row.sum() == tokens_NxT[number].sum()
+    some = [numbers for numbers, _ in examples.eval_batches({"encoder_input_tokens": tokens_NxT}, 4, rows=[7, 1, 0])]
+    assert some == [[7, 1], [0]] and not list(examples.eval_batches({"encoder_input_tokens": tokens_NxT}, 4, rows=[]))
+
+
+def test_a_task_that_shortens_its_prompts_counts_for_itself():
+    cuts = {"exemplars_dropped": [0, 2, 1, 0], "input_cut": [0, 0, 1, 0], "article_cut": [1, 1, 0, 0]}
+    rows = {"inputs": [[5] * 5] * 4, "targets": [[7, 8]] * 3 + [[7, 8, 9]], **cuts}
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(
+            {k: tf.ragged.constant(v) if k == "targets" else v for k, v in rows.items()}
+        ),
+        ["test"],
+    )
+    features = {k: seqio.Feature(seqio.PassThroughVocabulary(100, eos_id=1), add_eos=False) for k in LENGTHS}
+    seqio.TaskRegistry.add("examples_cuts", source, features, preprocessors=[])
+    split = examples.eval_examples("examples_cuts", {"inputs": 5, "targets": 2}, "test")
+    assert split.cuts == {"exemplars_dropped": 3, "input_cut": 1, "article_cut": 2, "target_cut": 1}
+    assert split.truncated == 3, "two prompts and a target"
 
 
 def test_a_missing_vocabulary_is_named():

@@ -49,7 +49,7 @@ def imported(file: Path) -> set[Path]:
 
 
 def test_the_table_lists_every_module_once():
-    assert {name_of(file) for file in modules()} == set(FLOORS)
+    assert {name_of(file) for file in modules()} | {"tasks/"} == set(FLOORS)
 
 
 @pytest.mark.parametrize("file", modules(), ids=lambda file: file.relative_to(PACKAGE).as_posix())

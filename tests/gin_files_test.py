@@ -17,6 +17,7 @@ FILES = {str(path.relative_to(launcher._PACKAGED)): path for path in launcher.gi
 # What a file needs beside itself: other files and values, as its head comment says.
 _RUN = ["models/mt5_small.gin", "tasks/rte.gin"]
 _RUN_VALUES = ["MODEL_DIR = '/m'", "INITIAL_CHECKPOINT_PATH = '/c'"]
+_EVAL_VALUES = ["CHECKPOINT_PATH = '/c'", "OUTPUT_DIR = '/o'"]
 _TRIAL = ["DATA_DIR = '/data'", "VOCABULARY_FILE = '/v.model'"]
 NEEDS: dict[str, tuple[list[str], list[str]]] = {
     **{f"stages/{name}.gin": (_RUN, _RUN_VALUES) for name in ("prompt_tuning", "model_tuning", "fine_tuning")},
@@ -28,16 +29,14 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
     "tasks/rte.gin": (["models/mt5_small.gin"], []),
     "tasks/rte_jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
     "tasks/jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
+    **{f"tasks/{name}.gin": (["models/mt5_small.gin"], []) for name in ("wmt14_enfr", "snli", "openbookqa")},
     "models/trial.gin": ([], ["VOCABULARY_FILE = '/v.model'"]),
     "suites/eval.gin": (
         ["models/toy.gin"],
-        [
-            "CHECKPOINT_PATH = '/c'",
-            "TASKS = ('toy_rtec',)",
-            "OUTPUT_DIR = '/o'",
-            "TASK_FEATURE_LENGTHS = {'inputs': 28, 'targets': 6}",
-        ],
+        [*_EVAL_VALUES, "TASKS = ('toy_rtec',)", "TASK_FEATURE_LENGTHS = {'inputs': 28, 'targets': 6}"],
     ),
+    "suites/in_context.gin": (["models/mt5_small.gin"], _EVAL_VALUES),
+    "suites/toy_in_context.gin": (["models/toy.gin"], _EVAL_VALUES),
     "suites/infer.gin": (
         ["models/mt5_small.gin"],
         ["CHECKPOINT_PATH = '/c'", "INPUTS = '/i.jsonl'", "OUTPUTS = '/o.jsonl'"],

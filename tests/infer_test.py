@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("infer")
     (folder / "in.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in ROWS))
     (folder / "bytes.gin").write_text(
-        "from __gin__ import dynamic_registration\nimport seqio\nVOCABULARY_FILE = @seqio.ByteVocabulary()\n"
+        "from __gin__ import dynamic_registration\nimport seqio\nVOCABULARY = @seqio.ByteVocabulary()\n"
     )
     return folder
 
@@ -66,10 +66,10 @@ def test_inputs_become_the_tokens_that_seqio_makes():
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
     )
     expected = examples.eval_examples("infer_tokens", lengths, "test")
-    found = infer._tokenized([{"input": t} for t in texts], vocabulary, evaluation.EvaluationConfig(lengths))
-    tokens_NxT = found.features["encoder_input_tokens"]
+    found, truncated = infer._tokenized([{"input": t} for t in texts], vocabulary, evaluation.EvaluationConfig(lengths))
+    tokens_NxT = found["encoder_input_tokens"]
     np.testing.assert_array_equal(tokens_NxT, expected.features["encoder_input_tokens"])
-    assert tokens_NxT[:, -1].tolist() == [1, 1, 1] and found.truncated == 2
+    assert tokens_NxT[:, -1].tolist() == [1, 1, 1] and truncated == 2
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,32 @@ def test_a_prompt_that_is_not_there(tiny_model, folder, tmp_path, capsys):
     assert "error: The prompt 1 was to be attached, but the checkpoint has 1, from 0 on." in capsys.readouterr().err
 
 
-def test_a_vocabulary_larger_than_the_networks(tiny_model, folder, tmp_path, capsys):
-    """Embedding rows that do not exist would be read as others, silently."""
+@pytest.mark.parametrize("vocab_size", [64, 1024])
+def test_a_vocabulary_of_another_network(vocab_size, tiny_model, folder, tmp_path, capsys):
+    """Embedding rows that do not exist would be read as others, silently; the wrong rows are no better."""
     (tmp_path / "in.jsonl").write_text('{"input": "zebra"}\n')
     params = initialize.random_params(
-        EncoderDecoderModel(T5Config(**{**tiny_model.sizes, "vocab_size": 64})), Partitioner(), 0
+        EncoderDecoderModel(T5Config(**{**tiny_model.sizes, "vocab_size": vocab_size})), Partitioner(), 0
     )
     checkpoints.export(tmp_path / "small", params, {"step": 0, "base": None})
-    extra, changes = ["--gin.architecture.T5Config.vocab_size=64"], {"CHECKPOINT_PATH": tmp_path / "small"}
+    extra, changes = [f"--gin.architecture.T5Config.vocab_size={vocab_size}"], {"CHECKPOINT_PATH": tmp_path / "small"}
     assert _run(tiny_model, folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl", **changes) == 1
-    assert "have the token 125, but the network's vocabulary has 64 " in capsys.readouterr().err
+    expected = f"The vocabulary ByteVocabulary has 259 pieces, but the checkpoint's network has {vocab_size} "
+    assert expected in capsys.readouterr().err
+
+
+def _sentencepiece(tmp_path, file):
+    (tmp_path / "file.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom promot_t5x.tasks import vocabularies\n"
+        f"VOCABULARY = @vocabularies.sentencepiece()\nvocabularies.sentencepiece.file = '{file}'\n"
+    )
+    return tmp_path / "file.gin"
 
 
 def test_a_missing_vocabulary_is_said_before_the_checkpoint_is_read(tiny_model, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("the checkpoint is read first"))
     file = tmp_path / "absent.model"
-    assert _run(tiny_model, folder, tmp_path / "out", VOCABULARY_FILE=file) == 1
+    assert _run(tiny_model, folder, tmp_path / "out", [f"--gin_file={_sentencepiece(tmp_path, file)}"]) == 1
     shown = capsys.readouterr().err
     assert f"error: There is no vocabulary file {file}; set VOCABULARY_FILE to" in shown and "Traceback" not in shown
 
@@ -121,5 +131,6 @@ def test_a_missing_vocabulary_is_said_before_the_checkpoint_is_read(tiny_model, 
 def test_dry_run_reads_nothing(tiny_model, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("a dry run reads the checkpoint"))
     absent = tmp_path / "nowhere"
-    assert _run(tiny_model, folder, tmp_path / "out", ["--dry_run"], INPUTS=absent, VOCABULARY_FILE=absent) == 0
+    extra = ["--dry_run", f"--gin_file={_sentencepiece(tmp_path, absent)}"]
+    assert _run(tiny_model, folder, tmp_path / "out", extra, INPUTS=absent) == 0
     assert "infer.infer.inputs" in capsys.readouterr().out

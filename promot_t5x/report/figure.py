@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from promot_t5x import records
 from promot_t5x import results as results_lib
 from promot_t5x.report import tables
 
@@ -232,4 +233,4 @@ def plot_png(results: Mapping[str, Any]) -> bytes:
 
 def plot(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes the PNG of `plot_png`, as a whole or not at all."""
-    results_lib.write_whole(path, plot_png(results))
+    records.write_whole(path, plot_png(results))

@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from promot_t5x import records
 from promot_t5x import results as results_lib
 from promot_t5x.report import figure, tables
 
@@ -239,7 +240,7 @@ def write_html(results: Mapping[str, Any], path: str | os.PathLike[str], title: 
       path: file to write.
       title: the page's heading.
     """
-    results_lib.write_whole(path, _page(results, title, figure.plot_png(results)).encode())
+    records.write_whole(path, _page(results, title, figure.plot_png(results)).encode())
 
 
 def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
@@ -298,5 +299,5 @@ def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title
         "plot": ("report.png", png),
     }
     for name, data in contents.values():
-        results_lib.write_whole(folder / name, data)
+        records.write_whole(folder / name, data)
     return {kind: os.fspath(folder / name) for kind, (name, _) in contents.items()}

@@ -1,0 +1,69 @@
+"""What is put on record: files written whole or not at all, and the versions that the numbers in them depend on."""
+
+import errno
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from etils import epath
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FRAMEWORK = ("jax", "flax", "optax", "orbax", "seqio", "promot_t5x")
+_EVALUATION = ("tfds", "sentencepiece", "sacrebleu", "rouge-score")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that decide the numbers; "not installed" where one is missing.
+
+    >>> versions()["jax"].split(".")[0]
+    '0'
+    """
+    found = {"python": platform.python_version()}
+    distributions = {"orbax": "orbax-checkpoint", "promot_t5x": "promot-t5x", "tfds": "tensorflow-datasets"}
+    for package in (*_FRAMEWORK, *_EVALUATION):
+        try:
+            found[package] = metadata.version(distributions.get(package, package))
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file as a whole or not at all: a reader sees the old bytes or the new ones, also when the disk is full.
+
+    The path may be local or in a bucket (gs://…); missing folders are made.
+    """
+    target = epath.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            if "://" not in os.fspath(path):
+                os.fsync(stream.fileno())  # a full disk may show only here
+        temporary.replace(target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            what = f"{target} could not be written ({error.strerror}); make room, what stood there before is unchanged."
+            raise OSError(error.errno, what) from error
+        raise
+
+
+def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
+    """Writes results as JSON, as a whole or not at all (see `write_whole`); equal results give equal bytes.
+
+    Raises:
+      ValueError: a value is not finite or not JSON.
+    """
+    try:
+        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} was not written: the results hold a value without JSON: {error}."
+        ) from error
+    write_whole(path, (text + "\n").encode())

@@ -1,0 +1,143 @@
+"""What there is to evaluate on: the tasks and suites by name, and their expansion into exemplar numbers and seeds."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import seqio
+
+from promot_t5x.tasks import few_shot, paper, toy_world
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "in_context": paper.IN_CONTEXT_TASKS,
+    "fine_tuning": paper.FINE_TUNING_TASKS,
+    "xnli": tuple(f"xnli_{language}" for language in paper.XNLI_LANGUAGES),
+    "toy_in_context": toy_world.IN_CONTEXT_TASKS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One thing to score.
+
+    Attributes:
+      task: the task's name in the results.
+      k: exemplars a prompt; None for a task whose prompts are its own.
+      seed: of the exemplars; None where none are drawn.
+      name: the seqio task.
+    """
+
+    task: str
+    k: int | None
+    seed: int | None
+    name: str
+
+
+def entries(
+    tasks: Sequence[str],
+    shots: Sequence[int] = (0,),
+    seeds: Sequence[int] = (0,),
+    vocabulary: seqio.Vocabulary | None = None,
+    data_dir: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    sentinels: bool = False,
+    exemplars: str = "per_example",
+) -> tuple[Entry, ...]:
+    """Registers tasks with every number of exemplars and seed, and says what is to be scored.
+
+    Args:
+      tasks: names of tasks of the paper, of `jsonl_task`, of suites, or of any seqio tasks and mixtures. Only the first
+        two get exemplars.
+      shots: numbers of exemplars.
+      seeds: of the exemplars; every number above 0 is scored with each.
+      vocabulary: the checkpoint's; the tasks of the paper need it, the others have their own.
+      data_dir, splits, sentinels, exemplars: of the tasks of the paper, see `paper.task`; a `jsonl_task` brings its own
+        files and sentinels.
+
+    Returns:
+      The entries, each task's together.
+
+    Raises:
+      ValueError: an unknown task or suite (with the nearest names), no vocabulary, or nothing to score.
+
+    >>> [entry.name for entry in entries(("toy_in_context",))][:2]
+    ['toy_nli3', 'toy_wic']
+    """
+    if not tasks or not shots or not seeds or min(shots) < 0:
+        raise ValueError(
+            f"catalog.entries has tasks={tasks!r}, shots={shots!r}, seeds={seeds!r}: expected at least one of each, "
+            "and no negative number of exemplars."
+        )
+    found = []
+    for name in dict.fromkeys(_expand(tasks)):
+        known = few_shot.registered(name)
+        if known:
+            task, prompting = known
+            made_of = few_shot.arguments(name)
+        elif name in paper.TASKS:
+            if vocabulary is None:
+                raise ValueError(
+                    f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's."
+                )
+            task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
+            made_of = (data_dir and str(data_dir), splits and dict(splits))
+        else:
+            found.append(Entry(name, None, None, name))
+            continue
+        prompting = dataclasses.replace(prompting, exemplars=exemplars)
+        for k in dict.fromkeys(shots):
+            for seed in seeds if k else (None,):
+                seqio_name = few_shot.register(task, prompting, k, seed or 0, made_of)
+                found.append(Entry(name, k, seed, seqio_name))
+    return tuple(found)
+
+
+def names(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The seqio tasks of entries.
+
+    >>> names(entries(("toy_enfr",)))
+    ('toy_enfr',)
+    """
+    return tuple(entry.name for entry in entries)
+
+
+def _expand(names: Sequence[str]) -> Iterator[str]:
+    """Suites and mixtures as their tasks."""
+    for name in names:
+        if name in SUITES:
+            yield from SUITES[name]
+        elif name in seqio.MixtureRegistry.names():
+            yield from (task.name for task in seqio.MixtureRegistry.get(name).tasks)
+        elif name in paper.TASKS or name in seqio.TaskRegistry.names():
+            yield name
+        else:
+            known = sorted({*SUITES, *paper.TASKS, *seqio.TaskRegistry.names()})
+            near = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or list(SUITES)
+            raise ValueError(
+                f"{name!r} is no task, suite or mixture; the nearest names are {', '.join(near)}: correct the name, "
+                "import the module that registers it, or see `promot-t5x eval --list`."
+            )
+
+
+def listing() -> str:
+    """A table of all tasks and suites, with sizes and sources, as text."""
+    rows: list[tuple[Any, ...]] = [("task", "metric", "train", "test", "TFDS (test split)", "JSONL folder")]
+    for name, task in paper.TASKS.items():
+        source = f"{task.tfds} ({task.splits['test']})"
+        rows.append(
+            (name, _metric_name(task), f"{task.sizes['train']:,}", f"{task.sizes['test']:,}", source, task.folder)
+        )
+    for name in (*toy_world.IN_CONTEXT_TASKS, *toy_world.TARGET_TASKS):
+        sizes = toy_world.sizes(name)
+        train = f"{sizes['train']:,}" if "train" in sizes else "-"
+        rows.append((name, toy_world.HEADLINE_METRICS[name], train, f"{sizes['test']:,}", "- (made by a rule)", "-"))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    suites = [f"{name}: {', '.join(tasks)}" for name, tasks in SUITES.items()]
+    return "\n".join([*lines, "", "suites", *suites])
+
+
+def _metric_name(task: paper.PaperTask) -> str:
+    metric = task.metrics[0].__name__  # pyright: ignore[reportAttributeAccessIssue]  # a plain function
+    return "rouge2" if metric == "rouge" else metric

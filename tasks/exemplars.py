@@ -1,0 +1,188 @@
+"""Exemplars of in-context prompts: a pool of training rows on disk, and which of them stand before a question.
+
+Which exemplars a question gets depends on the task, their number, the seed and the question's own text, and on nothing
+else: not on hosts, batches or the order of reading. A question is never its own exemplar; two rows are the same if
+their questions are. Random numbers come from `random.Random.random`, whose sequence Python guarantees for a seed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import heapq
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import seqio
+from absl import logging
+from etils import epath
+
+from promot_t5x.tasks.wording import Example, Wording
+
+POOL_SIZE = 10_000
+MODES = ("per_example", "fixed")
+_FORMAT = 1  # of the files; another number makes pools anew
+
+
+def cache_folder() -> epath.Path:
+    """Where pools are kept: $PROMOT_CACHE, or ~/.cache/promot_t5x."""
+    return epath.Path(os.environ.get("PROMOT_CACHE", "~/.cache/promot_t5x")).expanduser() / "exemplars"
+
+
+def pool(
+    name: str, source: seqio.DataSource, split: str, wording: Wording, *, size: int = POOL_SIZE, seed: int = 0
+) -> tuple[Example, ...]:
+    """The rows that exemplars of a task are drawn from: at most `size` rows of a split, no two with one question.
+
+    Of a larger split those with the smallest keyed hashes are taken, so that the order of reading plays no part. The
+    pool is read once, then kept on disk under the hash of what made it.
+
+    Args:
+      name: of the task.
+      source: of the task; it has `identity` beside seqio's methods (see `sources`).
+      split: the split to draw from.
+      wording: words the rows.
+      size: the largest number of rows.
+      seed: of the choice among more rows than `size`.
+
+    Raises:
+      FileNotFoundError, ValueError: the source has no such data, or none in it.
+    """
+    identity: Mapping[str, Any] = source.identity(split)  # pyright: ignore[reportAttributeAccessIssue]
+    made_of = {"format": _FORMAT, "task": name, "source": identity, "wording": dataclasses.asdict(wording)}
+    made_of = json.dumps({**made_of, "size": size, "seed": seed}, sort_keys=True)
+    file = cache_folder() / f"{name}-{_digest(made_of)[:16]}.jsonl"
+    rows = _read(file, made_of)
+    if rows is None:
+        logging.info("choosing the pool of exemplars of %s from its split %s", name, split)
+        read = (json.loads(example["row"]) for example in source.get_dataset(split, shuffle=False).as_numpy_iterator())
+        rows = _choose(read, wording, size, seed)
+        if not rows:
+            raise ValueError(f"Split {split!r} of task {name!r} is empty, and exemplars are drawn from it.")
+        _write(file, made_of, rows)
+    return tuple(wording.example(row) for row in rows)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: int) -> list[dict[str, Any]]:
+    """Rows of different questions with the smallest hashes, in the order of these."""
+
+    def hashed() -> Iterator[tuple[str, str, str]]:
+        for row in rows:
+            text = json.dumps(row, sort_keys=True)
+            question = _digest(f"{seed}\n{wording.example(row).inputs}")
+            yield question, _digest(text), text
+
+    # One row a question: of several answers to it the one with the smallest hash. Held: twice the pool at most.
+    held: dict[str, tuple[str, str]] = {}
+    for question, order, text in hashed():
+        if question not in held or order < held[question][0]:
+            held[question] = (order, text)
+        if len(held) > 2 * size:
+            held = {key: held[key] for key in heapq.nsmallest(size, held)}
+    return [json.loads(held[key][1]) for key in heapq.nsmallest(size, held)]
+
+
+def _read(file: epath.Path, made_of: str) -> list[dict[str, Any]] | None:
+    """The pool in a file, or None where there is none or it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        head, *lines = file.read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        if json.loads(head) == {"made_of": made_of, "rows": len(rows)} and rows:
+            return rows
+    except ValueError:
+        pass
+    logging.warning("%s is damaged; the pool of exemplars is made again", file)
+    return None
+
+
+def _write(file: epath.Path, made_of: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a pool so that whoever reads the file finds all of it; several processes may do so at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"made_of": made_of, "rows": len(rows)}), *(json.dumps(row) for row in rows)]
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_text("\n".join(lines) + "\n")
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws the exemplars of a task.
+
+    Attributes:
+      name: of the task.
+      pool: what to draw from.
+      shots: exemplars a question, fewer than the pool has rows.
+      seed: draws others.
+      mode: "per_example" draws for every question anew, "fixed" gives all questions one set (a question that is in the
+        set gets the next exemplar in the drawn order beside the others).
+    """
+
+    name: str
+    pool: tuple[Example, ...]
+    shots: int
+    seed: int = 0
+    mode: str = "per_example"
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise ValueError(f"Exemplars are drawn {self.mode!r}, expected one of {', '.join(MODES)}.")
+        if not 0 <= self.shots < max(len(self.pool), 1):
+            raise ValueError(
+                f"Task {self.name!r} was to be asked with {self.shots} exemplars, but they are drawn from "
+                f"{len(self.pool)} training questions, one of which may be the question itself: ask with fewer."
+            )
+
+    def draw(self, question: str) -> list[Example]:
+        """The exemplars before a question, in their order.
+
+        Classes take turns: where all rows of the pool have the same choices, no answer occurs twice before the others.
+
+        >>> pool = tuple(Example("", f"{i}?", "", ("yes", "no")[i % 2 :][:1], ("yes", "no")) for i in range(8))
+        >>> drawn = Sampler("even", pool, shots=4).draw("0?")
+        >>> sorted(example.target for example in drawn), "0?" in [example.inputs for example in drawn]
+        (['no', 'no', 'yes', 'yes'], False)
+        """
+        if not self.shots:
+            return []
+        about = (self.name, self.shots, self.seed, *((question,) if self.mode == "per_example" else ()))
+        rng = random.Random(int(_digest(json.dumps(about))[:16], 16))
+        # One more of each class than can be needed, since one may be the question itself.
+        classes = [_sample(rng, members, self.shots + 1) for members in self._classes]
+        classes = [classes[i] for i in _sample(rng, range(len(classes)), len(classes))]
+        turns = [
+            self.pool[members[turn]] for turn in range(self.shots + 1) for members in classes if turn < len(members)
+        ]
+        chosen = [example for example in turns if example.inputs != question][: self.shots]
+        return [chosen[i] for i in _sample(rng, range(self.shots), self.shots)]
+
+    @functools.cached_property
+    def _classes(self) -> list[list[int]]:
+        """Indices into the pool by class; one class where answers are free."""
+        classified = len({example.choices for example in self.pool}) == 1 and self.pool[0].choices
+        by_class: dict[str, list[int]] = {}
+        for i, example in enumerate(self.pool):
+            by_class.setdefault(example.target if classified else "", []).append(i)
+        return [by_class[key] for key in sorted(by_class)]
+
+
+def _sample(rng: random.Random, items: Sequence[int], count: int) -> list[int]:
+    """`count` of the items (all, if they are fewer) in random order, in a time that does not grow with their number."""
+    moved: dict[int, int] = {}  # a shuffle from the front that remembers only the places it touched
+    picked = []
+    for i in range(min(count, len(items))):
+        j = i + int(rng.random() * (len(items) - i))
+        picked.append(items[moved.get(j, j)])
+        moved[j] = moved.get(i, i)
+    return picked

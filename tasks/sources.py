@@ -1,0 +1,281 @@
+"""Where a task's rows come from: a TFDS data set on disk, or a folder of JSONL files.
+
+Both are seqio sources whose examples hold one text, `row`: a JSON object of the columns that the task's wording
+names. The column `label` is the index of a class, `answers` and `choices` are lists of strings, others are strings.
+Rows without a gold label (label -1, in files also "-") are left out. Nothing is read before a split is asked for.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from etils import epath
+
+Rows = list[dict[str, Any]]
+TfdsColumn = str | Callable[[Mapping[str, Any]], Any]
+"""Where TFDS has a column: a path through nested features ("answer/value"), or a function of the example's tensors."""
+
+JSONL_SPLITS = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
+UNLABELLED = -1
+
+_SLICED_FILE = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?")
+
+
+class TfdsRows(seqio.TfdsDataSource):
+    """Rows of a TFDS data set that is on disk; this never downloads anything.
+
+    Args:
+      name: with version, such as "super_glue/cb:1.0.2".
+      splits: for each split of the task the one of TFDS, or a slice of it: {"train": "train[:90%]"}.
+      columns: for each column of the task where it is in TFDS.
+    """
+
+    def __init__(self, name: str, splits: Mapping[str, str], columns: Mapping[str, TfdsColumn]):
+        super().__init__(tfds_name=name, splits=dict(splits), read_only=True)
+        self._mapped, self._columns = dict(splits), columns
+
+    def get_dataset(self, split: str | None = None, *args: Any, **kwargs: Any) -> tf.data.Dataset:
+        self._check(split or "train")
+        dataset = super().get_dataset(split, *args, **kwargs)
+        return dataset.map(self._to_json).filter(lambda example: tf.strings.length(example["row"]) > 0)
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        self._check(split)
+        return super().list_shards(split)
+
+    def num_input_examples(self, split: str) -> int | None:
+        self._check(split)
+        return super().num_input_examples(split)
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """What a split's rows are made of, so that something kept on disk can be told to be out of date."""
+        self._check(split)
+        whole = self.tfds_dataset.info.splits[self._mapped[split].split("[")[0]]
+        size = {"examples": whole.num_examples, "bytes": whole.num_bytes}
+        folder = str(self.tfds_dataset.builder.data_dir)
+        return {"tfds": self.tfds_dataset.name, "split": self._mapped[split], "folder": folder, **size}
+
+    def _check(self, split: str) -> None:
+        """Raises one sentence unless data set, split and columns are there."""
+        name = str(self.tfds_dataset.name)
+        _check_prepared(name, self.tfds_dataset.data_dir)
+        info = self.tfds_dataset.info
+        wanted = self._mapped[split]
+        present = ", ".join(sorted(info.splits))
+        if not {part.strip().split("[")[0] for part in wanted.split("+")} <= set(info.splits):
+            raise ValueError(f"TFDS data set {name} has no split {wanted!r}, only {present}: name one of these.")
+        for column in self._columns.values():
+            features = info.features
+            for key in column.split("/") if isinstance(column, str) else ():
+                if not hasattr(features, "keys") or key not in features.keys():
+                    found = ", ".join(features.keys()) if hasattr(features, "keys") else "none inside"
+                    raise ValueError(f"TFDS data set {name} has no feature {column!r}; there are {found}.")
+                features = features[key]
+
+    def _to_json(self, example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        tensors = [
+            _at(example, column) if isinstance(column, str) else column(example) for column in self._columns.values()
+        ]
+
+        def encode(*values: Any) -> bytes:
+            row = dict(zip(self._columns, map(_plain, values), strict=True))
+            return b"" if row.get("label") == UNLABELLED else json.dumps(row).encode()
+
+        row = tf.numpy_function(encode, tensors, tf.string, stateful=False)
+        return {"row": tf.ensure_shape(row, [])}
+
+
+def _at(example: Mapping[str, Any], path: str) -> Any:
+    for key in path.split("/"):
+        example = example[key]
+    return example
+
+
+def _plain(value: Any) -> Any:
+    """A numpy value as JSON has it."""
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value]
+    return value.decode() if isinstance(value, bytes) else int(value)
+
+
+def _check_prepared(name: str, data_dir: str | None) -> None:
+    builder, kwargs = tfds.core.naming.parse_builder_name_kwargs(name)
+    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR)
+    parts = [str(builder), *([kwargs["config"]] if "config" in kwargs else []), str(kwargs["version"])]
+    if not (root.joinpath(*parts) / "dataset_info.json").exists():
+        present = sorted(p.parent.relative_to(root).as_posix() for p in root.glob("*/*/dataset_info.json"))
+        present += sorted(p.parent.relative_to(root).as_posix() for p in root.glob("*/*/*/dataset_info.json"))
+        raise FileNotFoundError(
+            f"TFDS data set {name} is not in {root}; there: {', '.join(present) or 'none'}. Prepare it, on a machine "
+            f'with a network, by python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+            f'data_dir={str(root)!r}).download_and_prepare()", name another folder by --tfds_data_dir, or read JSONL '
+            "files by --data_dir."
+        )
+
+
+class JsonlRows(seqio.FunctionDataSource):
+    """Rows of a folder of JSONL files: one JSON object a line, one file, or a slice of one, a split.
+
+    Args:
+      folder: where the files are.
+      splits: for each split its file, or a slice of a file's rows, counted as Python does: {"train":
+        "train.jsonl[:2000]", "validation": "train.jsonl[2000:]"}.
+      columns: for each column of the task where it is in a line's object ("choices/text/0") and how to read it.
+      check: raises ValueError for a row that is wrong as a whole.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        splits: Mapping[str, str],
+        columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
+        check: Callable[[dict[str, Any]], None] = lambda row: None,
+    ):
+        self._folder, self._files = epath.Path(folder), {split: _parse(file) for split, file in splits.items()}
+        self._columns, self._row_check = columns, check
+        super().__init__(self._read, splits=tuple(splits))
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """What a split's rows are made of, so that something kept on disk can be told to be out of date."""
+        file, part = self._files[split]
+        self._check_present(self._folder / file)
+        content = hashlib.sha256((self._folder / file).read_bytes()).hexdigest()
+        return {"jsonl": file, "content": content, "start": part.start, "stop": part.stop}
+
+    def _read(self, split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # rows keep the file's order; whoever trains shuffles them
+        file, part = self._files[split]
+        path = self._folder / file
+        self._check_present(path)
+        rows = read_rows(path, self._columns, self._row_check)
+        kept = [row for row in rows[part] if row.get("label") != UNLABELLED]
+        if not kept:
+            raise ValueError(
+                f"Split {split!r} of {self._folder} is empty: {file} has {len(rows)} rows, and {len(rows[part])} of "
+                "them in the slice; choose another file or slice."
+            )
+        return tf.data.Dataset.from_tensor_slices({"row": [json.dumps(row) for row in kept]})
+
+    def _check_present(self, path: epath.Path) -> None:
+        if not self._folder.is_dir():
+            raise FileNotFoundError(f"Folder {self._folder} of the task's JSONL files is not found: correct DATA_DIR.")
+        if not path.is_file():
+            present = ", ".join(sorted(p.name for p in self._folder.glob("*.jsonl"))) or "none"
+            raise FileNotFoundError(f"File {path} is not found; JSONL files beside it: {present}. Name one in SPLITS.")
+
+
+def _parse(file: str) -> tuple[str, slice]:
+    """Splits "train.jsonl[:2000]" into the file and the slice of its rows, which counts as Python's does."""
+    match = _SLICED_FILE.fullmatch(file)
+    if not match:
+        raise ValueError(f"Split file {file!r} is not understood, expected a file name with or without [start:stop].")
+    start, stop = (None if match[part] is None else int(match[part]) for part in ("start", "stop"))
+    return match["file"], slice(start, stop)
+
+
+def read_rows(
+    path: epath.PathLike,
+    columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
+    check: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Rows:
+    """Reads some columns of a JSONL file; blank lines are passed over.
+
+    Args:
+      path: the file.
+      columns: for each column its path in the line's object, and a function of its value, which raises ValueError for a
+        value that it does not take.
+      check: raises ValueError for a row that is wrong as a whole.
+
+    Returns:
+      One dict a line, of the converted values.
+
+    Raises:
+      ValueError: malformed JSON, a missing column, a value that is not taken (with the line), or a file without rows.
+    """
+    rows = []
+    for number, line in enumerate(epath.Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            rows.append(_convert_row(line, columns, check, f"{path} line {number}"))
+    if not rows:
+        raise ValueError(f"File {path} is empty, expected one JSON object a line.")
+    return rows
+
+
+def _convert_row(
+    line: str,
+    columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
+    check: Callable[[dict[str, Any]], None],
+    where: str,
+) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}), expected one JSON object: mend the line.") from error
+    if not isinstance(found, dict):
+        wanted = ", ".join(path for path, _ in columns.values())
+        raise ValueError(f"{where} is a {type(found).__name__}, expected a JSON object with columns {wanted}.")
+    row = {}
+    for column, (path, convert) in columns.items():
+        value = found
+        for key in path.split("/"):
+            index = int(key) if isinstance(value, list) and key.isdigit() else key
+            if not (
+                isinstance(value, dict) and index in value or isinstance(value, list) and index in range(len(value))
+            ):
+                raise ValueError(f"{where} has no column {path!r}, only {', '.join(found)}: name one of these columns.")
+            value = value[index]
+        try:
+            row[column] = convert(value)
+        except ValueError as error:
+            raise ValueError(f"{where}, column {path!r}: {error}.") from error
+    try:
+        check(row)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}.") from error
+    return row
+
+
+def text(value: Any) -> str:
+    """A column's value as text; numbers are written out, anything else but text is refused.
+
+    >>> text("a"), text(3)
+    ('a', '3')
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"found {value!r}, expected text")
+    return str(value)
+
+
+def texts(value: Any) -> list[str]:
+    """A column's value as a list of texts, at least one.
+
+    >>> texts(["a", 3])
+    ['a', '3']
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"found {value!r}, expected a list of at least one text")
+    return [text(item) for item in value]
+
+
+def label_index(value: Any, labels: Sequence[str]) -> int:
+    """The index of a label given by its name, as true or false, or by its index; UNLABELLED for "-" and -1.
+
+    >>> label_index("neutral", ("entailment", "contradiction", "neutral")), label_index(True, ("false", "true"))
+    (2, 1)
+    """
+    if value in ("-", UNLABELLED):
+        return UNLABELLED
+    if isinstance(value, bool):
+        value = str(value).lower()
+    folded = [label.lower() for label in labels]
+    if isinstance(value, str) and value.lower() in folded:
+        return folded.index(value.lower())
+    if isinstance(value, int) and 0 <= value < len(labels):
+        return value
+    raise ValueError(f"found {value!r}, expected one of {', '.join(labels)} or an index below {len(labels)}")

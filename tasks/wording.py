@@ -1,0 +1,102 @@
+"""How a row becomes a question and its answer in text.
+
+Dimensions do not occur here: everything is plain Python, one row at a time.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One question with its answer. The question is head + body + tail; only the body may be shortened.
+
+    Attributes:
+      head: what stands before the first column ("Q: ").
+      body: the first column, the longest part of most inputs: the article, the premise, the question.
+      tail: the rest (" A:").
+      answers: the accepted answers, the one to learn first.
+      choices: the answers to choose from; empty where any text may be the answer.
+    """
+
+    head: str
+    body: str
+    tail: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> str:
+        """The question as the model reads it."""
+        return self.head + self.body + self.tail
+
+    @property
+    def target(self) -> str:
+        """The answer to learn."""
+        return self.answers[0]
+
+    def shortened(self, fits: Callable[[str], bool]) -> "Example":
+        """The example with as much of its body's beginning as lets the inputs fit, cut between words where it can be.
+
+        >>> example = Example("Article: ", "one two three four", " Summary:", ("x",))
+        >>> example.shortened(lambda text: len(text) < 30).inputs
+        'Article: one two Summary:'
+        """
+        if fits(self.inputs):
+            return self
+        low, high = 0, len(self.body)  # characters that fit, that do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(self.head + self.body[:middle] + self.tail) else (low, middle)
+        body = self.body[:low]
+        if low < len(self.body) and not self.body[low].isspace() and re.search(r"\s", body):
+            body = re.split(r"\s+\S*$", body)[0]
+        return dataclasses.replace(self, body=body.rstrip())
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """The words around a row's columns, and what its answers may be.
+
+    Attributes:
+      template: the question, columns in braces, the longest one first.
+      labels: names of the column `label`, in the order of its indices; empty for a task without classes.
+      verbalizers: how each label is spoken, in the same order.
+      prefix: what every question begins with, if it has a beginning of its own; answers end where it occurs.
+      max_input_tokens: questions are cut to so many tokens before anything else; None for no such limit.
+    """
+
+    template: str
+    labels: tuple[str, ...] = ()
+    verbalizers: tuple[str, ...] = ()
+    prefix: str = ""
+    max_input_tokens: int | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the question names."""
+        return re.findall(r"\{(\w+)\}", self.template)
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """Words a row.
+
+        Args:
+          row: the template's columns as text and, for the answer, `label` (an index), `target` (text), `answers`
+            (texts, the first one to learn unless there is a `target`); optional `choices` (texts).
+
+        >>> wording = Wording("{p} question: {h} answer:", ("yes", "no"), ("True", "False"))
+        >>> example = wording.example({"p": "It rains.", "h": "It is wet.", "label": 1})
+        >>> example.inputs, example.target, example.choices
+        ('It rains. question: It is wet. answer:', 'False', ('True', 'False'))
+        """
+        pieces = re.split(r"\{(\w+)\}", self.template)  # literal, column, literal, column, ..., literal
+        tail = "".join(row[piece] if i % 2 else piece for i, piece in enumerate(pieces[3:], start=1))
+        if "label" in row:
+            answers, choices = (self.verbalizers[row["label"]],), self.verbalizers
+        else:
+            first = (row["target"],) if "target" in row else ()
+            answers = tuple(dict.fromkeys((*first, *row.get("answers", ()))))
+            choices = tuple(row.get("choices", ()))
+        return Example(pieces[0], row[pieces[1]], pieces[2] + tail, answers, choices)

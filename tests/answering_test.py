@@ -1,0 +1,151 @@
+"""promot_t5x.answering: generation and ranking against scores computed one by one, in any batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from promot_t5x import answering, examples
+from promot_t5x.architecture import T5Config
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+LENGTHS = {"inputs": 300, "targets": 6}
+ONE = Partitioner()
+CHOICES = [["yes", "no"], ["no", "maybe so", "yes"], ["b", "a"], ["same", "same"], ["x"], ["no", "yes"], ["q", "r"]]
+# Short inputs, and longer ones that run in wider batches.
+TEXTS = [text * (150 if i % 3 == 2 else 1) for i, text in enumerate(["q1", "q2", "a", "q4", "q5", "b", "q7"])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _task():
+    ragged = tf.ragged.constant(CHOICES)
+    rows = {"inputs": TEXTS, "targets": [choices[-1] for choices in CHOICES], "choices": ragged}
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), splits=("test",)
+    )
+    features = {k: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for k in LENGTHS}
+    preprocessors = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
+    seqio.TaskRegistry.add("answering_test", source, features, preprocessors=preprocessors)
+    yield
+    seqio.TaskRegistry.remove("answering_test")
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = EncoderDecoderModel(T5Config(259, 8, 2, 4, 16, 1, 1, prompt_length=3))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.abstract_params())
+
+
+def _asked():
+    return examples.eval_examples("answering_test", LENGTHS, "test")
+
+
+def _answers(network, way, batch_size=2, prompt_id=None, rows=None, params=None, **more):
+    model, own = network
+    found = {}
+    for numbers, answers in answering.answers(
+        model,
+        own if params is None else params,
+        _asked(),
+        way,
+        prompt_id=prompt_id,
+        batch_size=batch_size,
+        partitioner=ONE,
+        rows=rows,
+        **more,
+    ):
+        found |= zip(numbers, answers, strict=True)
+    return found
+
+
+def _by_hand(network, number, choice, prompt_id):
+    """Log-likelihood of a choice: plain softmax over the logits of one unpadded row."""
+    model, params = network
+    vocabulary = seqio.ByteVocabulary()
+    target = [*vocabulary.encode(choice), 1]
+    batch = {
+        "encoder_input_tokens": np.array([_asked().examples[number]["inputs"]]),
+        "decoder_input_tokens": np.array([[0, *target[:-1]]]),
+        "decoder_target_tokens": np.array([target]),
+    }
+    if prompt_id is None:
+        params = {k: v for k, v in params.items() if k != "soft_prompt"}
+    else:
+        batch["soft_prompt_ids"] = np.array([prompt_id])
+    logits_UxV = np.asarray(model.logits(params, batch)[0], np.float64)
+    log_probabilities = logits_UxV - np.log(np.exp(logits_UxV).sum(axis=1, keepdims=True))
+    return sum(log_probabilities[i, token] for i, token in enumerate(target)), len(target)
+
+
+@pytest.mark.parametrize("prompt_id", [None, 0])
+@pytest.mark.parametrize("length_normalized", [False, True])
+def test_ranking_is_the_likelihood_of_each_choice_by_hand(network, prompt_id, length_normalized):
+    found = _answers(network, "rank", prompt_id=prompt_id, length_normalized=length_normalized)
+    assert sorted(found) == list(range(len(TEXTS)))
+    for number, answer in found.items():
+        by_hand = [_by_hand(network, number, choice, prompt_id) for choice in CHOICES[number]]
+        expected = [score / tokens if length_normalized else score for score, tokens in by_hand]
+        np.testing.assert_allclose(answer.scores, expected, rtol=1e-5)
+        assert answer.output == CHOICES[number][int(np.argmax(expected))]
+    assert found[3].scores[0] == found[3].scores[1], "equal choices: the first one is the answer"
+
+
+def test_length_normalisation_can_change_the_answer(network):
+    sums, means = (_answers(network, "rank", length_normalized=normalized) for normalized in (False, True))
+    assert sums[1].output != "maybe so", "nine tokens are less likely than three"
+    np.testing.assert_allclose(np.array(means[1].scores) * [3, 9, 4], sums[1].scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", answering.WAYS)
+def test_answers_do_not_depend_on_the_batch(network, way):
+    expected = _answers(network, way, batch_size=1)
+    assert len({answer.output for answer in expected.values()}) > 1
+    for batch_size, rows in ((3, None), (16, None), (2, [6, 2, 0])):
+        found = _answers(network, way, batch_size=batch_size, rows=rows)
+        assert sorted(found) == sorted(rows or expected)
+        for number, answer in found.items():
+            assert answer.output == expected[number].output
+            if way == "rank":
+                np.testing.assert_allclose(answer.scores, expected[number].scores, atol=1e-5, rtol=1e-5)
+
+
+def test_a_task_is_ranked_only_where_every_example_has_choices():
+    asked = _asked()
+    assert answering.ways(asked, "rank") == "rank" and answering.ways(asked, "generate") == "generate"
+    one_without = dataclasses.replace(asked, examples=(*asked.examples[:-1], {**asked.examples[-1], "choices": []}))
+    assert answering.ways(one_without, "rank") == "generate"
+    none = dataclasses.replace(asked, examples=({"inputs": [1]},))
+    assert answering.ways(none, "rank") == "generate"
+
+
+@pytest.mark.parametrize("way", answering.WAYS)
+def test_the_prompt_is_attached_or_removed(network, way):
+    _, params = network
+    other = {**params, "soft_prompt": {"embedding": -3.0 * params["soft_prompt"]["embedding"]}}
+    plain = {k: v for k, v in params.items() if k != "soft_prompt"}
+    assert _answers(network, way, prompt_id=0) != _answers(network, way, prompt_id=0, params=other)
+    removed = _answers(network, way)
+    assert removed == _answers(network, way, params=other) == _answers(network, way, params=plain)
+    with pytest.raises(ValueError, match="the checkpoint has none"):
+        _answers(network, way, prompt_id=0, params=plain)
+    for prompt_id in (1, -1):
+        with pytest.raises(ValueError, match=f"prompt {prompt_id} was to be attached, but the checkpoint has 1"):
+            _answers(network, way, prompt_id=prompt_id)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(network):
+    model, params = network
+    arrays = dict(_asked().features)
+    small = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=100))
+    how = dict(prompt_id=None, batch_size=4, partitioner=ONE)
+    with pytest.raises(ValueError, match="The inputs have the token 1.., but the network's vocabulary has 100"):
+        list(answering.predict_tokens(small, params, arrays, **how))
+    arrays["decoder_target_tokens"] = arrays["decoder_target_tokens"] + 300
+    with pytest.raises(ValueError, match="The targets have the token .*, but the network's vocabulary has 259"):
+        list(answering.predict_tokens(model, params, arrays, **how))
