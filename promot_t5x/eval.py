@@ -116,11 +116,23 @@ def evaluate(
     asked = [(entry, prompt) for entry in plan.entries for prompt in plan.prompts]
     for number, (entry, prompt) in enumerate(asked, start=1):
         runs.append(_run(checkpoint, plan, entry, prompt, folder, f"{number}/{len(asked)}"))
-    config = {"decoding": dataclasses.asdict(model.decoding), "split": plan.split, **dataclasses.asdict(plan.config)}
-    found = evaluation_results.summarize(runs, config=config, checkpoint=facts, versions=records.versions())
+    found = evaluation_results.summarize(
+        runs, config=_config(model, plan), checkpoint=facts, versions=records.versions()
+    )
     records.write(folder / "results.json", found)
     print(f"\n{evaluation_results.table(found)}\n\nResults: {folder / 'results.json'}")
     return found
+
+
+def _config(model: EncoderDecoderModel, plan: Plan) -> dict[str, Any]:
+    """The settings that go into the results; where these are written plays no part in them."""
+    bindings = launcher.bindings(launcher.resolved_config())
+    return {
+        "decoding": dataclasses.asdict(model.decoding),
+        "split": plan.split,
+        **dataclasses.asdict(plan.config),
+        "gin": [line for line in bindings if not line.lower().startswith(("output_dir", "eval.evaluate.output_dir"))],
+    }
 
 
 def _run(checkpoint: _Checkpoint, plan: Plan, entry: catalog.Entry, prompt: str, folder: epath.Path, place: str) -> Run:
@@ -203,29 +215,38 @@ def show(plan: Plan, count: int) -> None:
                 print(f"    of {', '.join(bytes(choice).decode() for choice in example[features.CHOICES])}")
 
 
+def parse(argv: Sequence[str]) -> flags.Invocation:
+    """The command line, with what `--limit` and `--show` mean to gin among its bindings.
+
+    >>> parse(["--limit=3"]).gin_bindings
+    ('evaluation.EvaluationConfig.limit = 3',)
+    """
+    parser = flags.flag_parser("promot-t5x eval", "Scores a checkpoint on seqio tasks.")
+    add = parser.add_argument
+    add("--list", action="store_true", help="print all tasks and suites, with sizes and sources, and stop")
+    add("--limit", type=int, metavar="N", help="score only the first N examples of every task")
+    add("--show", type=int, metavar="N", help="print the first N prompts of every task, and stop")
+    invocation = flags.parse_flags(argv, parser)
+    bindings = list(invocation.gin_bindings)
+    if invocation.extra["limit"] is not None:
+        bindings.append(f"evaluation.EvaluationConfig.limit = {invocation.extra['limit']}")
+    if invocation.extra["show"] is not None:  # what only a model needs may be left out
+        bindings = ["CHECKPOINT_PATH = ''", "OUTPUT_DIR = ''", *bindings]
+    return dataclasses.replace(invocation, gin_bindings=tuple(bindings))
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs `evaluate`, or `show`, as the gin files and flags say."""
-    parser = flags.flag_parser("promot-t5x eval", "Scores a checkpoint on seqio tasks.")
-    parser.add_argument(
-        "--list", action="store_true", help="print all tasks and suites, with sizes and sources, and stop"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N examples of every task")
-    parser.add_argument("--show", type=int, metavar="N", help="print the first N prompts of every task, and stop")
-    invocation = flags.parse_flags(argv, parser)
-    extra, bindings = invocation.extra, list(invocation.gin_bindings)
-    if extra["list"]:
+    invocation = parse(argv)
+    if invocation.extra["list"]:
         print(catalog.listing())
         return
-    if extra["limit"] is not None:
-        bindings.append(f"evaluation.EvaluationConfig.limit = {extra['limit']}")
-    if extra["show"] is not None:  # what only a model needs may be left out
-        bindings = ["CHECKPOINT_PATH = ''", "OUTPUT_DIR = ''", *bindings]
-    launcher.configure(dataclasses.replace(invocation, gin_bindings=tuple(bindings)))
+    launcher.configure(invocation)
     gin_checks.check_flags()
     if invocation.dry_run:
         return
-    if extra["show"] is not None:
-        show(launcher.configurable(Plan)(), extra["show"])
+    if invocation.extra["show"] is not None:
+        show(launcher.configurable(Plan)(), invocation.extra["show"])
     else:
         launcher.configurable(evaluate)()
 

@@ -72,22 +72,22 @@ def entries(
     found = []
     for name in dict.fromkeys(_expand(tasks)):
         known = few_shot.registered(name)
-        if known:
-            task, prompting = known
-            made_of = few_shot.arguments(name)
-        elif name in paper.TASKS:
+        if name in paper.TASKS:
             if vocabulary is None:
                 raise ValueError(
                     f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's."
                 )
             task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
             made_of = (data_dir and str(data_dir), splits and dict(splits))
+        elif known:
+            task, prompting = known
+            made_of = few_shot.arguments(name)
         else:
             found.append(Entry(name, None, None, name))
             continue
         prompting = dataclasses.replace(prompting, exemplars=exemplars)
         for k in dict.fromkeys(shots):
-            for seed in seeds if k else (None,):
+            for seed in dict.fromkeys(seeds) if k else (None,):
                 seqio_name = few_shot.register(task, prompting, k, seed or 0, made_of)
                 found.append(Entry(name, k, seed, seqio_name))
     return tuple(found)
@@ -113,7 +113,7 @@ def _expand(names: Sequence[str]) -> Iterator[str]:
             yield name
         else:
             known = sorted({*SUITES, *paper.TASKS, *seqio.TaskRegistry.names()})
-            near = difflib.get_close_matches(name, known, n=5, cutoff=0.4) or list(SUITES)
+            near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or list(SUITES)
             raise ValueError(
                 f"{name!r} is no task, suite or mixture; the nearest names are {', '.join(near)}: correct the name, "
                 "import the module that registers it, or see `promot-t5x eval --list`."

@@ -126,7 +126,7 @@ class Sampler:
       shots: exemplars a question, fewer than the pool has rows.
       seed: draws others.
       mode: "per_example" draws for every question anew, "fixed" gives all questions one set (a question that is in the
-        set gets the next exemplar in the drawn order beside the others).
+        set gets the next one of its class beside the others).
     """
 
     name: str
@@ -159,12 +159,11 @@ class Sampler:
         about = (self.name, self.shots, self.seed, *((question,) if self.mode == "per_example" else ()))
         rng = random.Random(int(_digest(json.dumps(about))[:16], 16))
         # One more of each class than can be needed, since one may be the question itself.
-        classes = [_sample(rng, members, self.shots + 1) for members in self._classes]
-        classes = [classes[i] for i in _sample(rng, range(len(classes)), len(classes))]
-        turns = [
-            self.pool[members[turn]] for turn in range(self.shots + 1) for members in classes if turn < len(members)
-        ]
-        chosen = [example for example in turns if example.inputs != question][: self.shots]
+        sampled = [_sample(rng, members, self.shots + 1) for members in self._classes]
+        classes = [[self.pool[i] for i in sampled[c]] for c in _sample(rng, range(len(sampled)), len(sampled))]
+        classes = [[example for example in members if example.inputs != question] for members in classes]
+        turns = [members[turn] for turn in range(self.shots) for members in classes if turn < len(members)]
+        chosen = turns[: self.shots]
         return [chosen[i] for i in _sample(rng, range(self.shots), self.shots)]
 
     @functools.cached_property

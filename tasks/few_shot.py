@@ -126,7 +126,7 @@ class _Prompter:
         text, counts = prompt(example, drawn, fits, sentinels)
         mark = f"{SENTINEL} " if sentinels else ""
         texts = (text, mark + example.target, json.dumps(example.answers))
-        found = collections.ChainMap(counts, {"article_cut": int(example is not whole)})
+        found = collections.ChainMap(counts, {"article_cut": int(example != whole)})
         choices = np.array([(mark + choice).encode() for choice in example.choices], dtype=np.bytes_)
         return [*(t.encode() for t in texts), *(np.int32(found[name]) for name in COUNTS), choices]
 
@@ -181,6 +181,10 @@ def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0
       ValueError: the name is registered with other arguments. Building a dataset raises what the source and
         `exemplars` raise, and ValueError for a vocabulary without sentinels.
     """
+    if shots < 0:
+        raise ValueError(f"Task {task.name!r} was to be asked with {shots} exemplars: expected 0 or more.")
+    if not shots:  # then there is no way of drawing
+        prompting = dataclasses.replace(prompting, exemplars="per_example")
     name = task_name(task.name, shots, seed, prompting.exemplars)
     how = dataclasses.replace(prompting, vocabulary=vocabularies.identity(prompting.vocabulary))
     if name in seqio.TaskRegistry.names():

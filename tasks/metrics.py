@@ -83,6 +83,8 @@ def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
     >>> round(found["bleu"], 6), found["bleu_signature"].textdata.split("|")[3]
     (100.0, 'tok:intl')
     """
+    if not targets:
+        return {"bleu": 0.0}
     scorer = sacrebleu.BLEU(tokenize=BLEU_TOKENIZER)
     samples = _BOOTSTRAP_SAMPLES if len(targets) > 1 else 1  # of one sentence every sample is the same
     score = scorer.corpus_score(list(predictions), [list(targets)], n_bootstrap=samples)

@@ -56,25 +56,30 @@ class TfdsRows(seqio.TfdsDataSource):
     def identity(self, split: str) -> dict[str, Any]:
         """What a split's rows are made of, so that something kept on disk can be told to be out of date."""
         self._check(split)
-        whole = self.tfds_dataset.info.splits[self._mapped[split].split("[")[0]]
-        size = {"examples": whole.num_examples, "bytes": whole.num_bytes}
-        folder = str(self.tfds_dataset.builder.data_dir)
-        return {"tfds": self.tfds_dataset.name, "split": self._mapped[split], "folder": folder, **size}
+        info, folder = self.tfds_dataset.info, str(self.tfds_dataset.builder.data_dir)
+        sizes = {name: [part.num_examples, part.num_bytes] for name, part in sorted(info.splits.items())}
+        data = {"tfds": self.tfds_dataset.name, "split": self._mapped[split], "folder": folder, "sizes": sizes}
+        return {**data, "columns": {column: path for column, path in self._columns.items() if isinstance(path, str)}}
 
     def _check(self, split: str) -> None:
         """Raises one sentence unless data set, split and columns are there."""
         name = str(self.tfds_dataset.name)
+        _check_split(split, self._mapped, f"TFDS data set {name}")
         _check_prepared(name, self.tfds_dataset.data_dir)
         info = self.tfds_dataset.info
         wanted = self._mapped[split]
         present = ", ".join(sorted(info.splits))
         if not {part.strip().split("[")[0] for part in wanted.split("+")} <= set(info.splits):
             raise ValueError(f"TFDS data set {name} has no split {wanted!r}, only {present}: name one of these.")
+        try:
+            self.tfds_dataset.files(split)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"TFDS data set {name} has no slice {wanted!r} ({error}): correct SPLITS.") from error
         for column in self._columns.values():
             features = info.features
             for key in column.split("/") if isinstance(column, str) else ():
                 if not hasattr(features, "keys") or key not in features.keys():
-                    found = ", ".join(features.keys()) if hasattr(features, "keys") else "none inside"
+                    found = ", ".join(sorted(features.keys())) if hasattr(features, "keys") else "none inside"
                     raise ValueError(f"TFDS data set {name} has no feature {column!r}; there are {found}.")
                 features = features[key]
 
@@ -143,17 +148,15 @@ class JsonlRows(seqio.FunctionDataSource):
 
     def identity(self, split: str) -> dict[str, Any]:
         """What a split's rows are made of, so that something kept on disk can be told to be out of date."""
-        file, part = self._files[split]
-        self._check_present(self._folder / file)
+        file, part = self._file(split)
         content = hashlib.sha256((self._folder / file).read_bytes()).hexdigest()
-        return {"jsonl": file, "content": content, "start": part.start, "stop": part.stop}
+        columns = {column: path for column, (path, _) in self._columns.items()}
+        return {"jsonl": file, "content": content, "start": part.start, "stop": part.stop, "columns": columns}
 
     def _read(self, split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # rows keep the file's order; whoever trains shuffles them
-        file, part = self._files[split]
-        path = self._folder / file
-        self._check_present(path)
-        rows = read_rows(path, self._columns, self._row_check)
+        file, part = self._file(split)
+        rows = read_rows(self._folder / file, self._columns, self._row_check)
         kept = [row for row in rows[part] if row.get("label") != UNLABELLED]
         if not kept:
             raise ValueError(
@@ -162,12 +165,22 @@ class JsonlRows(seqio.FunctionDataSource):
             )
         return tf.data.Dataset.from_tensor_slices({"row": [json.dumps(row) for row in kept]})
 
-    def _check_present(self, path: epath.Path) -> None:
+    def _file(self, split: str) -> tuple[str, slice]:
+        """A split's file, which is there, and its slice."""
+        _check_split(split, self._files, str(self._folder))
+        file, part = self._files[split]
+        path = self._folder / file
         if not self._folder.is_dir():
             raise FileNotFoundError(f"Folder {self._folder} of the task's JSONL files is not found: correct DATA_DIR.")
         if not path.is_file():
             present = ", ".join(sorted(p.name for p in self._folder.glob("*.jsonl"))) or "none"
             raise FileNotFoundError(f"File {path} is not found; JSONL files beside it: {present}. Name one in SPLITS.")
+        return file, part
+
+
+def _check_split(split: str, splits: Mapping[str, Any], where: str) -> None:
+    if split not in splits:
+        raise ValueError(f"{where} has no split {split!r}, only {', '.join(splits)}: name one of these, or set SPLITS.")
 
 
 def _parse(file: str) -> tuple[str, slice]:
@@ -198,8 +211,12 @@ def read_rows(
     Raises:
       ValueError: malformed JSON, a missing column, a value that is not taken (with the line), or a file without rows.
     """
+    try:
+        lines = epath.Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"File {path} is not UTF-8 ({error}): save it in that encoding.") from error
     rows = []
-    for number, line in enumerate(epath.Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             rows.append(_convert_row(line, columns, check, f"{path} line {number}"))
     if not rows:

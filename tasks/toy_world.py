@@ -149,6 +149,11 @@ class WordVocabulary(seqio.Vocabulary):
 VOCABULARY = WordVocabulary(lexicon.all_words())
 
 
+def vocabulary() -> WordVocabulary:
+    """The toy world's vocabulary, for gin files."""
+    return VOCABULARY
+
+
 def unigram_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Returns the mean of F1 = 2 common / (len(target) + len(prediction)) over examples, words as multisets, x 100.
 

@@ -52,7 +52,7 @@ class Example:
             low, high = (middle, high) if fits(self.head + self.body[:middle] + self.tail) else (low, middle)
         body = self.body[:low]
         if low < len(self.body) and not self.body[low].isspace() and re.search(r"\s", body):
-            body = re.split(r"\s+\S*$", body)[0]
+            body = re.split(r"\s+\S*\Z", body)[0]
         return dataclasses.replace(self, body=body.rstrip())
 
 

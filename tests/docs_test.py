@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import promot_t5x
+from promot_t5x import eval as eval_binary
 from promot_t5x import flags, gin_checks, launcher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,9 +106,14 @@ def run_id(argv: list[str]) -> str:
 @pytest.mark.parametrize("argv", [argv for page in PAGES for argv in commands(page)], ids=run_id)
 def test_commands_parse(argv):
     arguments = argv[3:] if argv[0] == "python" else argv[2:]
-    parser = flags.flag_parser()
-    parser.add_argument("--out")
-    invocation = flags.parse_flags(arguments, parser)
+    if argv[:2] == ["promot-t5x", "eval"]:
+        invocation = eval_binary.parse(arguments)
+        if invocation.extra["list"]:
+            return
+    else:
+        parser = flags.flag_parser()
+        parser.add_argument("--out")
+        invocation = flags.parse_flags(arguments, parser)
     given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if "demo" in argv else ()
     files = [file for file in invocation.gin_files if not file.startswith("my")]
     launcher.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)

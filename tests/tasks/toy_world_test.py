@@ -409,19 +409,19 @@ def test_another_process_generates_the_same_examples() -> None:
 
 
 @pytest.mark.parametrize("task", (*toy_world.IN_CONTEXT_TASKS, *toy_world.TARGET_TASKS))
-def test_an_oracle_scores_one_and_a_constant_answer_its_share(task: str) -> None:
+def test_an_oracle_scores_100_and_a_constant_answer_its_share(task: str) -> None:
     provider, metric = seqio.get_mixture_or_task(task), toy_world.HEADLINE_METRICS[task]
     targets = [
         provider.postprocess_fn(answer, example={}, is_target=True) for _, answer in toy_world.examples(task, "test")
     ]
     (metric_fn,) = provider.metric_fns
-    assert metric_fn(targets, [f" {t} ".strip() for t in targets]) == {metric: 1.0}
+    assert metric_fn(targets, [f" {t} ".strip() for t in targets]) == {metric: 100.0}
     assert metric_fn(targets, ["zebra"] * len(targets)) == {metric: 0.0}
     if metric == "accuracy":
         label = targets[0]
-        assert metric_fn(targets, [label] * len(targets)) == {metric: targets.count(label) / len(targets)}
+        assert metric_fn(targets, [label] * len(targets)) == {metric: 100 * targets.count(label) / len(targets)}
     if task == "toy_rtec":
-        assert metric_fn(targets, ["True"] * len(targets)) == {"accuracy": 0.5}
+        assert metric_fn(targets, ["True"] * len(targets)) == {"accuracy": 50.0}
 
 
 def test_unigram_f1_against_values_by_hand() -> None:
@@ -432,8 +432,8 @@ def test_unigram_f1_against_values_by_hand() -> None:
         ("a b", "c", 0.0),
         ("a", "", 0.0),
     ):
-        assert toy_world.unigram_f1([target], [prediction])["f1"] == pytest.approx(f1, abs=1e-12)
-    assert toy_world.unigram_f1(["a b", "c"], ["a b", "d"]) == {"f1": 0.5}
+        assert toy_world.unigram_f1([target], [prediction])["f1"] == pytest.approx(100 * f1, abs=1e-10)
+    assert toy_world.unigram_f1(["a b", "c"], ["a b", "d"]) == {"f1": 50.0}
 
 
 def test_predictions_are_stripped() -> None:

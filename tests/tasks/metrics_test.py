@@ -1,0 +1,197 @@
+"""promot_t5x.tasks.metrics: hand-computed cases, and the libraries called directly."""
+
+import re
+
+import numpy as np
+import pytest
+import sacrebleu
+import seqio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+
+from promot_t5x.tasks import metrics
+
+SETTINGS = settings(max_examples=100, deadline=None, derandomize=True)
+LABELS = ("True", "False", "Neither")
+TARGETS = [
+    "The cat sat on the mat.",
+    "It rains (a lot) today, he said.",
+    "Schöne Grüße aus Köln am Rhein!",
+    "One word more.",
+]
+PREDICTIONS = ["The cat sat on a mat.", "It rains a lot today, he says.", "Schöne Grüße von Köln am Rhein!", ""]
+
+
+@pytest.mark.parametrize(
+    "targets,predictions,percent",
+    [
+        (["a", "b ", "c", "d"], [" a", "b", "x", ""], 50.0),
+        (["True"], ["true"], 0.0),
+        (["a"] * 8, ["a"] * 7 + ["b"], 87.5),
+        ([""], [""], 100.0),
+        ([], [], 0.0),
+    ],
+)
+def test_accuracy_is_a_percentage(targets, predictions, percent):
+    assert metrics.accuracy(targets, predictions) == {"accuracy": percent}
+
+
+@pytest.mark.parametrize(
+    "text,normal",
+    [
+        ("The  Beatles!", "beatles"),
+        ("an apple, a day", "apple day"),
+        ("U.S.A.", "usa"),
+        ("theatre another Athens", "theatre another athens"),
+        ("the-end", "theend"),  # punctuation goes first, then what is left is no article
+        ("\tÉmile\u00a0ZOLA\n", "émile zola"),
+        ("“quoted”", "“quoted”"),  # SQuAD knows ASCII punctuation only
+        ("don't", "dont"),
+        ("The", ""),
+        ("?!", ""),
+        ("", ""),
+    ],
+)
+def test_answers_are_compared_in_squad_s_normal_form(text, normal):
+    assert metrics.normalized_answer(text) == normal
+    assert metrics.exact_match([text], [normal]) == {"exact_match": 100.0}
+
+
+@pytest.mark.parametrize(
+    "targets,predictions,percent",
+    [
+        ([["The Beatles", "Beatles"], ["Paris"]], ["beatles.", "Rome"], 50.0),
+        ([["a", "b"], ["c"], ["d", "e"], ["f"]], ["B", "c", "e", "ff"], 75.0),
+        ([("New York", "NYC")], ["the nyc"], 100.0),
+        (["Paris", "Rome"], ["paris", "rom"], 50.0),  # without aliases
+        (["abc"], ["a"], 0.0),  # a text is one answer, not a list of letters
+        ([["Paris"]], [""], 0.0),
+        ([], [], 0.0),
+    ],
+)
+def test_exact_match_accepts_any_alias(targets, predictions, percent):
+    assert metrics.exact_match(targets, predictions) == {"exact_match": percent}
+
+
+def test_bleu_is_sacrebleu_s_with_the_tokenizer_intl():
+    expected = sacrebleu.corpus_bleu(PREDICTIONS, [TARGETS], tokenize="intl")
+    found = metrics.bleu(TARGETS, PREDICTIONS)
+    assert found["bleu"] == pytest.approx(expected.score, abs=1e-9) and 0 < found["bleu"] < 100
+    assert isinstance(found["bleu_signature"], seqio.metrics.Text)
+    assert {"tok:intl", "nrefs:1", f"version:{sacrebleu.__version__}"} <= set(
+        found["bleu_signature"].textdata.split("|")
+    )
+    assert list(found)[0] == "bleu"
+
+
+def test_the_tokenizer_of_bleu_matters_for_the_texts_above():
+    targets, predictions = ["Sein „Haus“ ist groß – sehr groß."], ["Sein Haus ist groß – sehr groß."]
+    default = sacrebleu.corpus_bleu(predictions, [targets]).score
+    assert abs(metrics.bleu(targets, predictions)["bleu"] - default) > 1
+
+
+def test_the_standard_error_of_bleu_is_that_of_resampled_corpora():
+    rng = np.random.default_rng(0)
+    words = ["red", "cat", "dog", "runs", "sits", "here", "now"]
+    targets = [" ".join(rng.choice(words, 8)) for _ in range(40)]
+    predictions = [" ".join(w if rng.random() < 0.8 else "x" for w in t.split()) for t in targets]
+    scores = []
+    for _ in range(150):
+        drawn = rng.integers(0, 40, 40)
+        resampled = [predictions[i] for i in drawn], [[targets[i] for i in drawn]]
+        scores.append(sacrebleu.corpus_bleu(*resampled, tokenize="intl").score)
+    found = metrics.bleu(targets, predictions)
+    assert found["bleu_stderr"] == pytest.approx(np.std(scores), rel=0.3)  # 150 samples know theirs to 6 %
+    assert metrics.bleu(targets, predictions) == found
+
+
+def test_equal_texts_have_no_standard_error():
+    assert metrics.bleu(TARGETS, TARGETS)["bleu_stderr"] == pytest.approx(0, abs=1e-5)
+    assert "bleu_stderr" not in metrics.bleu(TARGETS[:1], TARGETS[:1])  # one sentence says nothing of others
+
+
+def test_rouge_is_rouge_score_s_without_stemming():
+    scorer = rouge_scorer.RougeScorer(["rouge2", "rougeL"], use_stemmer=False)
+    scores = [scorer.score(target, prediction) for target, prediction in zip(TARGETS, PREDICTIONS, strict=True)]
+    found = metrics.rouge(TARGETS, PREDICTIONS)
+    assert list(found) == ["rouge2", "rougeL"]
+    for name, value in found.items():
+        assert value == pytest.approx(100 * sum(score[name].fmeasure for score in scores) / 4) and 0 < value < 100
+    assert metrics.rouge(["cats run"], ["cat run"])["rougeL"] == 50.0
+
+
+def test_rouge_by_hand():
+    # Bigrams of 3 and 4, of which 2 are common; the longest common subsequence is of 3 words out of 4 and 5.
+    found = metrics.rouge(["the cat sat down"], ["so the cat sat up"])
+    assert found["rouge2"] == pytest.approx(100 * 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3))
+    assert found["rougeL"] == pytest.approx(100 * 2 * (3 / 5) * (3 / 4) / (3 / 5 + 3 / 4))
+
+
+def test_a_reference_of_one_word_has_no_bigram():
+    assert metrics.rouge(["Paris"], ["Paris"]) == {"rouge2": 0.0, "rougeL": 100.0}
+
+
+def _plain_macro_f1(targets, predictions, labels):
+    scores = []
+    for label in labels:
+        true_positives = sum(t == label and p == label for t, p in zip(targets, predictions, strict=True))
+        predicted, wanted = predictions.count(label), targets.count(label)
+        precision = true_positives / predicted if predicted else 0.0
+        recall = true_positives / wanted if wanted else 0.0
+        scores.append(2 * precision * recall / (precision + recall) if true_positives else 0.0)
+    return 100 * sum(scores) / len(scores)
+
+
+def test_macro_f1_by_hand():
+    targets = ["True", "True", "True", "False", "False", "Neither"]
+    predictions = ["True", "True", "False", "False", "maybe", "True"]
+    # True: precision 2/3, recall 2/3. False: precision 1/2, recall 1/2. Neither: 0.
+    assert metrics.macro_f1(targets, predictions, labels=LABELS)["macro_f1"] == pytest.approx(100 * (2 / 3 + 1 / 2) / 3)
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, "", "maybe"])), min_size=1))
+def test_macro_f1_is_the_mean_of_harmonic_means(pairs):
+    targets, predictions = [t for t, _ in pairs], [p for _, p in pairs]
+    found = metrics.macro_f1(targets, predictions, labels=LABELS)["macro_f1"]
+    assert found == pytest.approx(_plain_macro_f1(targets, predictions, LABELS)) and 0 <= found <= 100
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.text(min_size=1), st.text()), min_size=1, max_size=5))
+def test_all_metrics_take_any_text_and_stay_between_0_and_100(pairs):
+    targets, predictions = [t for t, _ in pairs], [p for _, p in pairs]
+    for name, metric in metrics.BY_NAME.items():
+        if name != "bleu":  # its bootstrap takes too long here
+            assert all(0 <= value <= 100 for value in metric(targets, predictions).values())
+
+
+@pytest.mark.parametrize("name", metrics.BY_NAME)
+def test_empty_predictions_score_nothing(name):
+    for targets in (TARGETS, TARGETS[:1], ["", "x"]):
+        found = metrics.BY_NAME[name](targets, [""] * len(targets))
+        most = 50.0 if "" in targets else 0.0
+        assert all(value <= most for key, value in found.items() if not re.search("signature|stderr", key))
+        assert next(iter(found)) in (name, "rouge2")
+
+
+@pytest.mark.parametrize("name", metrics.BY_NAME)
+def test_no_examples_score_nothing(name):
+    assert next(iter(metrics.BY_NAME[name]([], []).values())) == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 97])
+def test_perfect_predictions_score_exactly_100(count):
+    """Binary fractions may not make it 99.99999999999999 or 100.00000000000001."""
+    texts = [f"{TARGETS[i % 4]} And the number {i}." for i in range(count)]
+    for name in ("accuracy", "exact_match", "rouge"):
+        assert set(metrics.BY_NAME[name](texts, texts).values()) == {100.0}
+    assert metrics.bleu(texts, texts)["bleu"] == 100.0
+    assert metrics.macro_f1(LABELS, LABELS, labels=LABELS) == {"macro_f1": 100.0}
+
+
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.exact_match, metrics.rouge])
+def test_lists_of_different_lengths_are_refused(metric):
+    with pytest.raises(ValueError):
+        metric(["a", "b"], ["a"])
