@@ -73,28 +73,28 @@ def task_name(name: str, shots: int, seed: int, mode: str = "per_example") -> st
 
 
 def prompt(
-    example: Example, drawn: Sequence[Example], fits: Callable[[str], bool] | None, sentinels: bool
+    example: Example, drawn: Sequence[Example], fits: Callable[[str], bool], sentinels: bool
 ) -> tuple[str, dict[str, int]]:
     """The text before a question's answer.
 
     Args:
       example: the question.
       drawn: its exemplars in their order.
-      fits: whether a text is short enough; None if any is.
+      fits: whether a text is short enough.
       sentinels: see `Prompting`.
 
     Returns:
       (text, counts): counts has `exemplars_dropped`, and `input_cut`, 1 if the question itself was shortened.
 
     >>> paris, rome = Example("Q: ", "Seine?", " A:", ("Paris",)), Example("Q: ", "Tiber?", " A:", ("Rome",))
-    >>> prompt(rome, [paris], None, sentinels=True)
+    >>> prompt(rome, [paris], lambda text: True, sentinels=True)
     ('Q: Seine? A: Paris Q: Tiber? A: <extra_id_0>', {'exemplars_dropped': 0, 'input_cut': 0})
     """
     end = f" {SENTINEL}" if sentinels else ""
     shots = [f"{shot.inputs} {shot.target}" for shot in drawn]
     for dropped in range(len(shots) + 1):
         text = " ".join([*shots[dropped:], example.inputs]) + end
-        if fits is None or fits(text):
+        if fits(text):
             return text, {"exemplars_dropped": dropped, "input_cut": 0}
     shortened = example.shortened(lambda inputs: fits(inputs + end))
     return shortened.inputs + end, {"exemplars_dropped": len(shots), "input_cut": 1}
@@ -111,6 +111,9 @@ class _Prompter:
     def _tokens(self, text: str) -> int:
         return len(self._prompting.vocabulary.encode(text))
 
+    def _fits(self, text: str) -> bool:
+        return self._limit is None or self._tokens(text) < self._limit  # one token is the end of sequence
+
     def _shorten(self, example: Example) -> Example:
         """A question as the task allows it: the paper cuts articles before anything else."""
         most = self._task.wording.max_input_tokens
@@ -118,12 +121,11 @@ class _Prompter:
 
     def __call__(self, row: bytes) -> list[Any]:
         """The values of TEXT_FEATURES, COUNTS and `choices` of a row."""
-        sentinels, limit = self._prompting.sentinels, self._limit
+        sentinels = self._prompting.sentinels
         whole = self._task.wording.example(json.loads(row))
         example = self._shortened(whole)
         drawn = [self._shortened(shot) for shot in self._sampler.draw(whole.inputs)]
-        fits = None if limit is None else lambda text: self._tokens(text) < limit  # one token is the end of sequence
-        text, counts = prompt(example, drawn, fits, sentinels)
+        text, counts = prompt(example, drawn, self._fits, sentinels)
         mark = f"{SENTINEL} " if sentinels else ""
         texts = (text, mark + example.target, json.dumps(example.answers))
         found = collections.ChainMap(counts, {"article_cut": int(example != whole)})

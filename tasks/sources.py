@@ -5,6 +5,7 @@ names. The column `label` is the index of a class, `answers` and `choices` are l
 Rows without a gold label (label -1, in files also "-") are left out. Nothing is read before a split is asked for.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import seqio
 import tensorflow as tf
-import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core import constants, naming
 
 Rows = list[dict[str, Any]]
 TfdsColumn = str | Callable[[Mapping[str, Any]], Any]
@@ -110,8 +111,8 @@ def _plain(value: Any) -> Any:
 
 
 def _check_prepared(name: str, data_dir: str | None) -> None:
-    builder, kwargs = tfds.core.naming.parse_builder_name_kwargs(name)
-    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR)
+    builder, kwargs = naming.parse_builder_name_kwargs(name)
+    root = epath.Path(data_dir or constants.DATA_DIR)
     parts = [str(builder), *([kwargs["config"]] if "config" in kwargs else []), str(kwargs["version"])]
     if not (root.joinpath(*parts) / "dataset_info.json").exists():
         present = sorted(p.parent.relative_to(root).as_posix() for p in root.glob("*/*/dataset_info.json"))
@@ -163,7 +164,8 @@ class JsonlRows(seqio.FunctionDataSource):
                 f"Split {split!r} of {self._folder} is empty: {file} has {len(rows)} rows, and {len(rows[part])} of "
                 "them in the slice; choose another file or slice."
             )
-        return tf.data.Dataset.from_tensor_slices({"row": [json.dumps(row) for row in kept]})
+        rows_N = tf.constant([json.dumps(row) for row in kept])
+        return tf.data.Dataset.from_tensor_slices(rows_N).map(lambda row: {"row": row})
 
     def _file(self, split: str) -> tuple[str, slice]:
         """A split's file, which is there, and its slice."""
@@ -239,14 +241,11 @@ def _convert_row(
         raise ValueError(f"{where} is a {type(found).__name__}, expected a JSON object with columns {wanted}.")
     row = {}
     for column, (path, convert) in columns.items():
-        value = found
-        for key in path.split("/"):
-            index = int(key) if isinstance(value, list) and key.isdigit() else key
-            if not (
-                isinstance(value, dict) and index in value or isinstance(value, list) and index in range(len(value))
-            ):
-                raise ValueError(f"{where} has no column {path!r}, only {', '.join(found)}: name one of these columns.")
-            value = value[index]
+        try:
+            value = functools.reduce(_inside, path.split("/"), found)
+        except (KeyError, IndexError, ValueError) as error:
+            what = f"{where} has no column {path!r}, only {', '.join(found)}: name one of these columns."
+            raise ValueError(what) from error
         try:
             row[column] = convert(value)
         except ValueError as error:
@@ -256,6 +255,15 @@ def _convert_row(
     except ValueError as error:
         raise ValueError(f"{where}: {error}.") from error
     return row
+
+
+def _inside(value: Any, key: str) -> Any:
+    """The member of an object, or of a list by its place."""
+    if isinstance(value, list) and key.isdigit():
+        return value[int(key)]
+    if isinstance(value, dict):
+        return value[key]
+    raise KeyError(key)
 
 
 def text(value: Any) -> str:

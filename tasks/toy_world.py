@@ -209,7 +209,9 @@ def sizes(task: str) -> Mapping[str, int]:
     >>> sizes("toy_enfr")["test"]
     192
     """
-    targets = dict(zip(TARGET_TASKS, (generators.RTEC_SIZES, generators.ENFR_SIZES), strict=True))
+    targets: dict[str, Mapping[str, int]] = dict(
+        zip(TARGET_TASKS, (generators.RTEC_SIZES, generators.ENFR_SIZES), strict=True)
+    )
     return targets.get(task, generators.IN_CONTEXT_SIZES)
 
 

@@ -3,9 +3,10 @@
 Dimensions do not occur here: everything is plain Python, one row at a time.
 """
 
+import bisect
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -46,14 +47,19 @@ class Example:
         """
         if fits(self.inputs):
             return self
-        low, high = 0, len(self.body)  # characters that fit, that do not
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(self.head + self.body[:middle] + self.tail) else (low, middle)
-        body = self.body[:low]
-        if low < len(self.body) and not self.body[low].isspace() and re.search(r"\s", body):
-            body = re.split(r"\s+\S*\Z", body)[0]
-        return dataclasses.replace(self, body=body.rstrip())
+        # Whole words first: a word's beginning may take more tokens than the word.
+        words = [match.end() for match in re.finditer(r"\S+", self.body)]
+        end = _last(words, lambda end: fits(self.head + self.body[:end] + self.tail))
+        if end is None:
+            characters = range(words[0] if words else len(self.body))
+            end = _last(characters, lambda end: fits(self.head + self.body[:end] + self.tail)) or 0
+        return dataclasses.replace(self, body=self.body[:end].rstrip())
+
+
+def _last(ordered: Sequence[int], holds: Callable[[int], bool]) -> int | None:
+    """The last number for which something holds that holds for the first ones only; None if for none."""
+    place = bisect.bisect_left(ordered, True, key=lambda number: not holds(number))
+    return ordered[place - 1] if place else None
 
 
 @dataclasses.dataclass(frozen=True)

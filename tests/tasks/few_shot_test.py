@@ -68,7 +68,6 @@ def _read(name, inputs=None, split="test", **kwargs):
     ],
 )
 def test_exemplars_stand_before_the_question(shots, sentinels, text):
-    assert few_shot.prompt(ASKED, SHOTS[:shots], None, sentinels) == (text, NOTHING_CUT)
     assert few_shot.prompt(ASKED, SHOTS[:shots], lambda text: True, sentinels) == (text, NOTHING_CUT)
 
 
@@ -250,3 +249,10 @@ def test_without_a_split_for_exemplars_the_split_is_named(tmp_path):
     name = few_shot.register(_text_task(tmp_path, "no_train", {"test": _rows(9)}), BYTES, shots=2)
     with pytest.raises(ValueError, match="'train'"):
         _read(name)
+
+
+def test_fewer_than_no_exemplars_is_refused():
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: None, ["test"])
+    task = few_shot.TextTask("negative", source, QA, ())
+    with pytest.raises(ValueError, match="'negative' was to be asked with -1 exemplars: expected 0 or more"):
+        few_shot.register(task, few_shot.Prompting(seqio.ByteVocabulary()), shots=-1)

@@ -344,6 +344,10 @@ def test_an_unknown_split_of_tfds_is_named():
     message = "cb:1.0.2 has no split 'dev\\[:10\\]', only test, train, validation: name one"
     with pytest.raises(ValueError, match=message):
         _read("cb")
+    for name, wrong in (("wic", "validation[7:]"), ("snli", "validation[a:b]")):
+        paper.task(name, BYTES, splits={"test": wrong})
+        with pytest.raises(ValueError, match=f"TFDS data set .* has no slice {re.escape(repr(wrong))}"):
+            _read(name)
     with pytest.raises(ValueError, match="has no split 'train', only test"):
         _read(paper.task("cb", BYTES, splits={"test": "validation"}, shots=1))  # exemplars come from `train`
 
