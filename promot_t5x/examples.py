@@ -31,8 +31,9 @@ class EvalExamples:
       targets: N targets after the task's postprocessing, as its metrics want them.
       features: encoder_input_tokens NxT (T as wide as the longest input's batch), decoder_input_tokens,
         decoder_target_tokens and decoder_loss_weights NxU.
-      truncated: number of examples that lost something to the lengths.
-      cuts: what was lost: `features.CUTS` of a task that has them, otherwise examples with `input_cut` or `target_cut`.
+      truncated: number of prompts that lost something to the length of inputs.
+      cuts: what was lost: the sums of `features.CUTS` of a task that has them, otherwise the number of examples with
+        `input_cut`; and of those with `target_cut`, which predictions do not suffer from.
     """
 
     task_name: str
@@ -100,7 +101,7 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
 def _cuts(
     found: list[dict[str, Any]], lengths: Mapping[str, int], whole: Callable[[], list[dict[str, Any]]]
 ) -> tuple[int, dict[str, int]]:
-    """How many examples lost something, and how often what was lost.
+    """How many prompts lost something, and how often what was lost.
 
     A task that shortens its prompts says so itself. Of others an example can only have been trimmed if it is as long as
     it may be; then all are read again, whole.
@@ -111,7 +112,7 @@ def _cuts(
         if at_limit and not (k == "inputs" and features.CUTS[0] in found[0]):
             too_long[k] = np.array([len(example[k]) > length for example in whole()])
     cuts = {"input_cut": int(too_long["inputs"].sum()), "target_cut": int(too_long["targets"].sum())}
-    lost = too_long["inputs"] | too_long["targets"]
+    lost = too_long["inputs"]
     if features.CUTS[0] in found[0]:
         counted = {name: np.array([int(example[name]) for example in found]) for name in features.CUTS}
         cuts |= {name: int(counts.sum()) for name, counts in counted.items()}

@@ -134,7 +134,7 @@ def listing() -> str:
         rows.append((name, toy_world.HEADLINE_METRICS[name], train, f"{sizes['test']:,}", "- (made by a rule)", "-"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    suites = [f"{name}: {', '.join(tasks)}" for name, tasks in SUITES.items()]
+    suites = [f"{name} ({len(tasks)} tasks): {', '.join(tasks)}" for name, tasks in SUITES.items()]
     return "\n".join([*lines, "", "suites", *suites])
 
 

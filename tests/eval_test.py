@@ -119,7 +119,7 @@ def test_show_prints_prompts_before_any_model_is_loaded(tiny_model, own, tmp_pat
 def test_list_needs_no_gin_file(capsys):
     assert launcher.run_main(binary.main, ["--list"]) == 0
     shown = capsys.readouterr().out
-    for words in ("in_context: cb, wic", "super_glue/cb:1.0.2 (validation)", "toy_nli3", "28,614"):
+    for words in ("in_context (8 tasks): cb, wic", "super_glue/cb:1.0.2 (validation)", "toy_nli3", "28,614"):
         assert words in shown
 
 
@@ -223,6 +223,14 @@ def test_more_exemplars_than_training_rows(tiny_model, own, tmp_path, monkeypatc
     extra, changes = own
     assert _run(tiny_model, tmp_path / "out", *extra, SHOTS="(6,)", **changes) == 1
     assert "asked with 6 exemplars, but they are drawn from 6 training questions" in capsys.readouterr().err
+
+
+def test_an_empty_split(tiny_model, own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    (tmp_path / "test.jsonl").write_text("\n")
+    extra, changes = own
+    assert _run(tiny_model, tmp_path / "out", *extra, **changes) == 1
+    assert f"error: File {tmp_path / 'test.jsonl'} is empty, expected one JSON object a line" in capsys.readouterr().err
 
 
 def test_dry_run_reads_nothing(tiny_model, tmp_path, monkeypatch, capsys):
