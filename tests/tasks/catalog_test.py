@@ -154,6 +154,6 @@ def test_the_listing_names_every_task_and_suite():
         assert toy_world.HEADLINE_METRICS[name] in rows[name] and f"{toy_world.sizes(name)['test']:,}" in rows[name]
     metrics = {"cb": "accuracy", "trivia_qa": "exact_match", "wmt16_ende": "bleu", "xsum": "rouge2"}
     assert all(rows[name].split()[1] == metric for name, metric in metrics.items())
-    expected = [f"{name}: {', '.join(tasks)}" for name, tasks in catalog.SUITES.items()]
+    expected = [f"{name} ({len(tasks)} tasks): {', '.join(tasks)}" for name, tasks in catalog.SUITES.items()]
     assert suites.splitlines() == expected
     assert not any(line != line.rstrip() for line in text.splitlines())
