@@ -51,7 +51,8 @@ def entries(
         two get exemplars.
       shots: numbers of exemplars.
       seeds: of the exemplars; every number above 0 is scored with each.
-      vocabulary: the checkpoint's; the tasks of the paper need it, the others have their own.
+      vocabulary: the checkpoint's; the tasks of the paper need it unless `paper.task` has registered them already, the
+        others have their own.
       data_dir, splits, sentinels, exemplars: of the tasks of the paper, see `paper.task`; a `jsonl_task` brings its own
         files and sentinels.
 
@@ -72,16 +73,14 @@ def entries(
     found = []
     for name in dict.fromkeys(_expand(tasks)):
         known = few_shot.registered(name)
-        if name in paper.TASKS:
-            if vocabulary is None:
-                raise ValueError(
-                    f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's."
-                )
+        if name in paper.TASKS and vocabulary is not None:
             task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
             made_of = (data_dir and str(data_dir), splits and dict(splits))
         elif known:
             task, prompting = known
             made_of = few_shot.arguments(name)
+        elif name in paper.TASKS:
+            raise ValueError(f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's.")
         else:
             found.append(Entry(name, None, None, name))
             continue

@@ -157,3 +157,11 @@ def test_the_listing_names_every_task_and_suite():
     expected = [f"{name} ({len(tasks)} tasks): {', '.join(tasks)}" for name, tasks in catalog.SUITES.items()]
     assert suites.splitlines() == expected
     assert not any(line != line.rstrip() for line in text.splitlines())
+
+
+def test_a_task_of_the_paper_that_gin_has_registered_is_taken_as_it_is():
+    """The target task of a run, named by the function that trained on it."""
+    name = paper.task("rte", BYTES, data_dir="nowhere", splits={"train": "a.jsonl", "test": "b.jsonl"})
+    found = catalog.entries((name,), shots=(0, 1))
+    assert [(entry.task, entry.k, entry.name) for entry in found] == [("rte", 0, "rte"), ("rte", 1, "rte_1shot_seed0")]
+    assert seqio.TaskRegistry.get("rte_1shot_seed0").splits == ("train", "test")
