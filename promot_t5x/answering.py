@@ -34,6 +34,20 @@ class Answer:
     scores: tuple[float, ...] | None = None
 
 
+def check_prompt(params: Mapping[str, Any], prompt_id: int | None) -> None:
+    """Raises ValueError where a prompt is to be attached that the parameters do not have."""
+    if prompt_id is None:
+        return
+    if "soft_prompt" not in params:
+        raise ValueError(
+            "A prompt was to be attached, but the checkpoint has none; evaluate with the prompt removed "
+            "(--gin.PROMPTS=\"('removed',)\" in eval, PROMPT_ID=None in infer)."
+        )
+    count = params["soft_prompt"]["embedding"].shape[0]
+    if not 0 <= prompt_id < count:
+        raise ValueError(f"The prompt {prompt_id} was to be attached, but the checkpoint has {count}, from 0 on.")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Runner:
     """Runs batches of one checkpoint with its prompt attached or removed."""
@@ -44,19 +58,10 @@ class _Runner:
     partitioner: Partitioner
 
     def __post_init__(self):
+        check_prompt(self.params, self.prompt_id)
         if self.prompt_id is None:
             without = {name: subtree for name, subtree in self.params.items() if name != "soft_prompt"}
             object.__setattr__(self, "params", without)
-        elif "soft_prompt" not in self.params:
-            raise ValueError(
-                "A prompt was to be attached, but the checkpoint has none; evaluate with the prompt removed."
-            )
-        else:
-            count = self.params["soft_prompt"]["embedding"].shape[0]
-            if not 0 <= self.prompt_id < count:
-                raise ValueError(
-                    f"The prompt {self.prompt_id} was to be attached, but the checkpoint has {count}, from 0 on."
-                )
 
     def __call__(self, function, arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None):
         """Yields (numbers of the rows, what `function` makes of them)."""

@@ -33,6 +33,8 @@ from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.tasks import catalog
 
+_DECIDE_ANSWERS = ("jax", "flax", "promot_t5x")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -97,12 +99,11 @@ def evaluate(
       FileNotFoundError: no checkpoint, or no data.
       ValueError: an unknown or empty split, a vocabulary or checkpoint of another network, no prompt to attach.
     """
-    for entry in plan.entries:  # mistakes show before the checkpoint is read
-        vocabulary = seqio.TaskRegistry.get(entry.name).output_features["inputs"].vocabulary
-        features.open_vocabulary(vocabulary)
-        features.check_vocabulary(vocabulary, model.config.vocab_size)
-        plan.read(entry, limit=1)
+    folder = epath.Path(output_dir)
+    _check(plan, model, folder)
     loaded = initialize.load(checkpoint_path, model, partitioner)
+    if ATTACHED in plan.prompts:
+        answering.check_prompt(loaded.params, plan.prompt_id)
     prompt = loaded.params.get("soft_prompt")
     facts = {
         "path": checkpoint_path,
@@ -111,17 +112,35 @@ def evaluate(
         "prompt_fingerprint": None if prompt is None else soft_prompt.fingerprint(prompt["embedding"]),
     }
     checkpoint = _Checkpoint(model, loaded.params, facts, partitioner)
-    folder = epath.Path(output_dir)
-    runs = []
-    asked = [(entry, prompt) for entry in plan.entries for prompt in plan.prompts]
-    for number, (entry, prompt) in enumerate(asked, start=1):
-        runs.append(_run(checkpoint, plan, entry, prompt, folder, f"{number}/{len(asked)}"))
+    prompts = tuple(dict.fromkeys(plan.prompts))
+    runs, total = [], len(plan.entries) * len(prompts)
+    for entry in plan.entries:
+        runs += [_run(checkpoint, plan, entry, p, folder, f"{len(runs) + i}/{total}") for i, p in enumerate(prompts, 1)]
+        examples.forget()  # a large task's examples take gigabytes
     found = evaluation_results.summarize(
         runs, config=_config(model, plan), checkpoint=facts, versions=records.versions()
     )
     records.write(folder / "results.json", found)
     print(f"\n{evaluation_results.table(found)}\n\nResults: {folder / 'results.json'}")
     return found
+
+
+def _check(plan: Plan, model: EncoderDecoderModel, folder: epath.Path) -> None:
+    """Finds mistakes before the checkpoint is read."""
+    file = folder / "results.json"
+    if file.exists() and '"methods"' in file.read_text()[:100]:
+        raise ValueError(
+            f"{file} holds the results of a pipeline, which would be lost; set OUTPUT_DIR to another folder."
+        )
+    for entry in plan.entries:
+        vocabulary = _vocabulary(entry)
+        features.open_vocabulary(vocabulary)
+        features.check_vocabulary(vocabulary, model.config.vocab_size)
+        plan.read(entry, limit=1)
+
+
+def _vocabulary(entry: catalog.Entry) -> seqio.Vocabulary:
+    return seqio.TaskRegistry.get(entry.name).output_features["targets"].vocabulary
 
 
 def _config(model: EncoderDecoderModel, plan: Plan) -> dict[str, Any]:
@@ -140,9 +159,16 @@ def _run(checkpoint: _Checkpoint, plan: Plan, entry: catalog.Entry, prompt: str,
     asked = plan.read(entry, plan.config.limit)
     way = answering.ways(asked, plan.config.answering)
     prompt_id = plan.prompt_id if prompt == ATTACHED else None
-    made_by = _made_by(checkpoint, plan.config, way, prompt_id)
-    kept = predictions.Answers(folder, f"{entry.name}.{plan.split}.{prompt}", predictions.keys(asked, made_by))
-    missing = [number for number in range(len(asked.examples)) if number not in kept.known]
+    sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
+    made_by = {
+        **_made_by(checkpoint, plan.config, way, prompt_id),
+        "vocabulary": features.vocabulary_name(_vocabulary(entry)),
+    }
+    keys = predictions.keys(asked, made_by, numbered=sampled)
+    kept = predictions.Answers(folder, f"{entry.name}.{plan.split}.{prompt}", keys)
+    missing = [number for number in range(len(keys)) if number not in kept.known]
+    if sampled and missing:  # which numbers a batch draws depends on its rows
+        missing = list(range(len(keys)))
     answer = functools.partial(
         answering.answers,
         checkpoint.model,
@@ -156,8 +182,8 @@ def _run(checkpoint: _Checkpoint, plan: Plan, entry: catalog.Entry, prompt: str,
     )
     with tqdm.tqdm(
         desc=f"{place} {entry.name}, prompt {prompt}",
-        total=len(asked.examples),
-        initial=len(asked.examples) - len(missing),
+        total=len(keys),
+        initial=len(keys) - len(missing),
         unit=" examples",
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
     ) as bar:
@@ -167,46 +193,45 @@ def _run(checkpoint: _Checkpoint, plan: Plan, entry: catalog.Entry, prompt: str,
                 bar.update(len(numbers))
         finally:
             kept.flush()
-    outcome = evaluation.score(asked, [kept.known[number] for number in range(len(asked.examples))])
-    kept.finish(_rows(asked, outcome))
-    return Run(entry.task, entry.k, entry.seed, entry.name, prompt, way, asked, outcome)
+    outcome = evaluation.score(asked, [kept.known[number] for number in range(len(keys))])
+    alone = evaluation.example_scores(asked, outcome)
+    kept.finish(_rows(asked, outcome, alone))
+    return evaluation_results.run(entry, prompt, way, asked, outcome, evaluation.standard_error(outcome, alone))
 
 
 def _made_by(
     checkpoint: _Checkpoint, config: evaluation.EvaluationConfig, way: str, prompt_id: int | None
 ) -> dict[str, Any]:
-    """Everything but the prompt's text that decides an answer."""
+    """Everything but the prompt's text and the vocabulary that decides an answer."""
     attached = None if prompt_id is None else [prompt_id, checkpoint.facts["prompt_fingerprint"]]
     made_by = {
         "checkpoint": checkpoint.facts["base_fingerprint"],
         "attached": attached,
         "network": dataclasses.asdict(checkpoint.model.config),
         "answering": way,
+        "versions": {name: version for name, version in records.versions().items() if name in _DECIDE_ANSWERS},
     }
     if way == "rank":
         return {**made_by, "length_normalized": config.length_normalized}
     decoding = dataclasses.asdict(checkpoint.model.decoding)
-    return {**made_by, "decoding": decoding, "length": config.task_feature_lengths["targets"]}
+    made_by |= {"decoding": decoding, "length": config.task_feature_lengths["targets"]}
+    return {**made_by, "batch_size": config.batch_size} if decoding["method"] == "sample" else made_by
 
 
-def _rows(asked: examples.EvalExamples, outcome: evaluation.Evaluation) -> list[dict[str, Any]]:
+def _rows(
+    asked: examples.EvalExamples, outcome: evaluation.Evaluation, alone: Sequence[float | None]
+) -> list[dict[str, Any]]:
+    found = zip(asked.examples, outcome.predictions, asked.targets, alone, strict=True)
     return [
-        {
-            "prompt": predictions.input_text(example),
-            "prediction": prediction,
-            "target": target,
-            "score": alone,
-        }
-        for example, prediction, target, alone in zip(
-            asked.examples, outcome.predictions, asked.targets, outcome.example_scores, strict=True
-        )
+        {"prompt": predictions.input_text(example), "prediction": prediction, "target": target, "score": score}
+        for example, prediction, target, score in found
     ]
 
 
 def show(plan: Plan, count: int) -> None:
     """Prints the first prompts of every entry, with their targets; no model is made or loaded."""
     for entry in plan.entries:
-        found = plan.read(entry, count)
+        found = plan.read(entry, min(count, plan.config.limit or count))
         print(f"=== {entry.name}, {plan.split}: {len(found.examples)} prompts")
         for number, (example, target) in enumerate(zip(found.examples, found.targets, strict=True), start=1):
             length = int((found.features["encoder_input_tokens"][number - 1] != 0).sum())
@@ -231,6 +256,8 @@ def parse(argv: Sequence[str]) -> flags.Invocation:
     if invocation.extra["limit"] is not None:
         bindings.append(f"evaluation.EvaluationConfig.limit = {invocation.extra['limit']}")
     if invocation.extra["show"] is not None:  # what only a model needs may be left out
+        if invocation.extra["show"] < 1:
+            raise flags.ConfigError(f"--show={invocation.extra['show']} shows nothing: write a number from 1 on")
         bindings = ["CHECKPOINT_PATH = ''", "OUTPUT_DIR = ''", *bindings]
     return dataclasses.replace(invocation, gin_bindings=tuple(bindings))
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,21 +52,18 @@ class Evaluation:
     Attributes:
       metric: name of the task's first metric, the one `value` is.
       value: the score, from 0 to 100 for all tasks of this package.
-      stderr: standard error of `value` over examples: the metric's own, or the analytic one of a metric that is a mean
-        over examples; None of any other.
+      own_stderr: the standard error of `value` that the metric computed itself; None of one that does not.
       metrics: everything the task's metrics computed.
       notes: what they said in words, such as BLEU's signature.
       predictions: the postprocessed answers.
-      example_scores: the metric of every example alone; None where it has none.
     """
 
     metric: str
     value: float
-    stderr: float | None
+    own_stderr: float | None
     metrics: Mapping[str, float]
     notes: Mapping[str, str]
     predictions: list[Any]
-    example_scores: list[float | None]
 
 
 def score(examples: EvalExamples, answers: Sequence[Answer]) -> Evaluation:
@@ -96,30 +93,40 @@ def score(examples: EvalExamples, answers: Sequence[Answer]) -> Evaluation:
     if not metrics:
         raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
     metric = next(iter(metrics))
-    alone = _example_scores(task.predict_metric_fns[0], metric, examples.targets, predictions)
     stderr = metrics.pop(f"{metric}_stderr", None)
-    if stderr is None:
-        stderr = _analytic_stderr(alone, metrics[metric])
-    return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions, alone)
+    return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions)
 
 
-def _example_scores(
-    metric_fn: Callable[..., Mapping[str, Any]], metric: str, targets: Sequence[Any], predictions: Sequence[Any]
-) -> list[float | None]:
+def example_scores(examples: EvalExamples, outcome: Evaluation) -> list[float | None]:
+    """The task's first metric of every example alone; None where one example does not define it."""
+    metric_fn = seqio.TaskRegistry.get(examples.task_name).predict_metric_fns[0]
+
     def alone(target: Any, prediction: Any) -> float | None:
         try:
-            value = metric_fn([target], [prediction])[metric]
-            return float(getattr(value, "value", value))
-        except (ValueError, ZeroDivisionError):  # a metric of somebody else's that one example does not define
+            value: Any = metric_fn([target], [prediction])[outcome.metric]
+            found = float(getattr(value, "value", value))
+        except Exception:  # whatever a metric of somebody else's raises for want of more examples
             return None
+        return found if math.isfinite(found) else None
 
-    return [alone(target, prediction) for target, prediction in zip(targets, predictions, strict=True)]
+    return [alone(*pair) for pair in zip(examples.targets, outcome.predictions, strict=True)]
 
 
-def _analytic_stderr(scores: Sequence[float | None], value: float) -> float | None:
-    """Sample standard deviation / sqrt(n) where the metric is the mean of its values on single examples."""
-    known = [score for score in scores if score is not None]
-    if len(known) < max(len(scores), 2) or not math.isclose(np.mean(known), value, rel_tol=1e-9, abs_tol=1e-6):
+def standard_error(outcome: Evaluation, alone: Sequence[float | None]) -> float | None:
+    """The standard error of a score over examples.
+
+    Args:
+      outcome: what was scored.
+      alone: its `example_scores`.
+
+    Returns:
+      The metric's own; otherwise sample standard deviation / sqrt(n) where the metric is the mean of its values on
+      single examples; None of any other metric, and of fewer than two examples.
+    """
+    if outcome.own_stderr is not None:
+        return outcome.own_stderr
+    known = [score for score in alone if score is not None]
+    if len(known) < max(len(alone), 2) or not math.isclose(np.mean(known), outcome.value, rel_tol=1e-9, abs_tol=1e-6):
         return None
     return float(np.std(known, ddof=1) / math.sqrt(len(known)))
 

@@ -7,6 +7,7 @@ in the seed alone make one entry.
 import dataclasses
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import seqio
 from promot_t5x.evaluation import Evaluation
 from promot_t5x.examples import EvalExamples
 from promot_t5x.predictions import input_text
+from promot_t5x.tasks import catalog
 
 REMOVED, ATTACHED = "removed", "attached"
 UNIT = "percent"
@@ -26,34 +28,62 @@ class Run:
     """One task, scored once.
 
     Attributes:
-      task: its name in the results.
-      k: exemplars a prompt; None for a task whose prompts are its own.
-      seed: of the exemplars; None where none are drawn.
-      name: the seqio task.
+      entry: the task, its number of exemplars and their seed.
       prompt: REMOVED or ATTACHED.
       answering: "generate" or "rank".
-      examples: what was asked.
       outcome: the scores.
+      stderr: standard error of the score, None if unknown.
+      examples: how many were asked.
+      truncated: how many prompts lost something to the length of inputs.
+      cuts: what was lost, see `examples.EvalExamples`.
+      task_version: the data that was asked about.
+      prompts_sha256: a hash of all prompts and targets in their order: two runs with one hash asked the same questions.
+
+    Raises:
+      ValueError: a score outside [0, 100].
     """
 
-    task: str
-    k: int | None
-    seed: int | None
-    name: str
+    entry: catalog.Entry
     prompt: str
     answering: str
-    examples: EvalExamples
     outcome: Evaluation
+    stderr: float | None
+    examples: int
+    truncated: int
+    cuts: Mapping[str, int]
+    task_version: str
+    prompts_sha256: str
+
+    def __post_init__(self):
+        if not 0 <= self.outcome.value <= 100:
+            raise ValueError(
+                f"Metric {self.outcome.metric} of task {self.entry.name} is {self.outcome.value!r}, expected 0 to 100: "
+                f"results are in {UNIT}, as seqio's and T5's metrics are; let the metric function scale its value."
+            )
 
     @property
     def key(self) -> str:
-        """The entry that the run belongs to."""
-        return f"{self.task}_{self.group}"
+        """The entry of the results that the run belongs to."""
+        return f"{self.entry.task}_{self.group}"
 
     @property
     def group(self) -> str:
         """What the runs of a mean have in common."""
-        return self.prompt if self.k is None else f"{self.k}shot_{self.prompt}"
+        return self.prompt if self.entry.k is None else f"{self.entry.k}shot_{self.prompt}"
+
+
+def run(
+    entry: catalog.Entry,
+    prompt: str,
+    answering: str,
+    examples: EvalExamples,
+    outcome: Evaluation,
+    stderr: float | None,
+) -> Run:
+    """A run and what is worth keeping of its examples; see `Run`."""
+    facts = (len(examples.examples), examples.truncated, examples.cuts)
+    version = _task_version(examples.task_name, examples.split)
+    return Run(entry, prompt, answering, outcome, stderr, *facts, version, _prompts_hash(examples))
 
 
 def summarize(
@@ -67,13 +97,10 @@ def summarize(
       checkpoint: where the parameters came from and their fingerprints.
       versions: of packages.
 
-    Raises:
-      ValueError: a score outside [0, 100].
     """
     entries: dict[str, list[Run]] = {}
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        _check_percent(run)
         entries.setdefault(run.key, []).append(run)
         groups.setdefault(run.group, []).append(run)
     return {
@@ -85,45 +112,36 @@ def summarize(
     }
 
 
-def _check_percent(run: Run) -> None:
-    for name, value in run.outcome.metrics.items():
-        if not 0 <= value <= 100:
-            raise ValueError(
-                f"Metric {name} of task {run.name} is {value!r}, expected 0 to 100: results are in {UNIT}, as seqio's "
-                "and T5's metrics are; let the metric function scale its value."
-            )
-
-
 def _entry(runs: Sequence[Run]) -> dict[str, Any]:
     """The runs of one task, k and prompt; they differ in the seed of the exemplars."""
     first = runs[0]
-    errors = [run.outcome.stderr for run in runs if run.outcome.stderr is not None]
+    errors = [run.stderr for run in runs if run.stderr is not None]
     value, seed_std = _mean_and_std([run.outcome.value for run in runs])
     return {
-        "task": first.task,
-        "k": first.k,
+        "task": first.entry.task,
+        "k": first.entry.k,
         "prompt": first.prompt,
         "metric": first.outcome.metric,
         "unit": UNIT,
         "value": value,
         "stderr": statistics.fmean(errors) if len(errors) == len(runs) else None,
         "seed_std": seed_std,
-        "examples": len(first.examples.examples),
-        "truncated": sum(run.examples.truncated for run in runs),
+        "examples": first.examples,
+        "truncated": sum(run.truncated for run in runs),
         "answering": first.answering,
-        "metrics": {name: statistics.fmean([r.outcome.metrics[name] for r in runs]) for name in first.outcome.metrics},
+        "metrics": {name: _finite_mean([r.outcome.metrics[name] for r in runs]) for name in first.outcome.metrics},
         "notes": dict(first.outcome.notes),
-        "task_version": _task_version(first.name, first.examples.split),
+        "task_version": first.task_version,
         "runs": [
             {
-                "seed": run.seed,
-                "seqio_task": run.name,
+                "seed": run.entry.seed,
+                "seqio_task": run.entry.name,
                 "value": run.outcome.value,
-                "stderr": run.outcome.stderr,
-                "metrics": dict(run.outcome.metrics),
-                "truncated": run.examples.truncated,
-                "cuts": dict(run.examples.cuts),
-                "prompts_sha256": _prompts_hash(run.examples),
+                "stderr": run.stderr,
+                "metrics": {name: _finite_mean([value]) for name, value in run.outcome.metrics.items()},
+                "truncated": run.truncated,
+                "cuts": dict(run.cuts),
+                "prompts_sha256": run.prompts_sha256,
             }
             for run in runs
         ],
@@ -134,18 +152,24 @@ def _mean(runs: Sequence[Run]) -> dict[str, Any]:
     """The plain mean over tasks (the paper's "Norm. Avg."), and the spread over seeds of the means of single seeds."""
     by_task: dict[str, dict[int | None, float]] = {}
     for run in runs:
-        by_task.setdefault(run.task, {})[run.seed] = run.outcome.value
+        by_task.setdefault(run.entry.task, {})[run.entry.seed] = run.outcome.value
     seeds = list(next(iter(by_task.values())))
     same_seeds = all(list(values) == seeds for values in by_task.values())
     of_seeds = [statistics.fmean([values[seed] for values in by_task.values()]) for seed in seeds] if same_seeds else []
     return {
-        "k": runs[0].k,
+        "k": runs[0].entry.k,
         "prompt": runs[0].prompt,
         "unit": UNIT,
         "value": statistics.fmean([statistics.fmean(values.values()) for values in by_task.values()]),
         "seed_std": statistics.stdev(of_seeds) if len(of_seeds) > 1 else None,
         "tasks": list(by_task),
     }
+
+
+def _finite_mean(values: Sequence[float]) -> float | None:
+    """The mean of a metric that is not the headline; None for what JSON cannot hold."""
+    mean = statistics.fmean(values)
+    return mean if math.isfinite(mean) else None
 
 
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -164,7 +188,6 @@ def _task_version(name: str, split: str) -> str:
 
 
 def _prompts_hash(examples: EvalExamples) -> str:
-    """A hash of all prompts and targets in their order: two runs with one hash asked the same questions."""
     digest = hashlib.sha256()
     for example, target in zip(examples.examples, examples.targets, strict=True):
         digest.update(json.dumps([input_text(example), target], default=str).encode() + b"\n")

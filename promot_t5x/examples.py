@@ -98,6 +98,11 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
     return EvalExamples(task.name, split, tuple(found), targets, arrays, truncated, cuts)
 
 
+def forget() -> None:
+    """Drops what `eval_examples` keeps in memory."""
+    _read.cache_clear()
+
+
 def _cuts(
     found: list[dict[str, Any]], lengths: Mapping[str, int], whole: Callable[[], list[dict[str, Any]]]
 ) -> tuple[int, dict[str, int]]:

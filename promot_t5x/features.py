@@ -125,6 +125,16 @@ def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
         ) from error
 
 
+def vocabulary_name(vocabulary: seqio.Vocabulary) -> str:
+    """A vocabulary's file, or its class, and its size.
+
+    >>> vocabulary_name(seqio.ByteVocabulary())
+    'ByteVocabulary (259 pieces)'
+    """
+    name = getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)
+    return f"{name} ({vocabulary.vocab_size} pieces)"
+
+
 def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
     """Refuses a vocabulary that cannot be the checkpoint's: larger than the network's, or much smaller.
 
@@ -137,11 +147,10 @@ def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
     """
     size = vocabulary.vocab_size
     if not size <= vocab_size < size + 256:
-        name = getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)
         raise ValueError(
-            f"The vocabulary {name} has {size} pieces, but the checkpoint's network has {vocab_size} "
-            "(architecture.T5Config.vocab_size), which does not match; set VOCABULARY_FILE and EXTRA_IDS to the "
-            "vocabulary that the model was trained with."
+            f"The vocabulary {vocabulary_name(vocabulary)} does not match the network, which has {vocab_size} "
+            "(architecture.T5Config.vocab_size); set VOCABULARY_FILE and EXTRA_IDS to the vocabulary that the model "
+            "was trained with."
         )
 
 

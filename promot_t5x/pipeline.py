@@ -217,10 +217,9 @@ def _evaluate(
     has_prompt = planned.method not in _WITHOUT_PROMPT
 
     def score(task: str, split: str, prompt_id: int | None) -> float:
-        percent = evaluation.evaluate(
+        return evaluation.evaluate(
             model, params, task, split, config, prompt_id=prompt_id, partitioner=partitioner
         ).value
-        return percent / 100
 
     attached = 0 if has_prompt else None
     facts = {} if planned.method == "pretrained" else checkpoints.read_metadata(asked["checkpoint"])
@@ -228,15 +227,22 @@ def _evaluate(
         "method": planned.method,
         "learning_rate": planned.learning_rate,
         "seed": planned.seed,
-        "target": score(recipe.target, recipe.target_split, attached),
-        "in_context": {task: score(task, recipe.in_context_split, None) for task in recipe.in_context},
-        "in_context_with_prompt": {task: score(task, recipe.in_context_split, attached) for task in recipe.in_context}
+        "target": _share(score(recipe.target, recipe.target_split, attached)),
+        "in_context": {task: _share(score(task, recipe.in_context_split, None)) for task in recipe.in_context},
+        "in_context_with_prompt": {
+            task: _share(score(task, recipe.in_context_split, attached)) for task in recipe.in_context
+        }
         if has_prompt
         else None,
-        "details": {"chosen step": facts["step"], "validation score": facts["score"]} if facts else {},
+        "details": {"chosen step": facts["step"], "validation score": _share(facts["score"])} if facts else {},
     }
     records.write(file, {**scores, "asked": asked})
     return results.Run(**scores)
+
+
+def _share(percent: float | None) -> float | None:
+    """A task's score on the scale of the results."""
+    return None if percent is None else percent / 100
 
 
 def _print_plan(invocation: flags.Invocation, recipe: Recipe, folder: epath.Path, base: str) -> None:

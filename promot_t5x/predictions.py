@@ -2,7 +2,8 @@
 
 An answer is known by its key, a hash of everything that makes it: the prompt, the checkpoint, the way of answering.
 While a task is being answered its answers gather in parts, `<name>.unfinished/00000.jsonl` and so on, each written
-whole; at its end `<name>.jsonl` takes their place.
+whole; at its end `<name>.jsonl` takes their place. Answers that were not asked for this time, because the task was
+limited or another checkpoint was asked, stay in `<name>.others.jsonl`.
 """
 
 import hashlib
@@ -27,21 +28,22 @@ def input_text(example: Mapping[str, Any]) -> str:
     return text.decode() if isinstance(text, bytes) else str(text)
 
 
-def keys(examples: EvalExamples, made_by: Mapping[str, Any]) -> list[str]:
+def keys(examples: EvalExamples, made_by: Mapping[str, Any], numbered: bool = False) -> list[str]:
     """One key an example; equal prompts of one task have equal keys, and equal answers.
 
     Args:
       examples: what is asked.
       made_by: what else decides an answer, JSON values only: checkpoint, prompt, decoding.
+      numbered: whether an example's place decides it too, as it does in sampling.
     """
     common = json.dumps(made_by, sort_keys=True)
 
-    def key(example: Mapping[str, Any]) -> str:
+    def key(number: int, example: Mapping[str, Any]) -> str:
         choices = [bytes(choice).decode() for choice in example.get(features.CHOICES, ())]
-        asked = [input_text(example), [int(token) for token in example["inputs"]], choices]
+        asked = [input_text(example), [int(token) for token in example["inputs"]], choices, numbered and number]
         return hashlib.sha256(f"{common}\n{json.dumps(asked)}".encode()).hexdigest()[:32]
 
-    return [key(example) for example in examples.examples]
+    return [key(number, example) for number, example in enumerate(examples.examples)]
 
 
 class Answers:
@@ -58,9 +60,11 @@ class Answers:
 
     def __init__(self, folder: epath.Path, name: str, keys: Sequence[str]):
         self._file, self._parts = folder / f"{name}.jsonl", folder / f"{name}.unfinished"
+        self._others_file = folder / f"{name}.others.jsonl"
         self._keys = keys
         found = self._read()
         self.known = {number: found[key] for number, key in enumerate(keys) if key in found}
+        self._others = {key: answer for key, answer in found.items() if key not in set(keys)}
         self._waiting: list[int] = []
         self._written = time.monotonic()
 
@@ -68,7 +72,7 @@ class Answers:
         """Answers by key; none where a file is damaged."""
         parts = sorted(self._parts.glob("*.jsonl")) if self._parts.exists() else []
         found: dict[str, Answer] = {}
-        for file in (self._file, *parts):
+        for file in (self._others_file, self._file, *parts):
             try:
                 if file.exists():
                     *lines, end = file.read_text(encoding="utf-8").split("\n")
@@ -103,6 +107,10 @@ class Answers:
         Args:
           rows: for each example what to write besides its answer, JSON values only.
         """
+        if self._others:
+            records.write_whole(
+                self._others_file, _joined([_line(key, answer) for key, answer in self._others.items()])
+            )
         lines = [{**row, **_line(self._keys[n], self.known[n])} for n, row in enumerate(rows)]
         records.write_whole(self._file, _joined(lines))
         if self._parts.exists():

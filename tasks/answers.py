@@ -29,10 +29,13 @@ def between_sentinels(output: str) -> str:
 def before_prefix(text: str, prefix: str) -> str:
     """What stands before the next question: a model that has read exemplars often goes on with one of its own.
 
-    >>> before_prefix("Paris Q: who wrote", "Q:")
-    'Paris'
+    >>> before_prefix("Paris Q: who wrote", "Q:"), before_prefix("The FAQ: a book", "Q:")
+    ('Paris', 'The FAQ: a book')
     """
-    return (text.split(prefix)[0] if prefix else text).strip()
+    if not prefix:
+        return text.strip()
+    end_of_word = r"\b" if prefix[-1].isalnum() else ""
+    return re.split(rf"(?<!\w){re.escape(prefix)}{end_of_word}", text)[0].strip()
 
 
 def first_word(text: str) -> str:

@@ -3,12 +3,12 @@
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import seqio
 
 from promot_t5x.tasks import few_shot, paper, toy_world
 
+_SPLITS = ("train", "validation", "test")
 SUITES: dict[str, tuple[str, ...]] = {
     "in_context": paper.IN_CONTEXT_TASKS,
     "fine_tuning": paper.FINE_TUNING_TASKS,
@@ -42,19 +42,19 @@ def entries(
     data_dir: str | None = None,
     splits: Mapping[str, str] | None = None,
     sentinels: bool = False,
-    exemplars: str = "per_example",
+    exemplars: str | None = None,
 ) -> tuple[Entry, ...]:
     """Registers tasks with every number of exemplars and seed, and says what is to be scored.
 
     Args:
       tasks: names of tasks of the paper, of `jsonl_task`, of suites, or of any seqio tasks and mixtures. Only the first
-        two get exemplars.
+        two get exemplars; one that was registered with exemplars keeps those.
       shots: numbers of exemplars.
       seeds: of the exemplars; every number above 0 is scored with each.
       vocabulary: the checkpoint's; the tasks of the paper need it unless `paper.task` has registered them already, the
         others have their own.
-      data_dir, splits, sentinels, exemplars: of the tasks of the paper, see `paper.task`; a `jsonl_task` brings its own
-        files and sentinels.
+      data_dir, splits, sentinels: of the tasks of the paper, see `paper.task`; a `jsonl_task` brings its own.
+      exemplars: "per_example" or "fixed"; None as the task was registered, "per_example" if it was not.
 
     Returns:
       The entries, each task's together.
@@ -75,19 +75,22 @@ def entries(
         known = few_shot.registered(name)
         if name in paper.TASKS and vocabulary is not None:
             task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
-            made_of = (data_dir and str(data_dir), splits and dict(splits))
+            arguments = (data_dir and str(data_dir), splits and dict(splits))
+        elif known and not known.shots:
+            task, prompting, arguments = known.task, known.prompting, known.arguments
         elif known:
-            task, prompting = known
-            made_of = few_shot.arguments(name)
+            found.append(Entry(known.task.name, known.shots, known.seed, name))
+            continue
         elif name in paper.TASKS:
             raise ValueError(f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's.")
         else:
             found.append(Entry(name, None, None, name))
             continue
-        prompting = dataclasses.replace(prompting, exemplars=exemplars)
+        if exemplars is not None:
+            prompting = dataclasses.replace(prompting, exemplars=exemplars)
         for k in dict.fromkeys(shots):
             for seed in dict.fromkeys(seeds) if k else (None,):
-                seqio_name = few_shot.register(task, prompting, k, seed or 0, made_of)
+                seqio_name = few_shot.register(task, prompting, k, seed or 0, arguments)
                 found.append(Entry(name, k, seed, seqio_name))
     return tuple(found)
 
@@ -121,20 +124,22 @@ def _expand(names: Sequence[str]) -> Iterator[str]:
 
 def listing() -> str:
     """A table of all tasks and suites, with sizes and sources, as text."""
-    rows: list[tuple[Any, ...]] = [("task", "metric", "train", "test", "TFDS (test split)", "JSONL folder")]
+    rows = [("task", "metric", "train", "validation", "test", "TFDS (test split)", "JSONL folder")]
     for name, task in paper.TASKS.items():
         source = f"{task.tfds} ({task.splits['test']})"
-        rows.append(
-            (name, _metric_name(task), f"{task.sizes['train']:,}", f"{task.sizes['test']:,}", source, task.folder)
-        )
+        rows.append((name, _metric_name(task), *_sizes(task.sizes), source, task.folder))
     for name in (*toy_world.IN_CONTEXT_TASKS, *toy_world.TARGET_TASKS):
-        sizes = toy_world.sizes(name)
-        train = f"{sizes['train']:,}" if "train" in sizes else "-"
-        rows.append((name, toy_world.HEADLINE_METRICS[name], train, f"{sizes['test']:,}", "- (made by a rule)", "-"))
+        metric = toy_world.HEADLINE_METRICS[name]
+        rows.append((name, metric, *_sizes(toy_world.sizes(name)), "- (made by a rule)", "-"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     suites = [f"{name} ({len(tasks)} tasks): {', '.join(tasks)}" for name, tasks in SUITES.items()]
     return "\n".join([*lines, "", "suites", *suites])
+
+
+def _sizes(sizes: Mapping[str, int]) -> tuple[str, str, str]:
+    train, validation, test = (f"{sizes[split]:,}" if split in sizes else "-" for split in _SPLITS)
+    return train, validation, test
 
 
 def _metric_name(task: paper.PaperTask) -> str:

@@ -12,6 +12,7 @@ import heapq
 import json
 import os
 import random
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,7 +62,10 @@ def pool(
         rows = _choose(read, wording, size, seed)
         if not rows:
             raise ValueError(f"Split {split!r} of task {name!r} is empty, and exemplars are drawn from it.")
-        _write(file, made_of, rows)
+        try:
+            _write(file, made_of, rows)
+        except OSError as error:
+            logging.warning("%s is not kept (%s), and read anew next time; set PROMOT_CACHE", file, error)
     return tuple(wording.example(row) for row in rows)
 
 
@@ -107,7 +111,7 @@ def _write(file: epath.Path, made_of: str, rows: Sequence[dict[str, Any]]) -> No
     """Writes a pool so that whoever reads the file finds all of it; several processes may do so at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"made_of": made_of, "rows": len(rows)}), *(json.dumps(row) for row in rows)]
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text("\n".join(lines) + "\n")
         temporary.replace(file)

@@ -22,6 +22,7 @@ from promot_t5x.tasks.vocabularies import SENTINEL
 from promot_t5x.tasks.wording import Example, Wording
 
 TEXT_FEATURES = ("inputs", "targets", "answers")
+EXEMPLAR_SPLIT = "train"
 COUNTS = ("exemplars_dropped", "input_cut", "article_cut")
 
 
@@ -35,7 +36,6 @@ class TextTask:
       wording: words its rows.
       metrics: the first one is the headline.
       aliases: whether the metrics take all accepted answers.
-      exemplar_split: where exemplars come from.
     """
 
     name: str
@@ -43,7 +43,6 @@ class TextTask:
     wording: Wording
     metrics: tuple[Metric, ...]
     aliases: bool = False
-    exemplar_split: str = "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +152,7 @@ def prompts(
     """
     if prompting.sentinels:
         vocabularies.check_sentinel(prompting.vocabulary)
-    pool = exemplars.pool(task.name, task.source, task.exemplar_split, task.wording) if shots else ()
+    pool = exemplars.pool(task.name, task.source, EXEMPLAR_SPLIT, task.wording) if shots else ()
     sampler = exemplars.Sampler(task.name, pool, shots, seed, prompting.exemplars)
     prompter = _Prompter(task, prompting, sampler, sequence_length["inputs"] if sequence_length else None)
 
@@ -166,8 +165,22 @@ def prompts(
     return dataset.map(build)
 
 
-_registered: dict[str, tuple[TextTask, Prompting]] = {}
-_arguments: dict[str, tuple[object, Prompting]] = {}
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """What a seqio task was registered as.
+
+    Attributes:
+      task, prompting, shots, seed, arguments: see `register`.
+    """
+
+    task: TextTask
+    prompting: Prompting
+    shots: int
+    seed: int
+    arguments: object
+
+
+_registered: dict[str, Registered] = {}
 
 
 def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0, arguments: object = None) -> str:
@@ -188,9 +201,9 @@ def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0
     if not shots:  # then there is no way of drawing
         prompting = dataclasses.replace(prompting, exemplars="per_example")
     name = task_name(task.name, shots, seed, prompting.exemplars)
-    how = dataclasses.replace(prompting, vocabulary=vocabularies.identity(prompting.vocabulary))
-    if name in seqio.TaskRegistry.names():
-        if _arguments.get(name) != (arguments, how):
+    before = registered(name)
+    if before or name in seqio.TaskRegistry.names():
+        if before is None or before.arguments != arguments or not _same(before.prompting, prompting):
             raise ValueError(f"Task {name!r} is already registered with other arguments: give this one another name.")
         return name
     wording = task.wording
@@ -212,15 +225,16 @@ def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0
         ),
         metric_fns=list(task.metrics),
     )
-    _registered[task.name], _arguments[name] = (task, prompting), (arguments, how)
+    _registered[name] = Registered(task, prompting, shots, seed, arguments)
     return name
 
 
-def arguments(name: str) -> object:
-    """What `register` was told that a registered seqio task was made from."""
-    return _arguments[name][0]
+def _same(one: Prompting, other: Prompting) -> bool:
+    """Whether two ways of asking are equal; no vocabulary is opened."""
+    same_vocabulary = vocabularies.identity(one.vocabulary) == vocabularies.identity(other.vocabulary)
+    return same_vocabulary and dataclasses.replace(one, vocabulary=other.vocabulary) == other
 
 
-def registered(name: str) -> tuple[TextTask, Prompting] | None:
-    """The task that was registered by a name without suffix, and how it is asked; None if seqio does not know it."""
+def registered(name: str) -> Registered | None:
+    """What a seqio task was registered as; None if it was not registered here, or is not any more."""
     return _registered.get(name) if name in seqio.TaskRegistry.names() else None

@@ -77,7 +77,7 @@ def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[st
 
 
 def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
-    """Corpus BLEU by sacrebleu, its bootstrapped standard error and its signature.
+    """Corpus BLEU by sacrebleu, its bootstrapped standard error and its signature; of one text its sentence BLEU.
 
     >>> found = bleu(["Hello, big world out there."], ["Hello, big world out there."])
     >>> round(found["bleu"], 6), found["bleu_signature"].textdata.split("|")[3]
@@ -85,11 +85,12 @@ def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
     """
     if not targets:
         return {"bleu": 0.0}
-    scorer = sacrebleu.BLEU(tokenize=BLEU_TOKENIZER)
-    samples = _BOOTSTRAP_SAMPLES if len(targets) > 1 else 1  # of one sentence every sample is the same
+    one = len(targets) == 1  # then every sample is the same, and a short text has no 4-grams to be counted
+    scorer = sacrebleu.BLEU(tokenize=BLEU_TOKENIZER, effective_order=one)
+    samples = 1 if one else _BOOTSTRAP_SAMPLES
     score = scorer.corpus_score(list(predictions), [list(targets)], n_bootstrap=samples)
     found: dict[str, Any] = {"bleu": min(score.score, 100.0)}  # 100.00000000000004 for equal texts
-    if samples > 1:
+    if not one:
         found["bleu_stderr"] = float(score._ci) / _NORMAL_97_5
     return {**found, "bleu_signature": seqio.metrics.Text(str(scorer.get_signature()))}
 

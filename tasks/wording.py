@@ -41,6 +41,8 @@ class Example:
     def shortened(self, fits: Callable[[str], bool]) -> "Example":
         """The example with as much of its body's beginning as lets the inputs fit, cut between words where it can be.
 
+        Where no body is short enough only the tail's end is left, so that the inputs still end in "answer:".
+
         >>> example = Example("Article: ", "one two three four", " Summary:", ("x",))
         >>> example.shortened(lambda text: len(text) < 30).inputs
         'Article: one two Summary:'
@@ -52,8 +54,13 @@ class Example:
         end = _last(words, lambda end: fits(self.head + self.body[:end] + self.tail))
         if end is None:
             characters = range(words[0] if words else len(self.body))
-            end = _last(characters, lambda end: fits(self.head + self.body[:end] + self.tail)) or 0
-        return dataclasses.replace(self, body=self.body[:end].rstrip())
+            end = _last(characters, lambda end: fits(self.head + self.body[:end] + self.tail))
+        if end is not None:
+            return dataclasses.replace(self, body=self.body[:end].rstrip())
+        starts = [match.start() for match in re.finditer(r"\S+", self.tail)] or [len(self.tail)]
+        dropped = _last(starts[:-1], lambda start: not fits(self.tail[start:]))
+        start = starts[0 if dropped is None else starts.index(dropped) + 1]
+        return dataclasses.replace(self, head="", body="", tail=self.tail[start:])
 
 
 def _last(ordered: Sequence[int], holds: Callable[[int], bool]) -> int | None:
@@ -79,11 +86,6 @@ class Wording:
     verbalizers: tuple[str, ...] = ()
     prefix: str = ""
     max_input_tokens: int | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that the question names."""
-        return re.findall(r"\{(\w+)\}", self.template)
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """Words a row.

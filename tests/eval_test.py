@@ -119,7 +119,13 @@ def test_show_prints_prompts_before_any_model_is_loaded(tiny_model, own, tmp_pat
 def test_list_needs_no_gin_file(capsys):
     assert launcher.run_main(binary.main, ["--list"]) == 0
     shown = capsys.readouterr().out
-    for words in ("in_context (8 tasks): cb, wic", "super_glue/cb:1.0.2 (validation)", "toy_nli3", "28,614"):
+    for words in (
+        "5,428       -           638",
+        "in_context (8 tasks): cb, wic",
+        "super_glue/cb:1.0.2 (validation)",
+        "toy_nli3",
+        "28,614",
+    ):
         assert words in shown
 
 
@@ -195,13 +201,17 @@ def test_a_full_disk_leaves_the_old_results(tiny_model, tmp_path, monkeypatch, c
     [
         (dict(CHECKPOINT_PATH="without", PROMPTS="('attached',)"), "the checkpoint has none; evaluate with the prompt"),
         (dict(PROMPTS="('atached',)"), "eval.Plan.prompts is ('atached',): expected 'removed', 'attached' or both."),
+        (dict(CHECKPOINT_PATH="without"), "--gin.PROMPTS=\"('removed',)\" in eval"),
         (dict(TASKS="('toy_wicc',)"), "'toy_wicc' is no task, suite or mixture; the nearest names are toy_wic"),
         (dict(TASKS="('in_contxt',)"), "the nearest names are in_context"),
         (dict(TASKS="('cb',)"), "Task 'cb' has no vocabulary: set catalog.entries.vocabulary"),
         (dict(CHECKPOINT_PATH="nowhere"), "There is no checkpoint at "),
         (dict(SPLIT="tset"), "'tset'"),
         ({"architecture.T5Config.mlp_dim": 48}, "does not hold this network's parameters"),
-        ({"architecture.T5Config.vocab_size": 2048}, "has 288 pieces, but the checkpoint's network has 2048"),
+        (
+            {"architecture.T5Config.vocab_size": 2048},
+            "WordVocabulary (288 pieces) does not match the network, which has 2048",
+        ),
         ({"eval.Plan.prompt_id": 1, "PROMPTS": "('attached',)"}, "the checkpoint has 1, from 0 on"),
         ({"evaluation.EvaluationConfig.answering": "guess"}, "expected generate or rank"),
         (dict(SHOTS="(-1,)"), "no negative number of exemplars"),
@@ -216,6 +226,51 @@ def test_a_mistake_is_one_sentence(changes, expected, tiny_model, tmp_path, caps
     (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert expected in sentence
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_pipelines_results_are_not_overwritten(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(initialize, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    records.write(tmp_path / "results.json", {"methods": {}, "seeds": []})
+    before = (tmp_path / "results.json").read_bytes()
+    assert _run(tiny_model, tmp_path) == 1
+    assert "holds the results of a pipeline, which would be lost; set OUTPUT_DIR" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_prompt_named_twice_is_scored_once(tiny_model, tmp_path):
+    assert _run(tiny_model, tmp_path / "out", PROMPTS="('removed', 'removed')", TASKS="('toy_wic',)") == 0
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"].values()
+    assert len(entry["runs"]) == 1 and entry["seed_std"] is None
+
+
+def test_a_limited_evaluation_loses_no_answer(tiny_model, tmp_path, monkeypatch):
+    assert _run(tiny_model, tmp_path / "out") == 0
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def refuse(self, function, arrays, batch_size, rows):
+        assert not rows, "an answer is made again"
+        return iter(())
+
+    monkeypatch.setattr(answering._Runner, "__call__", refuse)
+    assert _run(tiny_model, tmp_path / "out", "--limit=2") == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"]["toy_wic_removed"]["examples"] == 2
+    assert _run(tiny_model, tmp_path / "out") == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if "others" not in file.name} == whole
+
+
+def test_sampling_is_the_same_after_an_interruption(tiny_model, tmp_path):
+    sampling = ["--gin.model.EncoderDecoderModel.decoding=@model.DecodingConfig()"]
+    sampling += ["--gin.model.DecodingConfig.method=sample"]
+    assert _run(tiny_model, tmp_path / "whole", *sampling) == 0
+    assert _run(tiny_model, tmp_path / "out", *sampling, "--limit=3") == 0
+    assert _run(tiny_model, tmp_path / "out", *sampling) == 0
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_show_of_nothing(capsys):
+    assert launcher.run_main(binary.main, ["--show=0"]) == 1
+    assert "error: --show=0 shows nothing: write a number from 1 on" in capsys.readouterr().err
 
 
 def test_more_exemplars_than_training_rows(tiny_model, own, tmp_path, monkeypatch, capsys):

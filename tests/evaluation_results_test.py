@@ -1,5 +1,6 @@
 """promot_t5x.evaluation_results: means, errors and spreads by hand, and keys that stay the same."""
 
+import math
 import statistics
 
 import pytest
@@ -8,8 +9,9 @@ import tensorflow as tf
 
 from promot_t5x import evaluation_results
 from promot_t5x.evaluation import Evaluation
-from promot_t5x.evaluation_results import ATTACHED, REMOVED, Run
+from promot_t5x.evaluation_results import ATTACHED, REMOVED
 from promot_t5x.examples import EvalExamples
+from promot_t5x.tasks import catalog
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +30,8 @@ def _tasks():
 def _run(task, value, k=1, seed=0, prompt=REMOVED, stderr=1.0, truncated=2, metric="accuracy", prompts=("p", "q")):
     rows = tuple({"inputs_pretokenized": prompt.encode()} for prompt in prompts)
     asked = EvalExamples(task, "test", rows, ["t"] * len(rows), {}, truncated, {"input_cut": truncated})
-    outcome = Evaluation(metric, value, stderr, {metric: value, "f1": value / 2}, {"note": "n"}, [], [])
-    return Run(task, k, seed, task, prompt, "generate", asked, outcome)
+    outcome = Evaluation(metric, value, None, {metric: value, "f1": value / 2, "length": math.nan}, {"note": "n"}, [])
+    return evaluation_results.run(catalog.Entry(task, k, seed, task), prompt, "generate", asked, outcome, stderr)
 
 
 def _summary(*runs):
@@ -45,7 +47,7 @@ def test_runs_that_differ_in_their_seed_make_one_entry():
     expected = {"task": "qa", "k": 1, "prompt": "removed", "metric": "accuracy", "unit": "percent", "value": 20.0}
     expected |= {"stderr": 3.0, "seed_std": 10.0, "examples": 2, "truncated": 6, "answering": "generate"}
     assert {name: entry[name] for name in expected} == expected
-    assert entry["metrics"] == {"accuracy": 20.0, "f1": 10.0} and entry["notes"] == {"note": "n"}
+    assert entry["metrics"] == {"accuracy": 20.0, "f1": 10.0, "length": None} and entry["notes"] == {"note": "n"}
     assert [(run["seed"], run["value"], run["stderr"], run["truncated"]) for run in entry["runs"]] == [
         (seed, value, stderr, 2) for seed, value, stderr in values
     ]
@@ -93,10 +95,10 @@ def test_equal_prompts_have_equal_hashes():
     assert hashed() == hashed(seed=5) and len({hashed(), hashed(prompts=("q", "p")), hashed(prompts=("p",))}) == 3
 
 
-@pytest.mark.parametrize("value", [-0.1, 100.1, float("nan")])
+@pytest.mark.parametrize("value", [-0.1, 100.1, math.nan])
 def test_a_score_that_is_no_percentage_is_refused(value):
     with pytest.raises(ValueError, match="Metric accuracy of task qa is .*, expected 0 to 100"):
-        _summary(_run("qa", value))
+        _run("qa", value)
 
 
 def test_the_table_shows_every_entry_and_mean():

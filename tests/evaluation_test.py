@@ -67,15 +67,17 @@ def test_an_oracle_scores_everything():
     outcome = _evaluate(_Oracle(), {})
     assert (outcome.metric, outcome.value, outcome.metrics) == ("percent", 100.0, {"percent": 100.0, "count": 10.0})
     assert outcome.predictions == [f"{n}AB" for n in range(10)]
-    assert (outcome.stderr, outcome.example_scores) == (0.0, [100.0] * 10)
 
 
 def test_wrong_answers_cost_their_share():
     # Inputs of n % 4 == 1 ("abab" + digit + end of sequence) have six tokens: 1, 5, 9.
     outcome = _evaluate(_Oracle(wrong_length=6), {})
     assert outcome.value == 70.0
-    assert outcome.example_scores == [0.0 if n in (1, 5, 9) else 100.0 for n in range(10)]
-    assert outcome.stderr == pytest.approx(100 * math.sqrt(0.7 * 0.3 / 9)), "of a share: sqrt(p (1 - p) / (n - 1))"
+    asked = examples.eval_examples("evaluation_test", LENGTHS, "test")
+    alone = evaluation.example_scores(asked, outcome)
+    assert alone == [0.0 if n in (1, 5, 9) else 100.0 for n in range(10)]
+    expected = 100 * math.sqrt(0.7 * 0.3 / 9)  # of a share: sqrt(p (1 - p) / (n - 1))
+    assert evaluation.standard_error(outcome, alone) == pytest.approx(expected)
     assert _evaluate(_Oracle(wrong_length=6), {}, limit=3).metrics["count"] == 3.0
 
 
@@ -92,14 +94,17 @@ def test_errors():
 
 
 def _score(metric_fns, outputs=("1", "2", "3", "4")):
-    """Scores outputs of a task whose targets are 1, 2, 3, 5."""
+    """Scores outputs of a task whose targets are 1, 2, 3, 5; with its error and the score of each example."""
     rows = {"inputs": ["a"] * 4, "targets": ["1", "2", "3", "5"]}
     source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"])
     features = {k: seqio.Feature(seqio.ByteVocabulary()) for k in LENGTHS}
     preprocessors = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
     seqio.TaskRegistry.add("evaluation_score", source, features, preprocessors=preprocessors, metric_fns=metric_fns)
     asked = examples.eval_examples("evaluation_score", LENGTHS, "test")
-    return evaluation.score(asked, [Answer(output) for output in outputs])
+    outcome = evaluation.score(asked, [Answer(output) for output in outputs])
+    alone = evaluation.example_scores(asked, outcome)
+    seqio.TaskRegistry.remove("evaluation_score")
+    return outcome, evaluation.standard_error(outcome, alone), alone
 
 
 def test_a_metric_may_know_its_own_error_and_say_things_in_words():
@@ -107,22 +112,19 @@ def test_a_metric_may_know_its_own_error_and_say_things_in_words():
         found = {"corpus": seqio.metrics.Scalar(40.0), "corpus_stderr": 2.5, "signature": seqio.metrics.Text("v1")}
         return found | {"examples": len(targets)}
 
-    outcome = _score([corpus, lambda targets, predictions: {"other": 1}])
-    assert (outcome.metric, outcome.value, outcome.stderr) == ("corpus", 40.0, 2.5)
+    outcome, stderr, _ = _score([corpus, lambda targets, predictions: {"other": 1}])
+    assert (outcome.metric, outcome.value, stderr) == ("corpus", 40.0, 2.5)
     assert outcome.metrics == {"corpus": 40.0, "examples": 4.0, "other": 1.0} and outcome.notes == {"signature": "v1"}
 
 
 def test_a_metric_that_is_no_mean_over_examples_has_no_analytic_error():
     def spread(targets, predictions):
-        if len(targets) < 2:
-            raise ValueError("no spread of one example")
-        return {"spread": 50.0}
+        return {"spread": {4: 50.0}[len(targets)]}  # KeyError for a single example
 
-    outcome = _score([spread])
-    assert (outcome.stderr, outcome.example_scores) == (None, [None] * 4)
-    seqio.TaskRegistry.remove("evaluation_score")
-    outcome = _score([lambda targets, predictions: {"largest": 10.0 * max(map(int, predictions))}])
-    assert (outcome.value, outcome.stderr, outcome.example_scores) == (40.0, None, [10.0, 20.0, 30.0, 40.0])
+    assert _score([spread])[1:] == (None, [None] * 4)
+    assert _score([lambda targets, predictions: {"m": 5.0 if len(targets) > 1 else math.nan}])[1:] == (None, [None] * 4)
+    outcome, stderr, alone = _score([lambda targets, predictions: {"largest": 10.0 * max(map(int, predictions))}])
+    assert (outcome.value, stderr, alone) == (40.0, None, [10.0, 20.0, 30.0, 40.0])
 
 
 def test_a_way_of_answering_that_there_is_not():

@@ -5,7 +5,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from promot_t5x import examples
+from promot_t5x import examples, features
+from promot_t5x.tasks import few_shot
 
 LENGTHS = {"inputs": 5, "targets": 4}
 N = 24  # example i has the inputs i+10, 1..6 times, and the targets i+10, i+11
@@ -105,6 +106,10 @@ def test_a_task_that_shortens_its_prompts_counts_for_itself():
     split = examples.eval_examples("examples_cuts", {"inputs": 5, "targets": 2}, "test")
     assert split.cuts == {"exemplars_dropped": 3, "input_cut": 1, "article_cut": 2, "target_cut": 1}
     assert split.truncated == 2, "prompts; an article that is cut first, or a target, is not lost to their length"
+
+
+def test_tasks_and_framework_agree_on_the_features_that_count():
+    assert few_shot.COUNTS == features.CUTS
 
 
 def test_a_missing_vocabulary_is_named():

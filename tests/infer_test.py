@@ -108,7 +108,7 @@ def test_a_vocabulary_of_another_network(vocab_size, tiny_model, folder, tmp_pat
     checkpoints.export(tmp_path / "small", params, {"step": 0, "base": None})
     extra, changes = [f"--gin.architecture.T5Config.vocab_size={vocab_size}"], {"CHECKPOINT_PATH": tmp_path / "small"}
     assert _run(tiny_model, folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl", **changes) == 1
-    expected = f"The vocabulary ByteVocabulary has 259 pieces, but the checkpoint's network has {vocab_size} "
+    expected = f"The vocabulary ByteVocabulary (259 pieces) does not match the network, which has {vocab_size} "
     assert expected in capsys.readouterr().err
 
 

@@ -57,6 +57,21 @@ def test_what_is_finished_is_found_again(tmp_path):
     assert _kept(tmp_path, [other[0], KEYS[2]]).known == {1: ANSWERS[2]}, "in another order, beside new ones"
 
 
+def test_in_sampling_an_examples_place_is_part_of_its_key():
+    assert len(set(predictions.keys(_asked("aab"), MADE_BY, numbered=True))) == 3
+
+
+def test_answers_that_are_not_asked_for_stay(tmp_path):
+    """A limited evaluation, or one of another checkpoint, in the same folder."""
+    _finished(tmp_path)
+    for keys in ([KEYS[1]], predictions.keys(_asked(), {**MADE_BY, "checkpoint": "ba5"})):
+        kept = _kept(tmp_path, keys)
+        kept.add(range(len(keys)), ANSWERS[: len(keys)])
+        kept.finish([{}] * len(keys))
+        assert len((tmp_path / "run.jsonl").read_text().split("\n")) == len(keys) + 1
+    assert {n: _kept(tmp_path).known[n] for n in (0, 2)} == {0: ANSWERS[0], 2: ANSWERS[2]}
+
+
 def test_an_interrupted_task_keeps_its_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(predictions, "_SECONDS_A_PART", 0.0)
     kept = _kept(tmp_path)

@@ -38,7 +38,7 @@ def test_an_answer_is_a_part_of_the_output_without_what_ends_it(output):
         found = answers.answer(output, **way)
         assert found in output and found == found.strip()
         assert not (way["sentinels"] and re.search(r"<extra_id_\d+>", found))
-        assert not (way["prefix"] and way["prefix"] in found)
+        assert not (way["prefix"] and re.search(rf"\b{way['prefix']}(?!\w)", found))
         assert not way["one_word"] or len(found.split()) <= 1
 
 
@@ -112,3 +112,11 @@ def test_postprocessing_gives_predictions_and_accepted_answers():
     assert answers.postprocess("<extra_id_0> Æ Q: x", row, False, aliases=True, **way) == "Æ"
     assert answers.postprocess("not looked at", row, True, aliases=True, **way) == ["Æ", "Rome"]
     assert answers.postprocess("not looked at", row, True, aliases=False, **way) == "Æ"
+
+
+def test_a_prefix_is_a_word_of_its_own():
+    for text in ("The FAQ: a book", "Translates: to carry over", "Retranslate it"):
+        for prefix in ("Q:", "Translate"):
+            assert answers.before_prefix(text, prefix) == text
+    assert answers.before_prefix("Ja. Translate English to German: No", "Translate") == "Ja."
+    assert answers.before_prefix('"Q:who', "Q:") == '"'

@@ -73,7 +73,7 @@ def test_tasks_of_jsonl_files_get_exemplars(own):
 
 def test_a_jsonl_task_with_exemplars_is_one_thing_under_its_own_name(tmp_path):
     name = jsonl.jsonl_task("catalog_shots", str(tmp_path), vocabulary=BYTES, shots=2, seed=1)
-    assert catalog.entries((name,), shots=(0, 4)) == (Entry(name, None, None, name),)
+    assert catalog.entries((name,), shots=(0, 4)) == (Entry("catalog_shots", 2, 1, name),)
 
 
 def test_a_jsonl_task_may_be_asked_with_fixed_exemplars(own):

@@ -1,5 +1,6 @@
 """promot_t5x.tasks.few_shot: the layout of prompts, what is dropped when they are too long, and the tasks in seqio."""
 
+import dataclasses
 import json
 import random
 
@@ -99,8 +100,9 @@ def test_the_question_is_whole_as_long_as_it_fits_and_no_exemplar_goes_without_n
         assert (counts["exemplars_dropped"], text) == fitting[0] and counts["input_cut"] == 0
     else:
         assert counts == {"exemplars_dropped": len(drawn), "input_cut": 1}
-        assert text.startswith("Q: ") and text.endswith(" A:" + end) and len(text) < len(wholes[-1])
-        assert len(text) <= limit or text == "Q:  A:" + end  # nothing but the words around the question
+        assert text.endswith("A:" + end) and len(text) < len(wholes[-1])
+        assert len(text) <= limit or text == "A:" + end  # nothing but the end of the question
+        assert text.startswith("Q: ") or limit < len("Q:  A:" + end)
 
 
 @pytest.mark.parametrize("mode", exemplars.MODES)
@@ -162,7 +164,10 @@ def test_tokens_fit_with_a_sentencepiece_vocabulary(tmp_path, shared_dir):
 def test_what_cannot_be_shortened_any_more_is_trimmed(tmp_path):
     task = _text_task(tmp_path, "tiny", {"test": [{"question": "long enough?", "target": "x"}]})
     (example,) = _read(few_shot.register(task, BYTES), inputs=4)
-    assert example["inputs"].tolist() == [*BYTES.vocabulary.encode("Q: "), 1]
+    assert example["inputs"].tolist() == [*BYTES.vocabulary.encode("A:"), 1]
+    name = few_shot.register(dataclasses.replace(task, name="tiniest"), BYTES)
+    (example,) = _read(name, inputs=2)
+    assert example["inputs"].tolist() == [*BYTES.vocabulary.encode("A"), 1]
 
 
 def test_articles_are_cut_before_anything_else(tmp_path):
@@ -228,9 +233,9 @@ def test_a_task_is_registered_once(tmp_path):
             register(**other)
     others = [register(shots=0), register(shots=3), register(seed=1), register(mode="fixed")]
     assert others == ["once", "once_3shot_seed0", "once_2shot_seed1", "once_2shot_seed0_fixed"]
-    task, prompting = few_shot.registered("once")
-    assert task.name == "once" and prompting.vocabulary == seqio.ByteVocabulary()
-    assert few_shot.arguments("once") == "a"
+    known = few_shot.registered("once_3shot_seed0")
+    assert (known.task.name, known.shots, known.seed, known.arguments) == ("once", 3, 0, "a")
+    assert few_shot.registered("once").shots == 0
     seqio.TaskRegistry.remove("once")
     assert few_shot.registered("once") is None
 

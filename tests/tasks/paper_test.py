@@ -5,6 +5,7 @@ The rows are invented.
 
 import dataclasses
 import json
+import re
 import os
 import pathlib
 
@@ -170,7 +171,7 @@ class Invented(seqio.FunctionDataSource):
     def _row(wording, *cells):
         *columns, last = cells
         answer = {"label": wording.labels.index(last)} if wording.labels else {"answers": last.split("; ")}
-        return json.dumps(dict(zip(wording.columns, columns, strict=True)) | answer)
+        return json.dumps(dict(zip(re.findall(r"{(\w+)}", wording.template), columns, strict=True)) | answer)
 
     def _read(self, split, shuffle_files=False, seed=None):
         return tf.data.Dataset.from_tensor_slices({"row": self.rows[split]})
