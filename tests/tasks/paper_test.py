@@ -5,9 +5,9 @@ The rows are invented.
 
 import dataclasses
 import json
-import re
 import os
 import pathlib
+import re
 
 import pytest
 import seqio
