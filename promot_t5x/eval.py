@@ -215,7 +215,9 @@ def _made_by(
         return {**made_by, "length_normalized": config.length_normalized}
     decoding = dataclasses.asdict(checkpoint.model.decoding)
     made_by |= {"decoding": decoding, "length": config.task_feature_lengths["targets"]}
-    return {**made_by, "batch_size": config.batch_size} if decoding["method"] == "sample" else made_by
+    # What is drawn for an example depends on its batch.
+    batches = {"batch_size": config.batch_size, "limit": config.limit} if decoding["method"] == "sample" else {}
+    return {**made_by, **batches}
 
 
 def _rows(
