@@ -1,6 +1,7 @@
 """promot_t5x.answering: generation and ranking against scores computed one by one, in any batch."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +65,13 @@ def _answers(network, way, batch_size=2, prompt_id=None, rows=None, params=None,
     return found
 
 
+@pytest.fixture(scope="module")
+def by_hand(network):
+    """Log-likelihood of a choice and its tokens: plain softmax over the logits of one unpadded row."""
+    return functools.cache(functools.partial(_by_hand, network))
+
+
 def _by_hand(network, number, choice, prompt_id):
-    """Log-likelihood of a choice: plain softmax over the logits of one unpadded row."""
     model, params = network
     vocabulary = seqio.ByteVocabulary()
     target = [*vocabulary.encode(choice), 1]
@@ -85,12 +91,12 @@ def _by_hand(network, number, choice, prompt_id):
 
 @pytest.mark.parametrize("prompt_id", [None, 0])
 @pytest.mark.parametrize("length_normalized", [False, True])
-def test_ranking_is_the_likelihood_of_each_choice_by_hand(network, prompt_id, length_normalized):
+def test_ranking_is_the_likelihood_of_each_choice_by_hand(network, by_hand, prompt_id, length_normalized):
     found = _answers(network, "rank", prompt_id=prompt_id, length_normalized=length_normalized)
     assert sorted(found) == list(range(len(TEXTS)))
     for number, answer in found.items():
-        by_hand = [_by_hand(network, number, choice, prompt_id) for choice in CHOICES[number]]
-        expected = [score / tokens if length_normalized else score for score, tokens in by_hand]
+        likelihoods = [by_hand(number, choice, prompt_id) for choice in CHOICES[number]]
+        expected = [score / tokens if length_normalized else score for score, tokens in likelihoods]
         np.testing.assert_allclose(answer.scores, expected, rtol=1e-5)
         assert answer.output == CHOICES[number][int(np.argmax(expected))]
     assert found[3].scores[0] == found[3].scores[1], "equal choices: the first one is the answer"
