@@ -75,9 +75,8 @@ def entries(
         known = few_shot.registered(name)
         if name in paper.TASKS and vocabulary is not None:
             task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
-            arguments = (data_dir and str(data_dir), splits and dict(splits))
         elif known and not known.shots:
-            task, prompting, arguments = known.task, known.prompting, known.arguments
+            task, prompting = known.task, known.prompting
         elif known:
             found.append(Entry(known.task.name, known.shots, known.seed, name))
             continue
@@ -90,7 +89,7 @@ def entries(
             prompting = dataclasses.replace(prompting, exemplars=exemplars)
         for k in dict.fromkeys(shots):
             for seed in dict.fromkeys(seeds) if k else (None,):
-                seqio_name = few_shot.register(task, prompting, k, seed or 0, arguments)
+                seqio_name = few_shot.register(task, prompting, k, seed or 0)
                 found.append(Entry(name, k, seed, seqio_name))
     return tuple(found)
 

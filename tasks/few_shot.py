@@ -36,6 +36,7 @@ class TextTask:
       wording: words its rows.
       metrics: the first one is the headline.
       aliases: whether the metrics take all accepted answers.
+      made_from: the arguments that made the task, to tell two of one name apart.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TextTask:
     wording: Wording
     metrics: tuple[Metric, ...]
     aliases: bool = False
+    made_from: object = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,27 +172,25 @@ class Registered:
     """What a seqio task was registered as.
 
     Attributes:
-      task, prompting, shots, seed, arguments: see `register`.
+      task, prompting, shots, seed: see `register`.
     """
 
     task: TextTask
     prompting: Prompting
     shots: int
     seed: int
-    arguments: object
 
 
 _registered: dict[str, Registered] = {}
 
 
-def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0, arguments: object = None) -> str:
+def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0) -> str:
     """Registers a task with k exemplars; returns its seqio name. Registering the same task again does nothing.
 
     Args:
       task, prompting: what is asked, and how.
       shots: exemplars a question, 0 or more.
       seed: draws others.
-      arguments: what the task was made from, to tell two tasks of one name apart.
 
     Raises:
       ValueError: the name is registered with other arguments. Building a dataset raises what the source and
@@ -203,7 +203,7 @@ def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0
     name = task_name(task.name, shots, seed, prompting.exemplars)
     before = registered(name)
     if before or name in seqio.TaskRegistry.names():
-        if before is None or before.arguments != arguments or not _same(before.prompting, prompting):
+        if before is None or before.task.made_from != task.made_from or not _same(before.prompting, prompting):
             raise ValueError(f"Task {name!r} is already registered with other arguments: give this one another name.")
         return name
     wording = task.wording
@@ -225,7 +225,7 @@ def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0
         ),
         metric_fns=list(task.metrics),
     )
-    _registered[name] = Registered(task, prompting, shots, seed, arguments)
+    _registered[name] = Registered(task, prompting, shots, seed)
     return name
 
 

@@ -63,10 +63,10 @@ def jsonl_task(
     if choices_column is not None:
         columns["choices"] = (choices_column, sources.texts)
     source = sources.JsonlRows(data_dir, splits, columns, _check_choices)
-    task = few_shot.TextTask(name, source, Wording("{input}", prefix=prefix), (metric_fn,))
+    made_from = (str(data_dir), dict(splits), input_column, target_column, choices_column, metric, prefix)
+    task = few_shot.TextTask(name, source, Wording("{input}", prefix=prefix), (metric_fn,), made_from=made_from)
     prompting = few_shot.Prompting(vocabularies.as_vocabulary(vocabulary), sentinels)
-    made_of = (str(data_dir), dict(splits), input_column, target_column, choices_column, metric, prefix)
-    return few_shot.register(task, prompting, shots, seed, made_of)
+    return few_shot.register(task, prompting, shots, seed)
 
 
 def _check_choices(row: Mapping[str, Any]) -> None:

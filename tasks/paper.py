@@ -249,7 +249,8 @@ def text_task(name: str, data_dir: str | None = None, splits: Mapping[str, str] 
         folder = str(epath.Path(data_dir) / task.folder)
         source = sources.JsonlRows(folder, splits or sources.JSONL_SPLITS, columns)
     aliases = task.metrics[0] is metrics.exact_match
-    return few_shot.TextTask(name, source, task.wording, task.metrics, aliases)
+    made_from = (data_dir and str(data_dir), splits and dict(splits))
+    return few_shot.TextTask(name, source, task.wording, task.metrics, aliases, made_from)
 
 
 def task(
@@ -288,5 +289,4 @@ def task(
     >>> seqio.TaskRegistry.remove("rte_1shot_seed0")
     """
     prompting = few_shot.Prompting(vocabularies.as_vocabulary(vocabulary), sentinels, exemplars)
-    arguments = (data_dir and str(data_dir), splits and dict(splits))
-    return few_shot.register(text_task(name, data_dir, splits), prompting, shots, seed, arguments)
+    return few_shot.register(text_task(name, data_dir, splits), prompting, shots, seed)

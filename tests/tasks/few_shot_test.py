@@ -222,19 +222,19 @@ def test_one_file_may_be_asked_and_give_the_exemplars(tmp_path, epochs):
 
 
 def test_a_task_is_registered_once(tmp_path):
-    def register(vocabulary=None, sentinels=False, mode="per_example", shots=2, seed=0, arguments="a"):
-        task = _text_task(tmp_path, "once", {"test": _rows(3)})
+    def register(vocabulary=None, sentinels=False, mode="per_example", shots=2, seed=0, made_from="a"):
+        task = dataclasses.replace(_text_task(tmp_path, "once", {"test": _rows(3)}), made_from=made_from)
         prompting = few_shot.Prompting(vocabulary or seqio.ByteVocabulary(), sentinels, mode)
-        return few_shot.register(task, prompting, shots, seed, arguments)
+        return few_shot.register(task, prompting, shots, seed)
 
     assert register() == register() == "once_2shot_seed0"
-    for other in ({"vocabulary": seqio.ByteVocabulary(extra_ids=100)}, {"sentinels": True}, {"arguments": "b"}):
+    for other in ({"vocabulary": seqio.ByteVocabulary(extra_ids=100)}, {"sentinels": True}, {"made_from": "b"}):
         with pytest.raises(ValueError, match="'once_2shot_seed0' is already registered with other arguments"):
             register(**other)
     others = [register(shots=0), register(shots=3), register(seed=1), register(mode="fixed")]
     assert others == ["once", "once_3shot_seed0", "once_2shot_seed1", "once_2shot_seed0_fixed"]
     known = few_shot.registered("once_3shot_seed0")
-    assert (known.task.name, known.shots, known.seed, known.arguments) == ("once", 3, 0, "a")
+    assert (known.task.name, known.shots, known.seed, known.task.made_from) == ("once", 3, 0, "a")
     assert few_shot.registered("once").shots == 0
     seqio.TaskRegistry.remove("once")
     assert few_shot.registered("once") is None
