@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import seqio
-import tensorflow as tf
 
 from promot_t5x import features
 from promot_t5x.examples import EvalExamples, eval_batches
@@ -118,8 +117,7 @@ def predict_tokens(
 
 def ways(examples: EvalExamples, way: str) -> str:
     """How a task is answered: "rank" only where every example has choices, otherwise "generate"."""
-    has_choices = all(len(example.get(features.CHOICES, ())) for example in examples.examples)
-    return way if has_choices else "generate"
+    return way if all(features.choices(example) for example in examples.examples) else "generate"
 
 
 def answers(
@@ -156,7 +154,7 @@ def answers(
         for numbers, tokens_BxU in run(_predict, examples.features, batch_size, rows):
             yield numbers, [Answer(decode(vocabulary, tokens_U)) for tokens_U in tokens_BxU]
         return
-    texts = [[tf.compat.as_text(choice) for choice in example[features.CHOICES]] for example in examples.examples]
+    texts = [features.choices(example) for example in examples.examples]
     tokens = {
         choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for found in texts for c in found}
     }
@@ -164,7 +162,9 @@ def answers(
     inputs = {"encoder_input_tokens": examples.features["encoder_input_tokens"]}
     for numbers, _ in eval_batches(inputs, batch_size, rows):  # examples of one width together
         flat = [(number, choice) for number in numbers for choice in texts[number]]
-        arrays = _choice_arrays(inputs["encoder_input_tokens"], [(n, tokens[choice]) for n, choice in flat], width)
+        rows_of_flat = inputs["encoder_input_tokens"][[number for number, _ in flat]]
+        targets = features.padded([tokens[choice] for _, choice in flat], width)
+        arrays = features.converted({"inputs": rows_of_flat, "targets": targets})
         scores = np.zeros(len(flat))
         for places, scores_B in run(_score, arrays, batch_size, None):
             scores[places] = scores_B
@@ -173,17 +173,6 @@ def answers(
         ends = np.cumsum([len(texts[number]) for number in numbers])
         per_example = np.split(scores, ends[:-1])
         yield numbers, [_likeliest(texts[n], scores_C) for n, scores_C in zip(numbers, per_example, strict=True)]
-
-
-def _choice_arrays(tokens_NxT: np.ndarray, pairs: Sequence[tuple[int, list[int]]], width: int) -> dict[str, np.ndarray]:
-    """Features of (example, tokens of a choice) pairs."""
-    targets = np.zeros((len(pairs), width), np.int32)
-    for row, (_, tokens) in zip(targets, pairs, strict=True):
-        row[: len(tokens)] = tokens
-    inputs = tokens_NxT[[number for number, _ in pairs]]
-    nobody = np.full(len(pairs), -1, np.int32)
-    arrays = features.converted({"inputs": inputs, "targets": targets, features.SOFT_PROMPT_IDS: nobody})
-    return {name: array for name, array in arrays.items() if name != features.SOFT_PROMPT_IDS}
 
 
 def _likeliest(choices: Sequence[str], scores_C: np.ndarray) -> Answer:

@@ -160,11 +160,7 @@ def _run(checkpoint: _Checkpoint, plan: Plan, entry: catalog.Entry, prompt: str,
     way = answering.ways(asked, plan.config.answering)
     prompt_id = plan.prompt_id if prompt == ATTACHED else None
     sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
-    made_by = {
-        **_made_by(checkpoint, plan.config, way, prompt_id),
-        "vocabulary": features.vocabulary_name(_vocabulary(entry)),
-    }
-    keys = predictions.keys(asked, made_by, numbered=sampled)
+    keys = predictions.keys(asked, _made_by(checkpoint, plan.config, entry, way, prompt_id), numbered=sampled)
     kept = predictions.Answers(folder, f"{entry.name}.{plan.split}.{prompt}", keys)
     missing = [number for number in range(len(keys)) if number not in kept.known]
     if sampled and missing:  # which numbers a batch draws depends on its rows
@@ -200,14 +196,19 @@ def _run(checkpoint: _Checkpoint, plan: Plan, entry: catalog.Entry, prompt: str,
 
 
 def _made_by(
-    checkpoint: _Checkpoint, config: evaluation.EvaluationConfig, way: str, prompt_id: int | None
+    checkpoint: _Checkpoint,
+    config: evaluation.EvaluationConfig,
+    entry: catalog.Entry,
+    way: str,
+    prompt_id: int | None,
 ) -> dict[str, Any]:
-    """Everything but the prompt's text and the vocabulary that decides an answer."""
+    """Everything but the prompt itself that decides an answer."""
     attached = None if prompt_id is None else [prompt_id, checkpoint.facts["prompt_fingerprint"]]
     made_by = {
         "checkpoint": checkpoint.facts["base_fingerprint"],
         "attached": attached,
         "network": dataclasses.asdict(checkpoint.model.config),
+        "vocabulary": features.vocabulary_name(_vocabulary(entry)),
         "answering": way,
         "versions": {name: version for name, version in records.versions().items() if name in _DECIDE_ANSWERS},
     }
@@ -238,8 +239,8 @@ def show(plan: Plan, count: int) -> None:
         for number, (example, target) in enumerate(zip(found.examples, found.targets, strict=True), start=1):
             length = int((found.features["encoder_input_tokens"][number - 1] != 0).sum())
             print(f"--- {number} ({length} tokens)\n{predictions.input_text(example)}\n--> {target}")
-            if features.CHOICES in example and len(example[features.CHOICES]):
-                print(f"    of {', '.join(bytes(choice).decode() for choice in example[features.CHOICES])}")
+            if choices := features.choices(example):
+                print(f"    of {', '.join(choices)}")
 
 
 def parse(argv: Sequence[str]) -> flags.Invocation:

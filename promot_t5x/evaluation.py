@@ -89,12 +89,16 @@ def score(examples: EvalExamples, answers: Sequence[Answer]) -> Evaluation:
             if isinstance(value, seqio.metrics.Text):
                 notes[name] = str(value.textdata)
             else:
-                metrics[name] = float(getattr(value, "value", value))  # seqio.metrics.Scalar has a value
+                metrics[name] = _number(value)
     if not metrics:
         raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
     metric = next(iter(metrics))
     stderr = metrics.pop(f"{metric}_stderr", None)
     return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions)
+
+
+def _number(value: Any) -> float:
+    return float(getattr(value, "value", value))  # seqio.metrics.Scalar has a value
 
 
 def example_scores(examples: EvalExamples, outcome: Evaluation) -> list[float | None]:
@@ -103,8 +107,7 @@ def example_scores(examples: EvalExamples, outcome: Evaluation) -> list[float | 
 
     def alone(target: Any, prediction: Any) -> float | None:
         try:
-            value: Any = metric_fn([target], [prediction])[outcome.metric]
-            found = float(getattr(value, "value", value))
+            found = _number(metric_fn([target], [prediction])[outcome.metric])
         except Exception:  # whatever a metric of somebody else's raises for want of more examples
             return None
         return found if math.isfinite(found) else None

@@ -14,6 +14,7 @@ from typing import Any
 
 import seqio
 
+from promot_t5x import results as results_lib
 from promot_t5x.evaluation import Evaluation
 from promot_t5x.examples import EvalExamples
 from promot_t5x.predictions import input_text
@@ -115,8 +116,8 @@ def summarize(
 def _entry(runs: Sequence[Run]) -> dict[str, Any]:
     """The runs of one task, k and prompt; they differ in the seed of the exemplars."""
     first = runs[0]
-    errors = [run.stderr for run in runs if run.stderr is not None]
-    value, seed_std = _mean_and_std([run.outcome.value for run in runs])
+    stderr, _ = results_lib.mean_and_std([run.stderr for run in runs])
+    value, seed_std = results_lib.mean_and_std([run.outcome.value for run in runs])
     return {
         "task": first.entry.task,
         "k": first.entry.k,
@@ -124,7 +125,7 @@ def _entry(runs: Sequence[Run]) -> dict[str, Any]:
         "metric": first.outcome.metric,
         "unit": UNIT,
         "value": value,
-        "stderr": statistics.fmean(errors) if len(errors) == len(runs) else None,
+        "stderr": stderr,
         "seed_std": seed_std,
         "examples": first.examples,
         "truncated": sum(run.truncated for run in runs),
@@ -161,7 +162,7 @@ def _mean(runs: Sequence[Run]) -> dict[str, Any]:
         "prompt": runs[0].prompt,
         "unit": UNIT,
         "value": statistics.fmean([statistics.fmean(values.values()) for values in by_task.values()]),
-        "seed_std": statistics.stdev(of_seeds) if len(of_seeds) > 1 else None,
+        "seed_std": results_lib.mean_and_std(of_seeds)[1],
         "tasks": list(by_task),
     }
 
@@ -170,10 +171,6 @@ def _finite_mean(values: Sequence[float]) -> float | None:
     """The mean of a metric that is not the headline; None for what JSON cannot hold."""
     mean = statistics.fmean(values)
     return mean if math.isfinite(mean) else None
-
-
-def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def _task_version(name: str, split: str) -> str:

@@ -88,12 +88,10 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
         raise ValueError(
             f"Split {split!r} of task {task.name!r} is empty, expected examples: look at the task's source."
         )
-    truncated, cuts = _cuts(found, task_feature_lengths, whole=functools.partial(read, None))
+    truncated, cuts = _cuts(found, task_feature_lengths, whole=functools.cache(functools.partial(read, None)))
     longest = max(len(example["inputs"]) for example in found)
     widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
-    tokens = {k: _padded([example[k] for example in found], n) for k, n in widths.items()}
-    arrays = features.converted({**tokens, features.SOFT_PROMPT_IDS: np.full(len(found), -1, np.int32)})
-    del arrays[features.SOFT_PROMPT_IDS]
+    arrays = features.converted({k: features.padded([ex[k] for ex in found], n) for k, n in widths.items()})
     targets = [_target(task, example) for example in found]
     return EvalExamples(task.name, split, tuple(found), targets, arrays, truncated, cuts)
 
@@ -129,13 +127,6 @@ def _width(length: Any) -> Any:
     """The narrowest width of a batch for inputs of a length, or of many."""
     doublings = np.ceil(np.log2(np.maximum(np.asarray(length) / _NARROWEST, 1))).astype(int)
     return _NARROWEST * 2**doublings
-
-
-def _padded(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
-    padded = np.zeros((len(rows), length), np.int32)
-    for row, tokens in zip(padded, rows, strict=True):
-        row[: len(tokens)] = tokens
-    return padded
 
 
 def _target(task: seqio.Task, example: dict[str, Any]) -> Any:

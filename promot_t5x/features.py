@@ -5,7 +5,7 @@ is packed: a prompt belongs to one example. Dimensions: B batch rows, T encoder 
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,11 @@ def converted(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Model features of padded rows, as seqio's EncDecFeatureConverter makes them one example at a time.
 
     Args:
-      tokens: inputs BxT, targets BxU, soft_prompt_ids B.
+      tokens: inputs BxT, targets BxU, and soft_prompt_ids B where each row says its prompt.
 
     Returns:
       encoder_input_tokens BxT, decoder_input_tokens (the targets, shifted), decoder_target_tokens BxU,
-      decoder_loss_weights BxU (float32, 0 on padding) and soft_prompt_ids B.
+      decoder_loss_weights BxU (float32, 0 on padding), and soft_prompt_ids B if they were given.
     """
     targets_BxU = tokens["targets"]
     return {
@@ -42,8 +42,30 @@ def converted(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "decoder_input_tokens": np.pad(targets_BxU[:, :-1], ((0, 0), (1, 0))),
         "decoder_target_tokens": targets_BxU,
         "decoder_loss_weights": (targets_BxU != 0).astype(np.float32),
-        SOFT_PROMPT_IDS: tokens[SOFT_PROMPT_IDS],
+        **{name: ids_B for name, ids_B in tokens.items() if name == SOFT_PROMPT_IDS},
     }
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
+    """Rows of tokens as one array, padded with zeros.
+
+    >>> padded([[5, 1], [6, 7, 1]], 4)
+    array([[5, 1, 0, 0],
+           [6, 7, 1, 0]], dtype=int32)
+    """
+    array = np.zeros((len(rows), length), np.int32)
+    for row, tokens in zip(array, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return array
+
+
+def choices(example: Mapping[str, Any]) -> list[str]:
+    """The targets that an example's answer is among; empty where any text may be the answer.
+
+    >>> choices({"choices": np.array([b"yes", b"no"])})
+    ['yes', 'no']
+    """
+    return [tf.compat.as_text(choice) for choice in example.get(CHOICES, ())]
 
 
 def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int) -> None:

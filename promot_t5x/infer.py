@@ -92,17 +92,14 @@ def _tokenized(
 ) -> tuple[dict[str, np.ndarray], int]:
     """The features of the inputs, and how many of these were cut."""
     length, width = config.task_feature_lengths["inputs"], config.task_feature_lengths["targets"]
-    tokens_NxT = np.zeros((len(rows), length), np.int32)
-    truncated = 0
-    for row, encoded in zip(tokens_NxT, (vocabulary.encode(row["input"]) for row in rows), strict=True):
-        truncated += len(encoded) > length - 1
-        encoded = [*encoded[: length - 1], vocabulary.eos_id]  # the end of the sequence stays, as in training
-        row[: len(encoded)] = encoded
+    encoded = [vocabulary.encode(row["input"]) for row in rows]
+    # The end of the sequence stays, as in training.
+    kept = [[*tokens[: length - 1], vocabulary.eos_id] for tokens in encoded]
     arrays = {
-        "encoder_input_tokens": tokens_NxT,
+        "encoder_input_tokens": features.padded(kept, length),
         "decoder_input_tokens": np.zeros((len(rows), width), np.int32),
     }
-    return arrays, truncated
+    return arrays, sum(len(tokens) > length - 1 for tokens in encoded)
 
 
 def main(argv: Sequence[str]) -> None:

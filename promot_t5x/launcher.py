@@ -31,7 +31,7 @@ from absl import logging
 from gin import config as gin_config
 from gin import config_parser
 
-from promot_t5x import gin_checks, gin_parsing
+from promot_t5x import gin_checks, gin_parsing, records
 from promot_t5x.flags import ConfigError, Invocation, parse_flags
 
 _PACKAGE = str(Path(__file__).resolve().parent)
@@ -244,6 +244,12 @@ def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> 
         following(unraisable)
 
 
+_MISTAKES = (
+    *(ValueError, FloatingPointError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, records.NoRoomError),
+)
+
+
 def _user_error(error: Exception) -> str | None:
     """Returns the sentence for a user's mistake, without what gin appends to it, or None for any other error."""
     text = str(error)
@@ -257,12 +263,7 @@ def _user_error(error: Exception) -> str | None:
     if isinstance(error, RuntimeError):
         required = re.match(r"Required bindings for `(.*)` not provided in config: (.*)", message)
         return _value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
-    if isinstance(
-        error,
-        (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, FloatingPointError),
-    ):
-        return re.sub(r"^\[Errno \d+\] ", "", message)
-    if isinstance(error, OSError) and "could not be written" in message:  # what `records.write_whole` says
+    if isinstance(error, _MISTAKES):
         return re.sub(r"^\[Errno \d+\] ", "", message)
     return None
 

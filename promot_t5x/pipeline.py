@@ -216,10 +216,10 @@ def _evaluate(
     params = initialize.load(asked["checkpoint"], model, partitioner).params
     has_prompt = planned.method not in _WITHOUT_PROMPT
 
-    def score(task: str, split: str, prompt_id: int | None) -> float:
-        return evaluation.evaluate(
-            model, params, task, split, config, prompt_id=prompt_id, partitioner=partitioner
-        ).value
+    def score(task: str, split: str, prompt_id: int | None) -> float | None:
+        return _share(
+            evaluation.evaluate(model, params, task, split, config, prompt_id=prompt_id, partitioner=partitioner).value
+        )
 
     attached = 0 if has_prompt else None
     facts = {} if planned.method == "pretrained" else checkpoints.read_metadata(asked["checkpoint"])
@@ -227,11 +227,9 @@ def _evaluate(
         "method": planned.method,
         "learning_rate": planned.learning_rate,
         "seed": planned.seed,
-        "target": _share(score(recipe.target, recipe.target_split, attached)),
-        "in_context": {task: _share(score(task, recipe.in_context_split, None)) for task in recipe.in_context},
-        "in_context_with_prompt": {
-            task: _share(score(task, recipe.in_context_split, attached)) for task in recipe.in_context
-        }
+        "target": score(recipe.target, recipe.target_split, attached),
+        "in_context": {task: score(task, recipe.in_context_split, None) for task in recipe.in_context},
+        "in_context_with_prompt": {task: score(task, recipe.in_context_split, attached) for task in recipe.in_context}
         if has_prompt
         else None,
         "details": {"chosen step": facts["step"], "validation score": _share(facts["score"])} if facts else {},

@@ -39,8 +39,8 @@ def keys(examples: EvalExamples, made_by: Mapping[str, Any], numbered: bool = Fa
     common = json.dumps(made_by, sort_keys=True)
 
     def key(number: int, example: Mapping[str, Any]) -> str:
-        choices = [bytes(choice).decode() for choice in example.get(features.CHOICES, ())]
-        asked = [input_text(example), [int(token) for token in example["inputs"]], choices, numbered and number]
+        tokens = [int(token) for token in example["inputs"]]
+        asked = [input_text(example), tokens, features.choices(example), numbered and number]
         return hashlib.sha256(f"{common}\n{json.dumps(asked)}".encode()).hexdigest()[:32]
 
     return [key(number, example) for number, example in enumerate(examples.examples)]

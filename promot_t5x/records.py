@@ -15,6 +15,10 @@ _FRAMEWORK = ("jax", "flax", "optax", "orbax", "seqio", "promot_t5x")
 _EVALUATION = ("tfds", "sentencepiece", "sacrebleu", "rouge-score")
 
 
+class NoRoomError(OSError):
+    """A file that was not written for want of room; the launcher shows its sentence without a traceback."""
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that decide the numbers; "not installed" where one is missing.
 
@@ -50,7 +54,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             what = f"{target} could not be written ({error.strerror}); make room, what stood there before is unchanged."
-            raise OSError(error.errno, what) from error
+            raise NoRoomError(error.errno, what) from error
         raise
 
 

@@ -143,10 +143,10 @@ def _entry(runs: Sequence[Run]) -> dict[str, Any]:
                 f"{_name(run)} measured other scores than seed {first.seed} did; evaluate all seeds of a method alike."
             )
     attached = first.in_context_with_prompt
-    target, target_std = _mean_and_std([run.target for run in runs])
-    removed = {task: _mean_and_std([run.in_context[task] for run in runs]) for task in first.in_context}
-    mean, mean_std = _mean_and_std([_plain_mean(run.in_context) for run in runs])
-    with_prompt, with_prompt_std = _mean_and_std([_plain_mean(run.in_context_with_prompt) for run in runs])
+    target, target_std = mean_and_std([run.target for run in runs])
+    removed = {task: mean_and_std([run.in_context[task] for run in runs]) for task in first.in_context}
+    mean, mean_std = mean_and_std([_plain_mean(run.in_context) for run in runs])
+    with_prompt, with_prompt_std = mean_and_std([_plain_mean(run.in_context_with_prompt) for run in runs])
     return {
         "target": target,
         "target_std": target_std,
@@ -156,7 +156,7 @@ def _entry(runs: Sequence[Run]) -> dict[str, Any]:
         "in_context_mean_std": mean_std,
         "in_context_with_prompt": None
         if attached is None
-        else {task: _mean_and_std([(run.in_context_with_prompt or {})[task] for run in runs])[0] for task in attached},
+        else {task: mean_and_std([(run.in_context_with_prompt or {})[task] for run in runs])[0] for task in attached},
         "in_context_mean_with_prompt": with_prompt,
         "in_context_mean_with_prompt_std": with_prompt_std,
         "seeds": [run.seed for run in runs],
@@ -176,7 +176,7 @@ def _plain_mean(scores: Mapping[str, float] | None) -> float | None:
     return statistics.fmean(scores.values()) if scores else None
 
 
-def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+def mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation; (None, None) where a value is missing, no spread for a single value."""
     known = [float(value) for value in values if value is not None]
     if not known or len(known) < len(values):

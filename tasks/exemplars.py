@@ -58,9 +58,8 @@ def pool(
     rows = _read(file, made_of)
     if rows is None:
         logging.info("choosing the pool of exemplars of %s from its split %s", name, split)
-        batches = source.get_dataset(split, shuffle=False).batch(
-            1000
-        )  # one by one TensorFlow takes three times as long
+        # One by one TensorFlow takes several times as long.
+        batches = source.get_dataset(split, shuffle=False).batch(1000)
         read = (json.loads(row) for batch in batches.as_numpy_iterator() for row in batch["row"])
         rows = _choose(read, wording, size, seed)
         if not rows:
@@ -78,7 +77,6 @@ def _digest(text: str) -> str:
 
 def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: int) -> list[dict[str, Any]]:
     """Rows of different questions with the smallest hashes, in the order of these."""
-
     # One row a question: of several answers to it the one with the smallest hash. Held: twice the pool at most.
     held: dict[str, tuple[str, str]] = {}
     largest = "g"  # above every hexadecimal digest
