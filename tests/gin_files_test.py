@@ -30,6 +30,7 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
     "tasks/rte_jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
     "tasks/jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
     **{f"tasks/{name}.gin": (["models/mt5_small.gin"], []) for name in ("wmt14_enfr", "snli", "openbookqa")},
+    "models/base.gin": ([], ["VOCABULARY_FILE = '/v.model'", "EXTRA_IDS = 0"]),
     "models/trial.gin": ([], ["VOCABULARY_FILE = '/v.model'"]),
     "suites/eval.gin": (
         ["models/toy.gin"],
@@ -50,14 +51,19 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
 }
 PIPELINES = [name for name, path in FILES.items() if "import pipeline" in path.read_text()]
 
-# Sizes of the public mT5 checkpoints: heads, layers of each side, head size, D, F and the parameters in millions, from
-# 2 V D + 4 D H K for every attention + 3 D F for every MLP + norms + 2 x 32 H relative biases.
-MT5 = {
-    "mt5_small": (6, 8, 64, 512, 1024, 300.2),
-    "mt5_base": (12, 12, 64, 768, 2048, 582.4),
-    "mt5_large": (16, 24, 64, 1024, 2816, 1229.6),
-    "mt5_xl": (32, 24, 64, 2048, 5120, 3742.6),
-    "mt5_xxl": (64, 24, 64, 4096, 10240, 12921.1),
+# Sizes of the public checkpoints: heads, layers of each side, D, F. The heads are 64 wide in all of them.
+SIZES = {
+    "small": (6, 8, 512, 1024),
+    "base": (12, 12, 768, 2048),
+    "large": (16, 24, 1024, 2816),
+    "xl": (32, 24, 2048, 5120),
+    "xxl": (64, 24, 4096, 10240),
+}
+# Rows of the vocabulary, and the millions of parameters that are told of the public checkpoints.
+FAMILIES = {
+    "mt5": (250112, {"small": 300.2, "base": 582.4, "large": 1229.6, "xl": 3742.6, "xxl": 12921.1}),
+    "umt5": (256384, {"small": 306.6, "base": 592.0, "xl": 3768.4, "xxl": 12972.5}),
+    "t5_1_1": (32128, {"small": 77.0, "base": 247.6, "large": 783.2, "xl": 2849.8, "xxl": 11135.3}),
 }
 
 
@@ -78,7 +84,7 @@ def _runs(name):
     invocation, recipe = _recipe(name)
     for planned in pipeline.planned_runs(recipe):
         if planned.method != "pretrained":
-            pipeline._configure(invocation, recipe, planned, epath.Path("/w"), "/c")
+            pipeline.configure(invocation, recipe, planned, epath.Path("/w"), "/c")
             yield recipe, planned
 
 
@@ -175,20 +181,22 @@ def test_promot_rte_is_the_papers():
     assert seen == ["prompt_tuning", "fine_tuning", "promot"]
 
 
-@pytest.mark.parametrize("name", MT5)
-def test_mt5_sizes(name):
-    heads, layers, head_dim, embed, mlp, millions = MT5[name]
-    launcher.parse([f"models/{name}.gin"])
+@pytest.mark.parametrize("family,size", [(f, size) for f, (_, counts) in FAMILIES.items() for size in counts])
+def test_sizes_of_the_public_models(family, size):
+    heads, layers, embed, mlp = SIZES[size]
+    vocab_size, counts = FAMILIES[family]
+    launcher.parse([f"models/{family}_{size}.gin"])
     c = launcher.configurable(architecture.T5Config)()
     assert (c.num_heads, c.num_encoder_layers, c.num_decoder_layers) == (heads, layers, layers)
-    assert (c.head_dim, c.embed_dim, c.mlp_dim, c.vocab_size) == (head_dim, embed, mlp, 250112)
+    assert (c.head_dim, c.embed_dim, c.mlp_dim, c.vocab_size) == (64, embed, mlp, vocab_size)
     assert (c.mlp_activations, c.logits_via_embedding, c.dtype) == (("gelu", "linear"), False, "bfloat16")
     shapes = layout.flatten(launcher.configurable(model.EncoderDecoderModel)().abstract_params())
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in shapes.values()), "no weight is made"
     prompt = shapes.pop("soft_prompt/embedding")
     assert prompt.shape == (1, 100, embed)
-    attention, norms = 4 * embed * heads * head_dim, (2 * layers + 3 * layers + 2) * embed
-    closed_form = 2 * 250112 * embed + 3 * layers * attention + 2 * layers * 3 * embed * mlp + norms + 64 * heads
+    attention, norms = 4 * embed * heads * 64, (2 * layers + 3 * layers + 2) * embed
+    biases = 2 * 32 * heads * (layers if family == "umt5" else 1)
+    closed_form = 2 * vocab_size * embed + 3 * layers * attention + 2 * layers * 3 * embed * mlp + norms + biases
     total = sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
     assert total == closed_form
-    assert round(total / 1e6, 1) == millions
+    assert round(total / 1e6, 1) == counts[size]
