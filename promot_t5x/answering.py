@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import seqio
+from jax.sharding import PartitionSpec
 
 from promot_t5x import features
 from promot_t5x.examples import EvalExamples, eval_batches
@@ -74,15 +75,18 @@ class _Runner:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(model: EncoderDecoderModel, params, batch, first):
+def predict(model: EncoderDecoderModel, params, batch, first):
+    """tokens_BxU of a placed batch, on every device; `first` is the number of its first row."""
     # Only sampling draws; each batch then has numbers of its own.
-    return model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), first))
+    tokens_BxU = model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), first))
+    return jax.lax.with_sharding_constraint(tokens_BxU, PartitionSpec())
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _score(model: EncoderDecoderModel, params, batch, first):
+def score(model: EncoderDecoderModel, params, batch, first):
+    """scores_B of a placed batch, on every device; takes what `predict` takes."""
     del first
-    return model.score_batch(params, batch)
+    return jax.lax.with_sharding_constraint(model.score_batch(params, batch), PartitionSpec())
 
 
 def predict_tokens(
@@ -112,7 +116,7 @@ def predict_tokens(
     Raises:
       ValueError: a token outside the network's vocabulary, or no such prompt to attach.
     """
-    return _Runner(model, params, prompt_id, partitioner)(_predict, arrays, batch_size, rows)
+    return _Runner(model, params, prompt_id, partitioner)(predict, arrays, batch_size, rows)
 
 
 def ways(examples: EvalExamples, way: str) -> str:
@@ -151,7 +155,7 @@ def answers(
     vocabulary = seqio.TaskRegistry.get(examples.task_name).output_features["targets"].vocabulary
     run = _Runner(model, params, prompt_id, partitioner)
     if way == "generate":
-        for numbers, tokens_BxU in run(_predict, examples.features, batch_size, rows):
+        for numbers, tokens_BxU in run(predict, examples.features, batch_size, rows):
             yield numbers, [Answer(decode(vocabulary, tokens_U)) for tokens_U in tokens_BxU]
         return
     texts = [features.choices(example) for example in examples.examples]
@@ -166,7 +170,7 @@ def answers(
         targets = features.padded([tokens[choice] for _, choice in flat], width)
         arrays = features.converted({"inputs": rows_of_flat, "targets": targets})
         scores = np.zeros(len(flat))
-        for places, scores_B in run(_score, arrays, batch_size, None):
+        for places, scores_B in run(score, arrays, batch_size, None):
             scores[places] = scores_B
         if length_normalized:
             scores /= [len(tokens[choice]) for _, choice in flat]

@@ -11,7 +11,7 @@ Dimensions: B batch rows, T encoder length, U decoder length.
 import dataclasses
 import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -195,7 +195,7 @@ def _seed(seed: int, shard: int, name: str) -> int:
 
 
 def train_batches(
-    config: DatasetConfig, *, start_batch: int = 0, process_index: int = 0, process_count: int = 1
+    config: DatasetConfig, *, start_batch: int = 0, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """The endless, shuffled batches of a run; each example comes once an epoch of its shard.
 
@@ -205,28 +205,26 @@ def train_batches(
     Args:
       config: what is read.
       start_batch: whole batches to pass over; the stream then equals a fresh one from there on, byte for byte.
-      process_index: this process, in 0..process_count-1.
-      process_count: processes that share every batch; it divides the batch size.
+      rows: the b rows of each global batch that this process needs (`Partitioner.rows`); only their shards are read.
+        None reads all.
 
     Returns:
-      An iterator over this process's block of rows (b = B / process_count, at b * process_index) of each global batch:
-      encoder_input_tokens bxT, decoder_input_tokens bxU, decoder_target_tokens bxU and soft_prompt_ids b as int32,
-      decoder_loss_weights bxU as float32.
+      An iterator over these rows of each global batch: encoder_input_tokens bxT, decoder_input_tokens bxU,
+      decoder_target_tokens bxU and soft_prompt_ids b as int32, decoder_loss_weights bxU as float32.
 
     Raises:
       FileNotFoundError: no vocabulary file.
-      ValueError: unknown task, mixture or split, a split smaller than the number of shards, rows that cannot be shared
-        evenly, or a file that is no vocabulary.
+      ValueError: unknown task, mixture or split, a split smaller than the number of shards, rows outside the batch, or
+        a file that is no vocabulary.
     """
-    if not 0 <= process_index < process_count or config.batch_size % process_count:
+    rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
         raise ValueError(
-            f"data.DatasetConfig.batch_size={config.batch_size} cannot be shared by process {process_index} of "
-            f"{process_count}: set it to a multiple of the number of processes."
+            f"rows are {rows.tolist()}, expected some from 0 to {config.batch_size - 1}, data.DatasetConfig.batch_size "
+            "minus one."
         )
     if start_batch < 0:
         raise ValueError(f"start_batch is {start_batch}, expected the number of batches already consumed.")
-    block = config.batch_size // process_count
-    rows = np.arange(process_index * block, (process_index + 1) * block)
     shards, position = np.unique(rows % config.shards, return_inverse=True)
     streams = _TrainingStreams(config)
     zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))

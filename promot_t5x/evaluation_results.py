@@ -14,6 +14,7 @@ from typing import Any
 
 import seqio
 
+from promot_t5x import columns
 from promot_t5x import results as results_lib
 from promot_t5x.evaluation import Evaluation
 from promot_t5x.examples import EvalExamples
@@ -207,9 +208,7 @@ def table(results: Mapping[str, Any]) -> str:
     for mean in results["mean"].values():
         of = f"mean of {len(mean['tasks'])}"
         rows.append((of, _shown(mean["k"]), mean["prompt"], "", *(_shown(mean[n]) for n in ("value",)), "", "", "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return columns.aligned(rows)
 
 
 def _shown(value: float | int | None) -> str:

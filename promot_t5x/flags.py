@@ -18,6 +18,8 @@ from typing import Any
 from gin import config as gin_config
 from gin import config_parser
 
+from promot_t5x.distributed import Processes
+
 _ABSL_LOGGING_FLAGS = ("--logtostderr", "--alsologtostderr")
 
 
@@ -35,6 +37,7 @@ class Invocation:
       gin_search_paths: folders searched for gin files before the packaged ones.
       tfds_data_dir: where TFDS keeps its data, or None for its default.
       dry_run: stop after the configuration is resolved and shown.
+      processes: the processes that make the run, None for this one alone.
       extra: values of the options that the caller's own parser declares, by name.
     """
 
@@ -43,6 +46,7 @@ class Invocation:
     gin_search_paths: tuple[str, ...] = ()
     tfds_data_dir: str | None = None
     dry_run: bool = False
+    processes: Processes | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,6 +65,13 @@ def flag_parser(prog: str | None = None, description: str | None = None) -> argp
     add("--gin.NAME", dest="gin_named", metavar="VALUE", help="bind a macro or parameter, e.g. --gin.TRAIN_STEPS=10")
     add("--tfds_data_dir", default=None, metavar="DIR", help="where TFDS keeps its data")
     add("--data_dir", metavar="DIR", help="a folder of JSONL files in place of TFDS, the same as --gin.DATA_DIR=DIR")
+    add(
+        "--multiprocess", action="store_true", help="one of several processes; the cluster says which (TPU pods, Slurm)"
+    )
+    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, where no cluster says who takes part")
+    add("--process_count", type=int, metavar="N", help="number of processes")
+    add("--process_index", type=int, metavar="I", help="this process, from 0")
+    add("--multiprocess_timeout", type=int, default=300, metavar="SECONDS", help="how long to wait for the others")
     add(
         "--dry_run",
         type=_as_boolean,
@@ -97,12 +108,16 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
     values = vars(known)
     values.pop("gin_named")
     values.pop("data_dir")
+    address, count, index = (values.pop(name) for name in ("coordinator_address", "process_count", "process_index"))
+    timeout, several = values.pop("multiprocess_timeout"), values.pop("multiprocess")
+    several = several or (address, count, index) != (None, None, None)
     return Invocation(
         gin_files=tuple(values.pop("gin_file")),
         gin_bindings=tuple(values.pop("gin_bindings")),
         gin_search_paths=tuple(path for joined in values.pop("gin_search_paths") for path in joined.split(",") if path),
         tfds_data_dir=values.pop("tfds_data_dir"),
         dry_run=values.pop("dry_run"),
+        processes=Processes(address, count, index, timeout) if several else None,
         extra=values,
     )
 

@@ -54,14 +54,19 @@ def load(path: str | epath.Path, model: EncoderDecoderModel, partitioner: Partit
     folder = checkpoints.absolute(path)  # a later run may start in another folder
     if not folder.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}; check INITIAL_CHECKPOINT_PATH.")
-    flat, base_path = _read_flat(folder, _wanted(model, partitioner))
+    flat, base_path = _read_flat(folder, wanted_params(model, partitioner))
     params = layout.unflatten(flat)
     loaded = Loaded(params, base_path, checkpoints.fingerprint(params))
     logging.info("read %s, base %s, fingerprint %s", folder, base_path, loaded.base_fingerprint)
     return loaded
 
 
-def _wanted(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
+def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
+    """Flat parameters as a model needs them: shapes, dtypes and shardings, without any array.
+
+    Raises:
+      ValueError: a leaf does not divide over the mesh.
+    """
     shapes = model.abstract_params()
     shardings = layout.flatten(partitioner.shardings(model.logical_axes(), shapes))
     return {
@@ -200,7 +205,10 @@ def with_new_prompt(
     if not c.prompt_length:
         raise ValueError("The network has no soft prompt; set architecture.T5Config.prompt_length (the paper: 100).")
     key = jax.random.fold_in(jax.random.key(seed), 0x50)  # apart from the key that initialised the weights
-    prompt_NxPxD = init(key, c.num_prompts, c.prompt_length, params["token_embedder"]["embedding"])
-    sharding = _wanted(model, partitioner)[layout.PROMPT].sharding
-    placed = jax.device_put(jnp.asarray(prompt_NxPxD, c.param_dtype), sharding)
+    sharding = wanted_params(model, partitioner)[layout.PROMPT].sharding
+
+    def make(embedding_VxD):
+        return jnp.asarray(init(key, c.num_prompts, c.prompt_length, embedding_VxD), c.param_dtype)
+
+    placed = jax.jit(make, out_shardings=sharding)(params["token_embedder"]["embedding"])
     return {**params, "soft_prompt": {"embedding": placed}}

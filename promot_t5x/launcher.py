@@ -31,7 +31,7 @@ from absl import logging
 from gin import config as gin_config
 from gin import config_parser
 
-from promot_t5x import gin_checks, gin_parsing, records
+from promot_t5x import distributed, gin_checks, gin_parsing, records
 from promot_t5x.flags import ConfigError, Invocation, parse_flags
 
 _PACKAGE = str(Path(__file__).resolve().parent)
@@ -129,13 +129,28 @@ def configurable(function: Callable[..., Any]) -> Callable[..., Any]:
         module = main_spec.name
         function = getattr(importlib.import_module(module), function.__name__)
     name = f"{module.split('.')[-1]}.{function.__name__}"
-    found = gin_config._inverse_lookup(function)
-    if found is None or found.selector not in gin_parsing.MENTIONED.values():
+    if not is_configured(function):
         raise ConfigError(
             f"the gin files never mention {module}.{function.__name__}: give a --gin_file that imports {module} and "
             f"binds a parameter, such as `{name}.{next(iter(inspect.signature(function).parameters), 'x')} = ...`"
         )
     return gin.get_configurable(function)
+
+
+def is_configured(function: Callable[..., Any]) -> bool:
+    """Whether a parsed file or binding mentions a function or class."""
+    found = gin_config._inverse_lookup(function)
+    return found is not None and found.selector in gin_parsing.MENTIONED.values()
+
+
+def bound_arguments(function: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments that a call of `configurable(function)` would be given, its references called, but not the call.
+
+    Raises:
+      ConfigError: no parsed file or binding mentions it.
+    """
+    configurable(function)
+    return gin.get_bindings(function)
 
 
 def resolved_config() -> str:
@@ -177,7 +192,8 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
 
 
 def configure(invocation: Invocation) -> None:
-    """Makes gin's configuration that of a command; the second half of `start`, with the same errors."""
+    """Joins the command's processes and makes gin's configuration its own; the second half of `start`."""
+    distributed.start(invocation.processes)
     parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
     gin_checks.check_macros()
     if invocation.dry_run:
@@ -247,6 +263,7 @@ def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> 
 _MISTAKES = (
     *(ValueError, FloatingPointError),
     *(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, records.NoRoomError),
+    TimeoutError,
 )
 
 

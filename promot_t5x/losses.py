@@ -1,7 +1,7 @@
 """The training loss and the score of sequences: cross-entropy with label smoothing and z-loss.
 
-Everything is computed in float32 whatever the logits' dtype, and the targets are looked up, never expanded to one-hot
-rows of the vocabulary.
+Both start from `chunked_logits.TokenStatistics`, a few float32 numbers a token, so that neither needs the logits of the
+whole vocabulary at once.
 """
 
 import math
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from promot_t5x.chunked_logits import TokenStatistics
 
 
 class LossSums(NamedTuple):
@@ -18,7 +20,7 @@ class LossSums(NamedTuple):
         loss: weighted sum of the loss in nats, z-loss included.
         z_loss: weighted sum of the z-loss alone.
         weight_sum: sum of the weights.
-        correct: weighted number of tokens whose largest logit is the target's.
+        correct: weighted number of tokens whose target has the largest logit.
     """
 
     loss: jax.Array
@@ -28,10 +30,10 @@ class LossSums(NamedTuple):
 
 
 def cross_entropy(
-    logits_BxUxV: jax.Array,
-    targets_BxU: jax.Array,
+    statistics: TokenStatistics,
     weights_BxU: jax.Array,
     *,
+    vocab_size: int,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> LossSums:
@@ -45,9 +47,9 @@ def cross_entropy(
     where the entropy H(q) is subtracted so that predicting q itself costs nothing.
 
     Args:
-        logits_BxUxV: logits of any float dtype.
-        targets_BxU: integer token ids in [0, V).
+        statistics: of the logits at each token.
         weights_BxU: weight of each token, 0 for padding.
+        vocab_size: V.
         label_smoothing: s, the probability given to all tokens but the target together; 0 <= s < 1.
         z_loss: factor of (log Z)^2, which keeps the logits from drifting (T5X trains T5 with 1e-4).
 
@@ -60,25 +62,24 @@ def cross_entropy(
     Source: label smoothing, Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7; z-loss as in the
     Mesh TensorFlow and T5X code bases.
 
-    >>> sums = cross_entropy(jnp.zeros((1, 2, 4)), jnp.array([[0, 3]]), jnp.array([[1.0, 0.0]]))
+    >>> from promot_t5x.chunked_logits import token_statistics
+    >>> uniform = token_statistics(jnp.zeros((1, 2, 3)), jnp.ones((3, 4)), jnp.array([[0, 3]]))
+    >>> sums = cross_entropy(uniform, jnp.array([[1.0, 0.0]]), vocab_size=4)
     >>> print(f"{sums.loss:.4f} {sums.weight_sum:.0f} {sums.correct:.0f}")
     1.3863 1 1
     """
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing}, expected a number of at least 0 and below 1.")
-    logits_BxUxV = logits_BxUxV.astype(jnp.float32)
     weights_BxU = weights_BxU.astype(jnp.float32)
-    log_z_BxU = jax.nn.logsumexp(logits_BxUxV, axis=-1)
-    loss_BxU = log_z_BxU - _target_logits(logits_BxUxV, targets_BxU)
+    loss_BxU = statistics.log_z - statistics.target
     if label_smoothing:
-        vocab_size = logits_BxUxV.shape[-1]
         confidence, low = 1.0 - label_smoothing, label_smoothing / (vocab_size - 1)
         # -sum_v log p_v over the whole vocabulary, so that no smoothed [B, U, V] targets are needed.
-        uniform_loss_BxU = vocab_size * log_z_BxU - jnp.sum(logits_BxUxV, axis=-1)
+        uniform_loss_BxU = vocab_size * statistics.log_z - statistics.total
         entropy = -(confidence * math.log(confidence) + (vocab_size - 1) * low * math.log(low))
         loss_BxU = (confidence - low) * loss_BxU + low * uniform_loss_BxU - entropy
-    z_loss_BxU = z_loss * jnp.square(log_z_BxU)
-    hits_BxU = (jnp.argmax(logits_BxUxV, axis=-1) == targets_BxU).astype(jnp.float32)
+    z_loss_BxU = z_loss * jnp.square(statistics.log_z)
+    hits_BxU = (statistics.target >= statistics.largest).astype(jnp.float32)
     return LossSums(
         loss=jnp.sum((loss_BxU + z_loss_BxU) * weights_BxU),
         z_loss=jnp.sum(z_loss_BxU * weights_BxU),
@@ -87,25 +88,19 @@ def cross_entropy(
     )
 
 
-def sequence_scores(logits_BxUxV: jax.Array, targets_BxU: jax.Array, weights_BxU: jax.Array) -> jax.Array:
+def sequence_scores(statistics: TokenStatistics, weights_BxU: jax.Array) -> jax.Array:
     """Log-likelihood of each target sequence: sum_u weights_u log p(target_u), without smoothing or z-loss.
 
     Args:
-        logits_BxUxV: logits of any float dtype.
-        targets_BxU: integer token ids in [0, V).
+        statistics: of the logits at each token.
         weights_BxU: weight of each token, 0 for padding.
 
     Returns:
         scores_B, float32, in nats; at most 0 for weights of 0 and 1.
 
-    >>> print(sequence_scores(jnp.zeros((1, 2, 4)), jnp.array([[0, 3]]), jnp.array([[1.0, 1.0]])))
+    >>> from promot_t5x.chunked_logits import token_statistics
+    >>> uniform = token_statistics(jnp.zeros((1, 2, 3)), jnp.ones((3, 4)), jnp.array([[0, 3]]))
+    >>> print(sequence_scores(uniform, jnp.array([[1.0, 1.0]])))
     [-2.7725887]
     """
-    logits_BxUxV = logits_BxUxV.astype(jnp.float32)
-    log_z_BxU = jax.nn.logsumexp(logits_BxUxV, axis=-1)
-    log_probs_BxU = _target_logits(logits_BxUxV, targets_BxU) - log_z_BxU
-    return jnp.sum(log_probs_BxU * weights_BxU.astype(jnp.float32), axis=-1)
-
-
-def _target_logits(logits_BxUxV: jax.Array, targets_BxU: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logits_BxUxV, targets_BxU[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    return jnp.sum((statistics.target - statistics.log_z) * weights_BxU.astype(jnp.float32), axis=-1)

@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from promot_t5x import decoding, losses
+from promot_t5x import chunked_logits, decoding, losses, partitioning
 from promot_t5x.architecture import T5Config
-from promot_t5x.network import Transformer
+from promot_t5x.network import Transformer, scaled_for_embedding
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, jax.Array]
@@ -97,16 +97,37 @@ class EncoderDecoderModel:
         return self.module.init(key, token, token, prompt_ids)["params"]
 
     def logits(self, params: Params, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """Teacher-forced float32 logits_BxUxV; dropout is on when a key is given."""
-        logits_BxUxV = self.module.apply(
+        """All teacher-forced float32 logits_BxUxV, to look at; dropout is on when a key is given."""
+        return self._apply("__call__", params, batch, dropout_rng)
+
+    def token_statistics(
+        self, params: Params, batch: Batch, dropout_rng: jax.Array | None = None
+    ) -> chunked_logits.TokenStatistics:
+        """What the losses need of the logits at each target token, BxU, without the logits of the whole vocabulary."""
+        hidden_BxUxD = self._apply("hidden", params, batch, dropout_rng)
+        if tied := self.config.logits_via_embedding:
+            hidden_BxUxD, matrix = scaled_for_embedding(hidden_BxUxD), params["token_embedder"]["embedding"]
+        else:
+            matrix = params["decoder"]["logits_dense"]["kernel"]
+        return chunked_logits.token_statistics(
+            hidden_BxUxD,
+            matrix,
+            batch["decoder_target_tokens"],
+            vocab_axis=0 if tied else 1,
+            pieces=partitioning.pieces("vocab"),
+        )
+
+    def _apply(self, method: str, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> jax.Array:
+        found = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
             batch.get("soft_prompt_ids"),
             deterministic=dropout_rng is None,
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
+            method=method,
         )
-        return cast(jax.Array, logits_BxUxV)
+        return cast(jax.Array, found)
 
     def loss_fn(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, losses.LossSums]:
         """The training objective of a batch.
@@ -120,25 +141,31 @@ class EncoderDecoderModel:
         Returns:
           (loss, sums): the scalar to minimise, z loss included, and the sums it is made of.
         """
+        loss, sums = self.loss_sum(params, batch, dropout_rng)
+        return loss / self.loss_normalizer(sums), sums
+
+    def loss_sum(
+        self, params: Params, batch: Batch, dropout_rng: jax.Array | None
+    ) -> tuple[jax.Array, losses.LossSums]:
+        """The objective before it is normalised, which adds up over the parts of a batch; see `loss_fn`."""
         sums = losses.cross_entropy(
-            self.logits(params, batch, dropout_rng),
-            batch["decoder_target_tokens"],
+            self.token_statistics(params, batch, dropout_rng),
             batch["decoder_loss_weights"],
+            vocab_size=self.config.vocab_size,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
         )
-        factor = self.loss_normalizing_factor
-        if factor is None:
-            return sums.loss, sums
-        if isinstance(factor, str):  # NUM_REAL_TARGET_TOKENS; a batch of padding alone costs 0, not 0 / 0
-            return sums.loss / jnp.maximum(sums.weight_sum, 1.0), sums
-        return sums.loss / factor, sums
+        return sums.loss, sums
+
+    def loss_normalizer(self, sums: losses.LossSums) -> jax.Array | float:
+        """What the objective of a whole batch divides its sum by."""
+        if self.loss_normalizing_factor == "NUM_REAL_TARGET_TOKENS":
+            return jnp.maximum(sums.weight_sum, 1.0)  # a batch of padding alone costs 0, not 0 / 0
+        return 1.0 if self.loss_normalizing_factor is None else cast(float, self.loss_normalizing_factor)
 
     def score_batch(self, params: Params, batch: Batch) -> jax.Array:
         """scores_B: the log-likelihood of each row's target (sum over its tokens)."""
-        return losses.sequence_scores(
-            self.logits(params, batch), batch["decoder_target_tokens"], batch["decoder_loss_weights"]
-        )
+        return losses.sequence_scores(self.token_statistics(params, batch), batch["decoder_loss_weights"])
 
     def predict_batch(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:
         """Decoded tokens_BxU, 0 after the end; U is the width of batch["decoder_input_tokens"].

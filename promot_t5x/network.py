@@ -141,6 +141,11 @@ class SoftPrompt(nn.Module):
         return jnp.take(cast(Array, embedding_NxPxD), jnp.maximum(soft_prompt_ids_B, 0), axis=0).astype(c.dtype)
 
 
+def scaled_for_embedding(hidden_BxUxD: Array) -> Array:
+    """float32 hidden_BxUxD for an output matrix that is the embedding, whose rows have unit variance a component."""
+    return hidden_BxUxD.astype(jnp.float32) / jnp.sqrt(hidden_BxUxD.shape[-1])
+
+
 class Transformer(nn.Module):
     """The whole encoder-decoder; `encode` attaches the soft prompt, everything after it is the plain (m)T5."""
 
@@ -190,16 +195,20 @@ class Transformer(nn.Module):
         """float32 logits_BxUxV of the decoder's output."""
         if self.config.logits_via_embedding:
             # In float32 whatever the network computes in, as in T5X: bfloat16 would round the logits themselves.
-            # Rescaled because the embedding's rows have unit variance a component.
             embedding_VxD = self.token_embedder.embedding.astype(jnp.float32)
-            return hidden_BxUxD.astype(jnp.float32) @ embedding_VxD.T / jnp.sqrt(self.config.embed_dim)
+            return scaled_for_embedding(hidden_BxUxD) @ embedding_VxD.T
         return self.decoder.logits(hidden_BxUxD)
 
     def decode(self, decoder_input_tokens_BxU, encoded_BxSxD, mask_BxS, *, deterministic: bool = True) -> Array:
-        """Teacher-forced logits_BxUxV; later target positions never influence earlier ones."""
+        """Teacher-forced hidden_BxUxD; later target positions never influence earlier ones."""
         x_BxUxD = self.token_embedder(decoder_input_tokens_BxU)
         hidden_BxUxD, _ = self.decoder(x_BxUxD, encoded_BxSxD, mask_BxS, deterministic)
-        return self.logits(hidden_BxUxD)
+        return hidden_BxUxD
+
+    def hidden(self, encoder_input_tokens, decoder_input_tokens, soft_prompt_ids=None, *, deterministic=True) -> Array:
+        """hidden_BxUxD, which the output matrix turns into logits; see `encode` for the prompt."""
+        encoded_BxSxD, mask_BxS = self.encode(encoder_input_tokens, soft_prompt_ids, deterministic=deterministic)
+        return self.decode(decoder_input_tokens, encoded_BxSxD, mask_BxS, deterministic=deterministic)
 
     def start_decoding(self, encoded_BxSxD: Array, mask_BxS: Array, max_length: int):
         """Runs the decoder's start token; returns (logits_BxV, cache) for `continue_decoding`.
@@ -221,6 +230,7 @@ class Transformer(nn.Module):
         return self.logits(hidden_Bx1xD)[:, 0], {"layers": caches, "encoder_mask": mask_BxS[..., None, None]}
 
     def __call__(self, encoder_input_tokens, decoder_input_tokens, soft_prompt_ids=None, *, deterministic=True):
-        """logits_BxUxV of encoder_input_tokens BxT and decoder_input_tokens BxU; see `encode` for the prompt."""
-        encoded_BxSxD, mask_BxS = self.encode(encoder_input_tokens, soft_prompt_ids, deterministic=deterministic)
-        return self.decode(decoder_input_tokens, encoded_BxSxD, mask_BxS, deterministic=deterministic)
+        """All logits_BxUxV of encoder_input_tokens BxT and decoder_input_tokens BxU; training has no use for them."""
+        return self.logits(
+            self.hidden(encoder_input_tokens, decoder_input_tokens, soft_prompt_ids, deterministic=deterministic)
+        )

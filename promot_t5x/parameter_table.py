@@ -1,17 +1,37 @@
 """The table of parameters that every run prints: what trains, what is frozen, how much memory, where it lives."""
 
-import collections
+import dataclasses
+import math
 from typing import Any
 
-import numpy as np
-
-from promot_t5x import layout, stages
+from promot_t5x import columns, layout, stages
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
 
-def parameter_table(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel) -> str:
-    """One line a group of leaves: trained or frozen, number of parameters, bytes, dtype, sharding of its largest leaf.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Leaves of one part of the network.
+
+    Attributes:
+      name: the part, "encoder".
+      state: "trained" or "frozen".
+      count: parameters.
+      bytes: of all of them, on however many devices.
+      dtype: of the leaves, joined by a comma where they differ.
+      sharding: mesh axes of the largest leaf's dimensions, "-" for none.
+    """
+
+    name: str
+    state: str
+    count: int
+    bytes: int
+    dtype: str
+    sharding: str
+
+
+def parameter_groups(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel):
+    """The list of groups of a parameter tree.
 
     Args:
       params: arrays or ShapeDtypeStructs.
@@ -20,25 +40,36 @@ def parameter_table(params: Any, stage: stages.Stage, partitioner: Partitioner, 
       model: knows the logical axes.
     """
     specs = layout.flatten(partitioner.specs(model.logical_axes()))
-    groups: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+    leaves: dict[str, dict[str, Any]] = {}
     for name, leaf in layout.flatten(params).items():
-        groups[_group(name)][name] = leaf
-    header = ("group", "stage", "parameters", "MiB", "dtype", "sharding")
-    rows: list[tuple[str, ...]] = [header]
-    totals = {"trained": 0, "frozen": 0}
-    for group, leaves in groups.items():
-        count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
-        size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves.values())
-        state = "trained" if stage.trains(next(iter(leaves))) else "frozen"
-        totals[state] += count
-        dtypes = ",".join(sorted({str(leaf.dtype) for leaf in leaves.values()}))
-        largest = max(leaves, key=lambda name: int(np.prod(leaves[name].shape)))
-        spec = [axis or "-" for axis in specs[largest]]
-        rows.append((group, state, f"{count:,}", f"{size / 2**20:,.2f}", dtypes, "x".join(spec)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        leaves.setdefault(_group(name), {})[name] = leaf
+
+    def group(name: str, leaves: dict[str, Any]) -> Group:
+        sizes = {name: math.prod(leaf.shape) for name, leaf in leaves.items()}
+        return Group(
+            name,
+            "trained" if stage.trains(next(iter(leaves))) else "frozen",
+            sum(sizes.values()),
+            sum(sizes[name] * leaf.dtype.itemsize for name, leaf in leaves.items()),
+            ",".join(sorted({str(leaf.dtype) for leaf in leaves.values()})),
+            "x".join(map(_axes, specs[max(sizes, key=sizes.__getitem__)])),
+        )
+
+    return [group(name, found) for name, found in leaves.items()]
+
+
+def parameter_table(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel) -> str:
+    """One line a group of leaves; takes what `parameter_groups` takes."""
+    groups = parameter_groups(params, stage, partitioner, model)
+    rows = [("group", "stage", "parameters", "MiB", "dtype", "sharding")]
+    rows += [(g.name, g.state, f"{g.count:,}", f"{g.bytes / 2**20:,.2f}", g.dtype, g.sharding) for g in groups]
+    totals = {state: sum(g.count for g in groups if g.state == state) for state in ("trained", "frozen")}
     total = f"stage {stage.name}: {totals['trained']:,} parameters train, {totals['frozen']:,} are frozen"
-    return "\n".join([*lines, total])
+    return f"{columns.aligned(rows)}\n{total}"
+
+
+def _axes(axes: Any) -> str:
+    return "-" if axes is None else axes if isinstance(axes, str) else "+".join(axes)
 
 
 def _group(name: str) -> str:

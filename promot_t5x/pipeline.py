@@ -13,7 +13,19 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x import checkpoints, evaluation, flags, gin_checks, initialize, launcher, records, report, results, train
+from promot_t5x import (
+    checkpoints,
+    distributed,
+    evaluation,
+    flags,
+    gin_checks,
+    initialize,
+    launcher,
+    records,
+    report,
+    results,
+    train,
+)
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -67,7 +79,9 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class PlannedRun:
+    """One training run of a recipe, or the pretrained model, which needs none."""
+
     method: str
     learning_rate: float | None
     seed: int
@@ -78,21 +92,21 @@ class _Run:
         return f"seed{self.seed}/{self.method}{rate}"
 
 
-def planned_runs(recipe: Recipe) -> list[_Run]:
+def planned_runs(recipe: Recipe) -> list[PlannedRun]:
     """All runs in order: what another one starts from comes first."""
     return list(_planned(recipe))
 
 
-def _planned(recipe: Recipe) -> Iterator[_Run]:
+def _planned(recipe: Recipe) -> Iterator[PlannedRun]:
     if "pretrained" in recipe.methods:
-        yield _Run("pretrained", None, recipe.seeds[0])
+        yield PlannedRun("pretrained", None, recipe.seeds[0])
     for seed in recipe.seeds:
         if "prompt_tuning" in recipe.methods:
-            yield _Run("prompt_tuning", None, seed)
+            yield PlannedRun("prompt_tuning", None, seed)
         for rate in recipe.learning_rates:
             for method in recipe.methods:
                 if method not in ("pretrained", "prompt_tuning"):
-                    yield _Run(method, rate, seed)
+                    yield PlannedRun(method, rate, seed)
 
 
 def run(
@@ -127,7 +141,7 @@ def run(
     if invocation.dry_run:
         _print_plan(invocation, recipe, folder, base)
         return {}
-    if initial_checkpoint_path is None and not epath.Path(base).exists():
+    if initial_checkpoint_path is None and not distributed.agreed(epath.Path(base).exists()):
         random = initialize.random_params(model, partitioner, seed=0)
         checkpoints.export(base, random, {"step": 0, "base": None})
     fingerprint = initialize.load(base, model, partitioner).base_fingerprint
@@ -137,7 +151,7 @@ def run(
         logging.info("run %d of %d: %s", number, len(runs), planned.name)
         checkpoint = base
         if planned.method != "pretrained":
-            _configure(invocation, recipe, planned, folder, base)
+            configure(invocation, recipe, planned, folder, base)
             checkpoint = launcher.configurable(train.train)().best_checkpoint
             _check_base(checkpoint, fingerprint, base)
         asked = {"checkpoint": checkpoint, "base_fingerprint": fingerprint, "settings": settings}
@@ -175,13 +189,13 @@ def _check_flags(invocation: flags.Invocation, recipe: Recipe, folder: epath.Pat
     unused = gin_checks.unused_flag_macros()
     for planned in planned_runs(recipe):
         if unused and planned.method != "pretrained":
-            _configure(invocation, recipe, planned, folder, base="")
+            configure(invocation, recipe, planned, folder, base="")
             unused &= gin_checks.unused_flag_macros()
     gin_checks.check_flags(unused)
 
 
-def _configure(invocation: flags.Invocation, recipe: Recipe, planned: _Run, folder: epath.Path, base: str) -> None:
-    """Makes gin's configuration that of one training run."""
+def configure(invocation: flags.Invocation, recipe: Recipe, planned: PlannedRun, folder: epath.Path, base: str) -> None:
+    """Makes gin's configuration that of one training run; `base` is the pretrained model."""
     start = base if _STARTS_FROM[planned.method] == "pretrained" else str(folder / f"seed{planned.seed}/prompt_tuning")
     bindings = [
         *invocation.gin_bindings,
@@ -198,7 +212,7 @@ def _configure(invocation: flags.Invocation, recipe: Recipe, planned: _Run, fold
 
 def _evaluate(
     recipe: Recipe,
-    planned: _Run,
+    planned: PlannedRun,
     folder: epath.Path,
     asked: dict[str, Any],
     model: EncoderDecoderModel,
@@ -248,7 +262,7 @@ def _print_plan(invocation: flags.Invocation, recipe: Recipe, folder: epath.Path
     for planned in planned_runs(recipe):
         print(f"\n=== {planned.name}")
         if planned.method != "pretrained":
-            _configure(invocation, recipe, planned, folder, base)
+            configure(invocation, recipe, planned, folder, base)
             print(launcher.resolved_config())
             launcher.configurable(train.train)(dry_run=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x import features, records
+from promot_t5x import distributed, features, records
 from promot_t5x.answering import Answer
 from promot_t5x.examples import EvalExamples
 
@@ -80,7 +80,7 @@ class Answers:
             except (ValueError, KeyError, TypeError):  # of bytes that are no text, of JSON, of other fields
                 logging.warning("%s is damaged; all answers of this task are made again", file)
                 for part in parts:
-                    part.unlink()
+                    part.unlink(missing_ok=True)
                 return {}
         return found
 
@@ -113,7 +113,7 @@ class Answers:
             )
         lines = [{**row, **_line(self._keys[n], self.known[n])} for n, row in enumerate(rows)]
         records.write_whole(self._file, _joined(lines))
-        if self._parts.exists():
+        if self._parts.exists() and distributed.speaks():
             self._parts.rmtree()
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from promot_t5x import distributed
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FRAMEWORK = ("jax", "flax", "optax", "orbax", "seqio", "promot_t5x")
 _EVALUATION = ("tfds", "sentencepiece", "sacrebleu", "rouge-score")
@@ -38,8 +40,10 @@ def versions() -> dict[str, str]:
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file as a whole or not at all: a reader sees the old bytes or the new ones, also when the disk is full.
 
-    The path may be local or in a bucket (gs://…); missing folders are made.
+    The path may be local or in a bucket (gs://…); missing folders are made. Of several processes only the first writes.
     """
+    if not distributed.speaks():
+        return
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"

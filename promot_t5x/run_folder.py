@@ -8,11 +8,11 @@ import json
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from promot_t5x import checkpoints, launcher, layout, records, soft_prompt, trainer
+from promot_t5x import checkpoints, distributed, launcher, layout, records, soft_prompt, trainer
 
 _CONFIG_FILE, _FINISHED_FILE = "config.gin", "finished.json"
 # A run may go on with other ones of these: where it is, on which mesh, and how often it speaks.
@@ -21,7 +21,7 @@ _MAY_CHANGE = (
     "train.train.model_dir =",
     "EVAL_BATCH_SIZE =",
     "evaluation.EvaluationConfig.batch_size =",
-    "partitioning.Partitioner.num_partitions =",
+    "partitioning.Partitioner.",
     "trainer.LoopConfig.log_period =",
     "checkpoints.CheckpointConfig.keep_latest =",
 )
@@ -111,7 +111,7 @@ def restored(
     # A frozen soft prompt is stored beside the trained leaves.
     frozen_prompt = {n: leaf for n, leaf in layout.flatten(frozen).items() if n == layout.PROMPT}
     read = checkpoints.read_params(folder, layout.flatten(fresh.trainable) | frozen_prompt)
-    if frozen_prompt and not np.array_equal(read[layout.PROMPT], frozen_prompt[layout.PROMPT]):
+    if frozen_prompt and not jax.jit(jnp.array_equal)(read[layout.PROMPT], frozen_prompt[layout.PROMPT]):
         raise ValueError(
             f"{folder} was trained behind another soft prompt than the initial checkpoint's; use the same initial "
             "checkpoint or a new MODEL_DIR."
@@ -128,6 +128,7 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
       folder: the run's.
       export_dir: where to write the best parameters alone, None for nowhere.
     """
+    distributed.barrier(f"finish {folder}")
     step = checkpoints.best_step(folder)
     best = checkpoints.checkpoint_folder(folder, step)
     facts, stored = checkpoints.read_metadata(best), checkpoints.shapes(best)
@@ -140,4 +141,5 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         checkpoints.export(export_dir, checkpoints.read_params(best, stored), {"step": step, "base": base})
     outcome = {"best_step": step, "best_score": facts["score"]}
     records.write(epath.Path(folder) / _FINISHED_FILE, outcome)
+    distributed.barrier(f"finished {folder}")
     return RunResult(folder, **outcome)

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
+from jax.experimental import multihost_utils
 
 from promot_t5x import records
 
@@ -189,5 +190,5 @@ def fingerprint(prompt_NxPxD: jax.Array) -> str:
     >>> fingerprint(jnp.zeros((1, 2, 3))) == fingerprint(jnp.zeros((1, 3, 2)))
     False
     """
-    array = np.asarray(jax.device_get(prompt_NxPxD))
+    array = np.asarray(multihost_utils.process_allgather(prompt_NxPxD, tiled=True))
     return hashlib.sha256(f"{array.shape} {array.dtype}\n".encode() + array.tobytes()).hexdigest()[:16]

@@ -105,6 +105,32 @@ def combine(trainable: Params, frozen: Params) -> Params:
     return jax.tree.map(lambda t, f: f if t is None else t, trainable, frozen, is_leaf=lambda x: x is None)
 
 
+def held_in(frozen: Params, dtype: str | None) -> Params:
+    """The frozen weights (arrays or ShapeDtypeStructs) in another dtype, the soft prompt as it is.
+
+    A network that computes in bfloat16 rounds its weights to it at every use anyway, but for norms and logits.
+
+    Raises:
+      ValueError: no dtype of a weight.
+
+    >>> held_in({"a": jnp.ones(2), "b": None}, "bfloat16")["a"].dtype
+    dtype(bfloat16)
+    """
+    if dtype is None:
+        return frozen
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"train.train.frozen_weights_dtype is {dtype!r}: expected None, float32 or bfloat16.")
+
+    def held(name: str, leaf: Any) -> Any:
+        if leaf is None or name == layout.PROMPT:
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)
+        return leaf.astype(dtype)
+
+    return layout.map_with_names(held, frozen)
+
+
 def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """`transform` applied to each layer of stacked leaves [L, …] on its own."""
     transform = optax.with_extra_args_support(transform)

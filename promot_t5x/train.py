@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import optax
 from clu import metric_writers
 
 from promot_t5x import (
     checkpoints,
     data,
+    distributed,
     evaluation,
     examples,
     features,
@@ -63,6 +63,7 @@ def train(
     prompt_init: soft_prompt.Initializer | None = None,
     validation: Validation | None = None,
     partitioner: Partitioner = Partitioner(),
+    frozen_weights_dtype: str | None = None,
     export_dir: str | None = None,
     dry_run: bool = False,
 ) -> run_folder.RunResult | None:
@@ -80,6 +81,8 @@ def train(
       prompt_init: makes a new soft prompt; None takes the initial checkpoint's, as stage 2 does.
       validation: what chooses the best checkpoint; None keeps the last.
       partitioner: the mesh.
+      frozen_weights_dtype: what a model that does not train is held in during the run, "bfloat16" for half the memory;
+        None keeps T5Config.param_dtype. The prompt, and everything that is stored, keeps its dtype.
       export_dir: where to write the best parameters alone, without optimizer state, to start other runs from.
       dry_run: print the parameters that would train and stop, before anything is read or made.
 
@@ -98,8 +101,9 @@ def train(
         return result
     params, base = _initial_params(model, which, initial_checkpoint_path, prompt_init, partitioner, loop.seed)
     trainable, frozen = stages.partition(params, which)
-    if _speaks():
-        print(parameter_table.parameter_table(params, which, partitioner, model), flush=True)
+    frozen = stages.held_in(frozen, frozen_weights_dtype)
+    params = stages.combine(trainable, frozen)
+    print(parameter_table.parameter_table(params, which, partitioner, model), flush=True)
     staged = stages.staged_optimizer(optimizer, params, which)
     run_folder.claim(model_dir)
     facts = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
@@ -112,19 +116,22 @@ def train(
                 staged,
                 state,
                 frozen,
-                _batches(dataset, which, state.step, model),
+                _batches(dataset, which, state.step, model, partitioner),
                 loop,
                 partitioner=partitioner,
+                batch_size=dataset.batch_size,
                 save_period=checkpoint.period,
                 evaluate=_evaluator(model, which, validation, partitioner),
                 save=trainer.saver(run_checkpoints, frozen, facts),
-                writer=metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not _speaks()),
+                writer=metric_writers.create_default_writer(
+                    model_dir, asynchronous=False, just_logging=not distributed.speaks()
+                ),
             )
     return run_folder.finish(model_dir, export_dir)
 
 
-def _speaks() -> bool:
-    return jax.process_index() == 0
+def _writer(model_dir: str) -> metric_writers.MetricWriter:
+    return metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not distributed.speaks())
 
 
 def _abstract_params(model: EncoderDecoderModel, which: stages.Stage) -> dict[str, Any]:
@@ -153,13 +160,15 @@ def _initial_params(model, which: stages.Stage, path: str | None, prompt_init, p
     return params, base
 
 
-def _batches(dataset: data.DatasetConfig, which: stages.Stage, start_batch: int, model: EncoderDecoderModel):
-    for batch in data.train_batches(
-        dataset,
-        start_batch=start_batch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    ):
+def _batches(
+    dataset: data.DatasetConfig,
+    which: stages.Stage,
+    start_batch: int,
+    model: EncoderDecoderModel,
+    partitioner: Partitioner,
+):
+    rows = partitioner.rows(dataset.batch_size)
+    for batch in data.train_batches(dataset, start_batch=start_batch, rows=rows):
         if not which.attaches_prompt:
             del batch[features.SOFT_PROMPT_IDS]
         features.check_ids(batch, model.config.vocab_size, model.config.num_prompts)

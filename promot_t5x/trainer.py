@@ -18,9 +18,8 @@ import numpy as np
 import optax
 from absl import logging
 from clu import metric_writers
-from jax.sharding import NamedSharding, PartitionSpec
 
-from promot_t5x import stages
+from promot_t5x import partitioning, stages
 from promot_t5x.checkpoints import RunCheckpoints
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
@@ -46,36 +45,68 @@ class LoopConfig:
       total_steps: updates of this run (T5X counts pretraining steps too; this does not).
       log_period: steps between log lines.
       seed: of dropout.
+      num_microbatches: parts of a batch whose gradients are computed one after the other and added: less memory for
+        activations, the same update.
     """
 
     total_steps: int
     log_period: int = 50
     seed: int = 0
+    num_microbatches: int = 1
 
     def __post_init__(self):
-        if self.total_steps < 1 or self.log_period < 1:
+        if min(self.total_steps, self.log_period, self.num_microbatches) < 1:
             raise ValueError(
-                f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}: expected at least 1."
+                f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, num_microbatches="
+                f"{self.num_microbatches}: expected at least 1."
             )
 
 
-def make_step(model: EncoderDecoderModel, optimizer: optax.GradientTransformation, seed: int = 0) -> Callable:
+def make_step(
+    model: EncoderDecoderModel,
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+    num_microbatches: int = 1,
+    shardings: tuple[Any, Any] | None = None,
+) -> Callable:
     """The jitted step (trainable, opt_state, frozen, batch, step) -> (trainable, opt_state, metrics).
 
     Args:
       model: the objective.
       optimizer: from `stages.staged_optimizer`.
-      seed: of the dropout masks.
+      seed: of the dropout masks; each microbatch has a key of its own.
+      num_microbatches: see LoopConfig.
+      shardings: of the first two results; None leaves them to XLA.
     """
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def train_step(trainable, opt_state, frozen, batch, step):
-        dropout_rng = jax.random.fold_in(jax.random.key(seed), step)
-
+    def gradients_of(trainable, frozen, batch, dropout_rng):
         def loss_of(trainable):
-            return model.loss_fn(stages.combine(trainable, frozen), batch, dropout_rng)
+            return model.loss_sum(stages.combine(trainable, frozen), batch, dropout_rng)
 
         (_, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        return gradients, sums
+
+    def accumulated(trainable, frozen, batch, dropout_rng):
+        def add(total, numbered):
+            i, part = numbered
+            found = gradients_of(trainable, frozen, part, jax.random.fold_in(dropout_rng, i))
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+
+        parts = jax.tree.map(lambda rows: _microbatches(rows, num_microbatches), batch)
+        shapes = jax.eval_shape(gradients_of, trainable, frozen, jax.tree.map(lambda x: x[0], parts), dropout_rng)
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+        if shardings is not None:
+            start = (jax.lax.with_sharding_constraint(start[0], shardings[0]), start[1])
+        (gradients, sums), _ = jax.lax.scan(add, start, (jnp.arange(num_microbatches), parts))
+        return jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), gradients, trainable), sums
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=None if shardings is None else (*shardings, None))
+    def train_step(trainable, opt_state, frozen, batch, step):
+        dropout_rng = jax.random.fold_in(jax.random.key(seed), step)
+        compute = gradients_of if num_microbatches == 1 else accumulated
+        gradients, sums = compute(trainable, frozen, batch, dropout_rng)
+        normalizer = model.loss_normalizer(sums)
+        gradients = jax.tree.map(lambda g: (g / normalizer).astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradients)}
@@ -84,24 +115,26 @@ def make_step(model: EncoderDecoderModel, optimizer: optax.GradientTransformatio
     return train_step
 
 
+def _microbatches(rows: jax.Array, count: int) -> jax.Array:
+    """[B, …] as [count, B / count, …]: every count-th row, so that each device keeps the rows it has."""
+    if rows.shape[0] % count:
+        raise ValueError(
+            f"trainer.LoopConfig.num_microbatches is {count}, which does not divide the batch of {rows.shape[0]} rows; "
+            "choose a divisor."
+        )
+    return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)
+
+
+def state_shardings(optimizer: optax.GradientTransformation, trainable: Params) -> tuple[Any, Any]:
+    """Where the trainable leaves (arrays or ShapeDtypeStructs with a sharding) and their optimizer slots live."""
+    slots = jax.eval_shape(optimizer.init, trainable)
+    return jax.tree.map(lambda leaf: leaf.sharding, trainable), partitioning.slot_shardings(slots, trainable)
+
+
 def init_state(optimizer: optax.GradientTransformation, trainable: Params) -> TrainState:
-    """The state before the first step.
-
-    An optimizer slot of its leaf's shape is placed as that leaf; smaller ones (factored moments, counters) are on every
-    device.
-    """
-    leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(trainable)[0]]
-    anywhere = leaves[0][1].sharding
-    if isinstance(anywhere, NamedSharding):
-        anywhere = NamedSharding(anywhere.mesh, PartitionSpec())
-
-    def place(path, slot):
-        name = jax.tree_util.keystr(path)
-        owners = [leaf.sharding for leaf_name, leaf in leaves if name.endswith(leaf_name) and leaf.shape == slot.shape]
-        return owners[0] if owners else anywhere
-
-    shardings = jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, trainable))
-    return TrainState(0, trainable, jax.jit(optimizer.init, out_shardings=shardings)(trainable))
+    """The state before the first step, its optimizer slots placed by their parameters."""
+    _, slots = state_shardings(optimizer, trainable)
+    return TrainState(0, trainable, jax.jit(optimizer.init, out_shardings=slots)(trainable))
 
 
 def train(
@@ -113,6 +146,7 @@ def train(
     config: LoopConfig,
     *,
     partitioner: Partitioner,
+    batch_size: int,
     save_period: int,
     evaluate: Callable[[Params], float | None],
     save: Callable[[TrainState, float | None], None],
@@ -125,7 +159,8 @@ def train(
       optimizer: from `stages.staged_optimizer`.
       state: where to start.
       frozen: the leaves that do not train.
-      batches: batch number `state.step` and on.
+      batches: batch number `state.step` and on, this process's rows of each.
+      batch_size: rows of a whole batch.
       config: length and rhythm.
       partitioner: places batches.
       save_period: steps between evaluations and checkpoints; the last step always has one.
@@ -139,12 +174,14 @@ def train(
     Raises:
       FloatingPointError: the loss is no longer a finite number; the last checkpoint is from before.
     """
-    train_step = make_step(model, optimizer, config.seed)
+    shardings = state_shardings(optimizer, state.trainable)
+    train_step = make_step(model, optimizer, config.seed, config.num_microbatches, shardings)
+    rows = partitioner.rows(batch_size)
     trainable, opt_state = state.trainable, state.opt_state
     progress = _Progress(config, state.step)
     with partitioner.context():
         for step in range(state.step, config.total_steps):
-            batch = partitioner.place_batch(next(batches))
+            batch = partitioner.place_batch(next(batches), rows, batch_size)
             trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
             progress.add(metrics["sums"])
             done = step + 1

@@ -1,0 +1,82 @@
+"""Floating-point operations of a traced program, from its jaxpr: what the mathematics asks for, on any devices."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax.extend
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """One matrix product of a program.
+
+    Attributes:
+      flops: multiplications and additions, of all times that it runs.
+      shape: of its result.
+    """
+
+    flops: float
+    shape: tuple[int, ...]
+
+
+def products(jaxpr: Jaxpr, times: int = 1, unknown_trips: int = 1) -> Iterator[Product]:
+    """Every dot_general of a program, loops multiplied in.
+
+    Args:
+      jaxpr: the program.
+      times: how often it runs.
+      unknown_trips: rounds of while loops, whose number is not in the program.
+
+    >>> import jax.numpy as jnp
+    >>> traced = jax.make_jaxpr(lambda a, b: a @ b)(jnp.ones((2, 3)), jnp.ones((3, 4)))
+    >>> [product.flops for product in products(traced.jaxpr)]
+    [48.0]
+    """
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = (_shape(variable) for variable in (equation.invars[0], equation.outvars[0]))
+            yield Product(times * 2.0 * math.prod(out) * math.prod(left[i] for i in contracted), out)
+        elif name == "cond":
+            branches = [list(products(b.jaxpr, times, unknown_trips)) for b in equation.params["branches"]]
+            yield from max(branches, key=total)
+        else:
+            rounds = equation.params["length"] if name == "scan" else unknown_trips if name == "while" else 1
+            for inner in _programs(equation.params):
+                yield from products(inner, times * rounds, unknown_trips)
+
+
+def total(found: Any) -> float:
+    """The sum over products."""
+    return sum(product.flops for product in found)
+
+
+def weight_gradient_flops(jaxpr: Jaxpr, larger: Jaxpr) -> float:
+    """Operations of the products that add up over the rows of a batch, which only gradients of weights do.
+
+    Args:
+      jaxpr: the program.
+      larger: the same program traced for a batch of another size.
+
+    Raises:
+      ValueError: the programs have different products.
+    """
+    pairs = list(zip(products(jaxpr), products(larger), strict=True))
+    # The result does not grow with the batch, the work does: the batch is what is summed over.
+    return sum(a.flops for a, b in pairs if a.shape == b.shape and a.flops != b.flops)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(variable.aval.shape)
+
+
+def _programs(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    for value in jax.tree.leaves(list(params.values()), is_leaf=lambda x: isinstance(x, Jaxpr | ClosedJaxpr)):
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value

@@ -1,0 +1,215 @@
+"""What a compiled program does, from its HLO: floating-point operations of matrix products, bytes between devices."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from promot_t5x.planning.hlo import Instruction, Program
+
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of traffic of a program.
+
+    Attributes:
+      kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute"; "ring all-gather" and
+        "ring reduce-scatter" for permutations that XLA made of these, a piece at a time beside the products.
+      axes: names of the mesh axes that it crosses, joined by +.
+      count: how often it happens in a step.
+      bytes: what one device receives in a step.
+    """
+
+    kind: str
+    axes: str
+    count: int
+    bytes: float
+
+    @property
+    def reduces(self) -> bool:
+        """Whether values of several devices are added up."""
+        return self.kind in ("all-reduce", "reduce-scatter", "ring reduce-scatter")
+
+
+def flops(program: Program) -> float:
+    """Multiplications and additions of all matrix products of one device, loops multiplied in."""
+    return sum(
+        times * _product_flops(program, computation, instruction)
+        for computation, instruction, times in program.walk()
+        if instruction.opcode in ("convolution", "dot")
+    )
+
+
+def _product_flops(program: Program, computation: str, product: Instruction) -> float:
+    left, right = (program.computations[computation][name].dimensions for name in product.operands[:2])
+    if product.opcode == "dot":
+        contracted = [int(n) for n in re.findall(r"\d+", product.attribute("lhs_contracting_dims") or "")]
+        return 2.0 * math.prod(product.dimensions) * math.prod(left[i] for i in contracted)
+    left_labels, right_labels, out_labels = re.split(r"_|->", product.attribute("dim_labels") or "")
+    window = product.attribute("window") or ""
+    total = 2.0 * product.dimensions[out_labels.index("b")] * product.dimensions[out_labels.index("f")]
+    total *= right[right_labels.index("i")]
+    for position, label in enumerate(sorted(label for label in out_labels if label.isdigit())):
+        sizes = (left[left_labels.index(label)], product.dimensions[out_labels.index(label)])
+        total *= _taps(window, position, *sizes)
+    return total / int(product.attribute("batch_group_count") or 1)
+
+
+@functools.cache
+def _taps(window: str, position: int, input_size: int, output_size: int) -> int:
+    """Pairs (output position, window position) of one window dimension that meet an element of the input.
+
+    XLA writes a batched product as a convolution whose window meets one element only, so padding must not be counted.
+    """
+
+    def field(name: str, default: str) -> str:
+        found = re.search(rf"\b{name}=([0-9x_\-]+)", window)
+        return found[1].split("x")[position] if found else default
+
+    size, stride = int(field("size", "1")), int(field("stride", "1"))
+    low = int(re.match(r"-?\d+", field("pad", "0_0"))[0])  # pyright: ignore[reportOptionalSubscript]
+    left_dilation, right_dilation = int(field("lhs_dilate", "1")), int(field("rhs_dilate", "1"))
+    out, tap = np.arange(output_size)[:, None], np.arange(size)[None, :]
+    place = out * stride + tap * right_dilation - low
+    inside = (place >= 0) & (place <= (input_size - 1) * left_dilation) & (place % left_dilation == 0)
+    return int(inside.sum())
+
+
+def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
+    """The traffic of one device in one step, by kind and mesh axes, the most bytes first.
+
+    Args:
+      program: compiled for the devices of the mesh in their order.
+      mesh: axis names and sizes, in order.
+    """
+    found: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    for computation, instruction, times in program.walk():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in _COLLECTIVES:
+            continue
+        axes, group = _axes_and_group(instruction, mesh)
+        received = _received(program, computation, instruction, kind, group)
+        if kind == "collective-permute":
+            kind = _ring_kind(program, computation, instruction)
+        entry = found[kind, axes]
+        entry[0] += times
+        entry[1] += times * received
+    rows = [Collective(kind, axes, int(count), size) for (kind, axes), (count, size) in found.items()]
+    return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _received(program: Program, computation: str, instruction: Instruction, kind: str, group: int) -> float:
+    """Bytes that one device receives when the work is shared as evenly as a ring does it."""
+    operands = [program.computations[computation][name].bytes for name in instruction.operands]
+    own, others = sum(operands), (group - 1) / group
+    if kind == "collective-permute":
+        return own
+    if kind == "all-gather":
+        return own * (group - 1)
+    return own * others * (2 if kind == "all-reduce" else 1)
+
+
+def _axes_and_group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[str, int]:
+    """The mesh axes along which an instruction's devices differ, and how many exchange with each other."""
+    if pairs := instruction.attribute("source_target_pairs"):
+        numbers = [int(n) for n in re.findall(r"\d+", pairs)]
+        groups = [group for group in zip(numbers[::2], numbers[1::2], strict=True)]
+    else:
+        written = instruction.attributes.partition("replica_groups=")[2]
+        groups = replica_groups(written, math.prod(mesh.values()))
+    crossed = set()
+    for group in groups:
+        places = np.array(np.unravel_index(np.array(group), tuple(mesh.values())))
+        crossed |= {axis for axis, along in zip(mesh, places, strict=True) if len(set(along.tolist())) > 1}
+    return "+".join(axis for axis in mesh if axis in crossed) or "none", len(groups[0])
+
+
+def replica_groups(text: str, devices: int) -> Sequence[Sequence[int]]:
+    """The groups of devices that exchange, from any of XLA's ways to write them.
+
+    Args:
+      text: begins with what follows `replica_groups=`.
+      devices: all there are; they are one group where none is written.
+
+    >>> replica_groups("{{0,1},{2,3}}, to_apply=%add", 4), replica_groups("[2,2]<=[2,2]T(1,0)", 4)
+    ([[0, 1], [2, 3]], [[0, 2], [1, 3]])
+    >>> replica_groups("mesh['a'=2,'b'=2] {'b'}", 4)
+    [[0, 1], [2, 3]]
+    >>> replica_groups("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", 4)
+    [[0, 2], [1, 3]]
+    """
+    if named := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((\[.*?\)|\[.*?\])\))? \{([^}]*)\}", text):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        ids = _iota(named[2]) if named[2] else np.arange(math.prod(sizes.values()))
+        return _mesh_groups(sizes, re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named[3]), ids)
+    if iota := re.match(r"\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
+        return _iota(iota[2]).reshape([int(n) for n in iota[1].split(",")]).tolist()
+    if listed := re.match(r"\{(\{[\d,]+\},?)+\}", text):
+        return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[0])]
+    return [list(range(devices))]
+
+
+def _iota(text: str) -> np.ndarray:
+    """ "[16,4]T(1,0)": 0, 1, 2, … in the first shape, transposed, flat."""
+    shape, _, order = text.partition("T")
+    ids = np.arange(math.prod(numbers := [int(n) for n in re.findall(r"\d+", shape)])).reshape(numbers)
+    return (ids.transpose([int(n) for n in re.findall(r"\d+", order)]) if order else ids).reshape(-1)
+
+
+def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]], ids: np.ndarray) -> list[list[int]]:
+    """Groups along some axes of a mesh; ("a", "2", "4") is the part of size 4 that follows a part of size 2 of "a"."""
+    parts = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in wanted}
+    shape, chosen = [], []
+    for name, size in sizes.items():
+        before, part = parts.get(name, (1, 1))
+        if name in parts:
+            chosen.append(len(shape) + 1)
+        shape += [before, part, size // before // part]
+    rest = [i for i in range(len(shape)) if i not in chosen]
+    grouped = ids.reshape(shape).transpose([*rest, *chosen])
+    return grouped.reshape(-1, math.prod(shape[i] for i in chosen)).tolist()
+
+
+def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
+    """Whether a permutation passes sums on (a reduction), or what a device holds (a gather), or neither.
+
+    A float that was computed here by a product or a sum and is passed on is part of a reduction's ring.
+    """
+    if permute.shapes[0][0] not in ("f32", "bf16", "f16"):
+        return "collective-permute"
+    seen, waiting = set(), list(permute.operands)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        instruction = program.computations[computation][name]
+        if _adds_up(program, instruction):
+            return "ring reduce-scatter"
+        if instruction.opcode == "while":  # what a reduction's ring leaves is passed on once more after its loop
+            body = (instruction.attribute("body") or "").lstrip("%")
+            inner = [i for i in program.computations[body].values() if i.opcode.startswith("collective-permute")]
+            permutes = [i for i in inner if i.operands and not i.opcode.endswith("-done")]
+            if any(_ring_kind(program, body, i) == "ring reduce-scatter" for i in permutes):
+                return "ring reduce-scatter"
+        elif instruction.opcode not in ("parameter", *_COLLECTIVES):
+            waiting += instruction.operands
+    return "ring all-gather"
+
+
+def _adds_up(program: Program, instruction: Instruction) -> bool:
+    if instruction.opcode in ("convolution", "dot", "scatter"):
+        return True
+    if instruction.opcode == "add":
+        return instruction.shapes[0][0] in ("f32", "bf16", "f16")
+    if instruction.opcode == "fusion":
+        inner = itertools.chain.from_iterable(program.computations[c].values() for c in instruction.called())
+        return any(_adds_up(program, i) for i in inner)
+    return False

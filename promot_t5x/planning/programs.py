@@ -1,0 +1,159 @@
+"""The programs of a run on abstract values: the very functions that training and evaluation call, without an array."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from promot_t5x import answering, features, initialize, layout, stages, trainer
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What decides the program of one training step; the fields are arguments of `train.train`, or of theirs.
+
+    Attributes:
+      model: the network and its objective.
+      stage: "prompt_tuning", "model_tuning", …
+      optimizer: what updates the leaves that train.
+      lengths: {"inputs": T, "targets": U}.
+      batch_size: rows of a whole batch.
+      partitioner: presets and mesh; its devices may be those of a slice that is not there.
+      num_microbatches: see trainer.LoopConfig.
+      frozen_weights_dtype: see train.train.
+    """
+
+    model: EncoderDecoderModel
+    stage: str
+    optimizer: optax.GradientTransformation
+    lengths: Mapping[str, int]
+    batch_size: int
+    partitioner: Partitioner
+    num_microbatches: int = 1
+    frozen_weights_dtype: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answering:
+    """What decides the programs of evaluation: the lengths and the batch size are those of `EvaluationConfig`."""
+
+    model: EncoderDecoderModel
+    lengths: Mapping[str, int]
+    batch_size: int
+    partitioner: Partitioner
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A program before it is compiled.
+
+    Attributes:
+      traced: what JAX made of the jitted function; has `.jaxpr` and `.lower()`.
+      larger: the jaxpr for a batch twice as large, None where nothing is trained.
+      arguments: the abstract arguments, with their shardings.
+      partitioner: within whose context it is compiled.
+    """
+
+    traced: Any
+    larger: Any
+    arguments: Any
+    partitioner: Partitioner
+
+    def compile(self) -> Any:
+        """Compiles it for the partitioner's devices; takes about a minute for mT5-XXL."""
+        with self.partitioner.context():
+            return self.traced.lower().compile()
+
+
+def parameters(training: Training) -> tuple[Any, Any]:
+    """(trainable, frozen) parameters of a stage, abstract, as `train.train` holds them."""
+    which = stages.stage(training.stage)
+    flat = initialize.wanted_params(training.model, training.partitioner)
+    if not which.attaches_prompt:
+        flat.pop(layout.PROMPT, None)
+    trainable, frozen = stages.partition(layout.unflatten(flat), which)
+    return trainable, stages.held_in(frozen, training.frozen_weights_dtype)
+
+
+def training_step(training: Training) -> Traced:
+    """The step of `trainer.train`."""
+    which, partitioner = stages.stage(training.stage), training.partitioner
+    trainable, frozen = parameters(training)
+    optimizer = stages.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), which)
+    shardings = trainer.state_shardings(optimizer, trainable)
+    slots = _abstract(jax.eval_shape(optimizer.init, trainable), shardings[1])
+    step = trainer.make_step(training.model, optimizer, 0, training.num_microbatches, shardings)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated())
+
+    def trace(batch_size: int):
+        prompts = {features.SOFT_PROMPT_IDS} if which.attaches_prompt else set()
+        batch = _batch(training, batch_size, _TRAINING_FEATURES | prompts)
+        with partitioner.context():
+            return step.trace(trainable, slots, frozen, batch, number), (trainable, slots, frozen, batch)
+
+    traced, arguments = trace(training.batch_size)
+    return Traced(traced, trace(2 * training.batch_size)[0].jaxpr.jaxpr, arguments, partitioner)
+
+
+def decoding(asked: Answering) -> Traced:
+    """The program that answers by generation, without a prompt."""
+    return _answering(asked, answering.predict, {"encoder_input_tokens", "decoder_input_tokens"})
+
+
+def scoring(asked: Answering) -> Traced:
+    """The program that scores choices, without a prompt."""
+    return _answering(asked, answering.score, _TRAINING_FEATURES)
+
+
+_TRAINING_FEATURES = {
+    "encoder_input_tokens",
+    "decoder_input_tokens",
+    "decoder_target_tokens",
+    "decoder_loss_weights",
+}
+
+
+def _answering(asked: Answering, function: Any, names: set[str]) -> Traced:
+    flat = initialize.wanted_params(asked.model, asked.partitioner)
+    flat.pop(layout.PROMPT, None)
+    params, batch = layout.unflatten(flat), _batch(asked, asked.batch_size, names)
+    first = jax.ShapeDtypeStruct((), jnp.int32, sharding=asked.partitioner.replicated())
+    with asked.partitioner.context():
+        traced = function.trace(asked.model, params, batch, first)
+    return Traced(traced, None, (params, batch), asked.partitioner)
+
+
+def _batch(asked: Training | Answering, batch_size: int, names: set[str]) -> dict[str, jax.ShapeDtypeStruct]:
+    asked.partitioner.check_rows(batch_size)
+    sharding = asked.partitioner.batch_sharding()
+    inputs, targets = asked.lengths["inputs"], asked.lengths["targets"]
+
+    def feature(name: str) -> jax.ShapeDtypeStruct:
+        width = () if name == features.SOFT_PROMPT_IDS else (inputs if name.startswith("encoder") else targets,)
+        dtype = jnp.float32 if name.endswith("weights") else jnp.int32
+        return jax.ShapeDtypeStruct((batch_size, *width), dtype, sharding=sharding)
+
+    return {name: feature(name) for name in sorted(names)}
+
+
+def _abstract(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What a tree of abstract arrays takes on the device that holds the most."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        sharding = leaf.sharding
+        shape = sharding.shard_shape(leaf.shape) if isinstance(sharding, NamedSharding) else leaf.shape
+        size = leaf.dtype.itemsize
+        for length in shape:
+            size *= length
+        total += size
+    return total
