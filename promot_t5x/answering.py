@@ -76,7 +76,14 @@ class _Runner:
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(model: EncoderDecoderModel, params, batch, first):
-    """tokens_BxU of a placed batch, on every device; `first` is the number of its first row."""
+    """tokens_BxU of a placed batch, on every device; called within `Partitioner.context`.
+
+    Args:
+      model: decodes as its `decoding` says.
+      params: placed.
+      batch: placed.
+      first: the number of the batch's first row, which only sampling depends on.
+    """
     # Only sampling draws; each batch then has numbers of its own.
     tokens_BxU = model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), first))
     return jax.lax.with_sharding_constraint(tokens_BxU, PartitionSpec())

@@ -85,13 +85,19 @@ class _Chunks(NamedTuple):
     def count(self) -> int:
         return math.ceil(self.words / self.width)
 
+    @property
+    def word_axis(self) -> int:
+        """Where `split` has the words of a piece."""
+        return self.vocab_axis + (self.pieces > 1)
+
     def split(self, matrix: jax.Array) -> jax.Array:
-        """DxMxW or MxWxD: pieces stay where they are on the mesh."""
+        """DxMxW or MxWxD: pieces stay where they are on the mesh; one piece is the matrix as it is, not a copy."""
+        if self.pieces == 1:
+            return matrix
         a = self.vocab_axis
         shape = (*matrix.shape[:a], self.pieces, self.words, *matrix.shape[a + 1 :])
-        return with_logical_constraint(
-            matrix.reshape(shape), ("embed", "vocab", None) if a else ("vocab", None, "embed")
-        )
+        axes = ("embed", "vocab", None) if a else ("vocab", None, "embed")
+        return with_logical_constraint(matrix.reshape(shape), axes)
 
     def start(self, i: jax.Array) -> jax.Array:
         """The first word of chunk i; the last chunk overlaps the one before where the width does not divide."""
@@ -99,7 +105,9 @@ class _Chunks(NamedTuple):
 
     def of(self, split: jax.Array, i: jax.Array) -> jax.Array:
         """Chunk i of the matrix, DxMxC in float32, whole along the embed axis."""
-        chunk = jax.lax.dynamic_slice_in_dim(split, self.start(i), self.width, axis=self.vocab_axis + 1)
+        chunk = jax.lax.dynamic_slice_in_dim(split, self.start(i), self.width, axis=self.word_axis)
+        if self.pieces == 1:
+            chunk = jnp.expand_dims(chunk, self.vocab_axis)
         chunk_DxMxC = chunk if self.vocab_axis else jnp.moveaxis(chunk, -1, 0)
         # Told where the chunk is cut and only then that it is to be whole, XLA gathers the chunk, else all of `split`.
         chunk_DxMxC = with_logical_constraint(chunk_DxMxC, ("embed", "vocab", None))
@@ -107,11 +115,12 @@ class _Chunks(NamedTuple):
 
     def with_chunk(self, split: jax.Array, chunk_DxMxC: jax.Array, i: jax.Array) -> jax.Array:
         """`split` with the new words of chunk i added in place."""
-        axis = self.vocab_axis + 1
         chunk = chunk_DxMxC if self.vocab_axis else jnp.moveaxis(chunk_DxMxC, 0, -1)
+        if self.pieces == 1:
+            chunk = jnp.squeeze(chunk, self.vocab_axis)
         if self.words % self.width:  # the overlap has its values already; what is added there is 0
-            chunk = chunk + jax.lax.dynamic_slice_in_dim(split, self.start(i), self.width, axis=axis)
-        return jax.lax.dynamic_update_slice_in_dim(split, chunk.astype(split.dtype), self.start(i), axis=axis)
+            chunk = chunk + jax.lax.dynamic_slice_in_dim(split, self.start(i), self.width, axis=self.word_axis)
+        return jax.lax.dynamic_update_slice_in_dim(split, chunk.astype(split.dtype), self.start(i), axis=self.word_axis)
 
     def ids(self, i: jax.Array) -> jax.Array:
         """Token ids of chunk i, MxC."""
@@ -140,7 +149,6 @@ def _statistics(chunks: _Chunks, hidden_BxUxD: jax.Array, matrix: jax.Array, tar
         hit_BxUxMxC = targets_BxU[..., None, None] == chunks.ids(i)
         counted, new = logits_BxUxMxC, chunks.new(i)
         if new is not None:
-            hit_BxUxMxC &= new
             counted = jnp.where(new, logits_BxUxMxC, 0.0)
             logits_BxUxMxC = jnp.where(new, logits_BxUxMxC, -jnp.inf)
         now_largest = jnp.maximum(largest_BxUxM, jnp.max(logits_BxUxMxC, axis=-1))
@@ -178,7 +186,7 @@ def _backward(chunks: _Chunks, residuals: Any, cotangents: Any):
     split = chunks.split(matrix)
 
     def add(carry, i):
-        hidden_gradient_BxUxD, split_gradient = carry
+        hidden_gradient_BxUxMxD, split_gradient = carry
         chunk_DxMxC = chunks.of(split, i)
         exp_BxUxMxC = jnp.exp(_logits(hidden_BxUxD, chunk_DxMxC) - largest_BxU[..., None, None])
         hit_BxUxMxC = targets_BxU[..., None, None] == chunks.ids(i)
@@ -190,15 +198,19 @@ def _backward(chunks: _Chunks, residuals: Any, cotangents: Any):
         new = chunks.new(i)
         if new is not None:
             gradient_BxUxMxC = jnp.where(new, gradient_BxUxMxC, 0.0)
-        hidden_gradient_BxUxD += jnp.einsum("bumc,dmc->bud", gradient_BxUxMxC, chunk_DxMxC)
+        hidden_gradient_BxUxMxD += jnp.einsum("bumc,dmc->bumd", gradient_BxUxMxC, chunk_DxMxC)
         if split_gradient is not None:
             chunk_gradient_DxMxC = jnp.einsum("bud,bumc->dmc", hidden_BxUxD, gradient_BxUxMxC)
             split_gradient = chunks.with_chunk(split_gradient, chunk_gradient_DxMxC, i)
-        return (hidden_gradient_BxUxD, split_gradient), None
+        return (hidden_gradient_BxUxMxD, split_gradient), None
 
+    # Each piece adds up its own part, so that devices exchange once and not at every chunk.
+    zeros_BxUxMxD = jnp.zeros((*targets_BxU.shape, chunks.pieces, hidden_BxUxD.shape[-1]), jnp.float32)
+    zeros_BxUxMxD = with_logical_constraint(zeros_BxUxMxD, ("batch", "length", "vocab", None))
     # Cut as the matrix is: left to itself, XLA may keep all of the embed axis on every device.
-    start = (jnp.zeros_like(hidden_BxUxD), None if wanted is None else chunks.split(jnp.zeros_like(matrix)))
+    start = (zeros_BxUxMxD, None if wanted is None else chunks.split(jnp.zeros_like(matrix)))
     (hidden_gradient, split_gradient), _ = jax.lax.scan(add, start, jnp.arange(chunks.count))
+    hidden_gradient = jnp.sum(hidden_gradient, axis=2)
     matrix_gradient = None if split_gradient is None else split_gradient.reshape(matrix.shape)
     return hidden_gradient, matrix_gradient, np.zeros(targets_BxU.shape, jax.dtypes.float0)
 

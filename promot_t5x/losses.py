@@ -78,7 +78,7 @@ def cross_entropy(
         uniform_loss_BxU = vocab_size * statistics.log_z - statistics.total
         entropy = -(confidence * math.log(confidence) + (vocab_size - 1) * low * math.log(low))
         loss_BxU = (confidence - low) * loss_BxU + low * uniform_loss_BxU - entropy
-    z_loss_BxU = z_loss * jnp.square(statistics.log_z)
+    z_loss_BxU = z_loss * jnp.square(statistics.log_z) if z_loss else jnp.zeros_like(loss_BxU)
     hits_BxU = (statistics.target >= statistics.largest).astype(jnp.float32)
     return LossSums(
         loss=jnp.sum((loss_BxU + z_loss_BxU) * weights_BxU),

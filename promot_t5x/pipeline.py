@@ -170,9 +170,10 @@ def run(
 
 
 def _what_scores_depend_on() -> list[str]:
-    """The configuration in force, without the recipe's own: more seeds or methods leave the other runs as they are."""
+    """The configuration in force, without the recipe's own and the mesh: other runs stay as they are, on any devices."""
     found = launcher.bindings(launcher.resolved_config())
-    return [line for line in found if "." in line.split(" = ")[0] and not line.startswith("pipeline.")]
+    apart = ("pipeline.", "partitioning.")
+    return [line for line in found if "." in line.split(" = ")[0] and not line.startswith(apart)]
 
 
 def _check_base(checkpoint: str, fingerprint: str, base: str) -> None:

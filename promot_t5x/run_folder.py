@@ -22,6 +22,8 @@ _MAY_CHANGE = (
     "EVAL_BATCH_SIZE =",
     "evaluation.EvaluationConfig.batch_size =",
     "partitioning.Partitioner.",
+    "PRESET =",
+    "NUM_PARTITIONS =",
     "trainer.LoopConfig.log_period =",
     "checkpoints.CheckpointConfig.keep_latest =",
 )

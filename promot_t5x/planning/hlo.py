@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4}
 _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
-_CALLS = re.compile(r"(?:calls|to_apply|called_computations|branch_computations)=\{?([^,}]*(?:, %[^,}]*)*)")
+_CALLED = "calls|to_apply|called_computations|branch_computations|true_computation|false_computation"
+_CALLS = re.compile(rf"(?:{_CALLED})=\{{?([^,}}]*(?:, %[^,}}]*)*)")
+_SAME_VALUE = ("copy", "bitcast", "copy-done", "copy-start", "optimization-barrier", "convert")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Scope:
+    """A computation, and for one inside of a fusion or call where that stands: (its scope, its operands)."""
+
+    computation: str
+    caller: "tuple[_Scope, tuple[str, ...]] | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """A module: its computations by name, each a dictionary of instructions, and the one that is run."""
 
@@ -65,6 +75,31 @@ class Program:
     def root(self, computation: str) -> Instruction:
         """The instruction whose value a computation returns."""
         return next(i for i in self.computations[computation].values() if i.is_root)
+
+    def users(self, computation: str, name: str) -> list[Instruction]:
+        """The instructions that have one as an operand."""
+        return self._users.get((computation, name), [])
+
+    @functools.cached_property
+    def _users(self) -> dict[tuple[str, str], list[Instruction]]:
+        found: dict[tuple[str, str], list[Instruction]] = {}
+        for computation, instructions in self.computations.items():
+            for instruction in instructions.values():
+                for name in dict.fromkeys(instruction.operands):
+                    found.setdefault((computation, name), []).append(instruction)
+        return found
+
+    @functools.cached_property
+    def callers(self) -> dict[str, tuple[str, Instruction]]:
+        """(computation, instruction) that runs a fusion's, call's or loop body's computation; XLA makes one for each."""
+        found = {}
+        for computation, instructions in self.computations.items():
+            for instruction in instructions.values():
+                if instruction.opcode in ("fusion", "call"):
+                    found |= {name: (computation, instruction) for name in instruction.called()}
+                elif instruction.opcode == "while":
+                    found[_name(instruction.attribute("body"))] = computation, instruction
+        return found
 
     def walk(self) -> Iterator[tuple[str, Instruction, int]]:
         """(computation, instruction, how often it runs) of everything that runs, loops multiplied in.
@@ -100,66 +135,77 @@ class Program:
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
-        condition, body = (_name(loop.attribute(name)) for name in ("condition", "body"))
         try:
-            comparison, values = self._comparison(condition)
-            slot = next(v[1] for v in values if isinstance(v, tuple))
-            limit = next(v for v in values if isinstance(v, int))
-            start = self._constant(computation, self._tuple_element(computation, loop.operands[0], slot))
-            step = self._step(body, slot)
-        except (StopIteration, KeyError, TypeError, ValueError) as error:
+            return self._rounds(_Scope(computation), loop)
+        except (LookupError, TypeError, ValueError) as error:
             if self.unknown_trips is not None:
                 return self.unknown_trips
             raise ValueError(f"The rounds of the loop {loop.name} in {computation} cannot be read off.") from error
+
+    def _rounds(self, scope: _Scope, loop: Instruction) -> int:
+        condition, body = (_Scope(_name(loop.attribute(name))) for name in ("condition", "body"))
+        where, comparison = self._source(condition, self.root(condition.computation).name)
+        sides = [self._source(where, name) for name in comparison.operands]
+        slots = [self._slot(*side) for side in sides]
+        counter = 0 if slots[0] is not None else 1
+        slot, limit = slots[counter], _constant(sides[1 - counter][1])
+        if slot is None:
+            raise ValueError(f"{loop.name} compares no counter")
+        start = _constant(self._source(*self._element(scope, loop.operands[0], slot))[1])
+        step = self._step(body, slot)
+        direction = str(comparison.attribute("direction"))
+        if counter == 1:  # 10 > i
+            direction = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}.get(direction, direction)
+        if step == 0 or direction not in (("LT", "LE", "NE") if step > 0 else ("GT", "GE", "NE")):
+            raise ValueError(f"{loop.name} does not count towards its limit")
         rounds = (limit - start) / step
-        return max(0, math.floor(rounds) + 1 if comparison in ("LE", "GE") else math.ceil(rounds))
+        return max(0, math.floor(rounds) + 1 if direction in ("LE", "GE") else math.ceil(rounds))
 
-    def _comparison(self, condition: str) -> tuple[str, list[int | tuple[str, int]]]:
-        """(direction, operands) of the comparison a condition returns; an operand is a number or ("slot", i)."""
-        root = self.root(condition)
-        if root.opcode == "fusion":
-            inner = self.root(_name(root.attribute("calls")))
-            body = self.computations[_name(root.attribute("calls"))]
-            outer = [root.operands[int(body[name].arguments)] for name in inner.operands]
-            return str(inner.attribute("direction")), [self._value(condition, name) for name in outer]
-        return str(root.attribute("direction")), [self._value(condition, name) for name in root.operands]
-
-    def _value(self, computation: str, name: str) -> int | tuple[str, int]:
-        found = self._source(computation, name)
+    def _source(self, scope: _Scope, name: str) -> tuple[_Scope, Instruction]:
+        """Where a value comes from, through copies, tuples, fusions and calls."""
+        found = self.computations[scope.computation][name]
+        if found.opcode in _SAME_VALUE:
+            return self._source(scope, found.operands[0])
+        if found.opcode in ("fusion", "call"):
+            inside = _Scope(found.called()[0], (scope, found.operands))
+            return self._source(inside, self.root(inside.computation).name)
+        if found.opcode == "parameter" and scope.caller is not None:
+            outside, operands = scope.caller
+            return self._source(outside, operands[int(found.arguments)])
         if found.opcode == "get-tuple-element":
-            return "slot", int(found.attribute("index") or 0)
-        return int(found.arguments)
+            outside, whole = self._source(scope, found.operands[0])
+            if whole.opcode == "tuple":
+                return self._source(outside, whole.operands[int(found.attribute("index") or 0)])
+        return scope, found
 
-    def _source(self, computation: str, name: str) -> Instruction:
-        """Where a value comes from, through copies."""
-        found = self.computations[computation][name]
-        while found.opcode in ("copy", "bitcast", "copy-done", "copy-start", "optimization-barrier", "convert"):
-            found = self.computations[computation][found.operands[0]]
-        return found
+    def _slot(self, scope: _Scope, found: Instruction) -> int | None:
+        """Which element of its loop's tuple a value is, None where it is none."""
+        if found.opcode != "get-tuple-element" or self._source(scope, found.operands[0])[1].opcode != "parameter":
+            return None
+        return int(found.attribute("index") or 0)
 
-    def _tuple_element(self, computation: str, name: str, slot: int) -> str:
-        found = self._source(computation, name)
-        if found.opcode == "while":  # a loop that starts with what another one ended with: unknown
-            raise ValueError(found.name)
-        return found.operands[slot]
+    def _element(self, scope: _Scope, name: str, slot: int) -> tuple[_Scope, str]:
+        where, found = self._source(scope, name)
+        if found.opcode != "tuple":  # a loop that starts with what another one ended with, for example
+            raise ValueError(f"{found.name} is no tuple")
+        return where, found.operands[slot]
 
-    def _constant(self, computation: str, name: str) -> int:
-        found = self._source(computation, name)
-        if found.opcode != "constant":
-            raise ValueError(f"{found.name} is no constant")
-        return int(found.arguments)
-
-    def _step(self, body: str, slot: int) -> int:
+    def _step(self, body: _Scope, slot: int) -> int:
         """What a loop adds to its counter each round."""
-        found = self._source(body, self.root(body).operands[slot])
-        if found.opcode == "fusion":
-            inside = _name(found.attribute("calls"))
-            found = self._source(inside, self.root(inside).name)
-            body = inside
-        if found.opcode != "add":
-            raise ValueError(f"{found.name} is no addition")
-        sources = [self._source(body, name) for name in found.operands]
-        return next(int(s.arguments) for s in sources if s.opcode == "constant")
+        where, found = self._source(*self._element(body, self.root(body.computation).name, slot))
+        sides = [self._source(where, name) for name in found.operands]
+        slots = [self._slot(*side) for side in sides]
+        if found.opcode == "add" and slot in slots:
+            return _constant(sides[1 - slots.index(slot)][1])
+        if found.opcode == "subtract" and slots[0] == slot:
+            return -_constant(sides[1][1])
+        raise ValueError(f"{found.name} does not count")
+
+
+def _constant(found: Instruction) -> int:
+    if found.opcode != "constant":
+        raise ValueError(f"{found.name} is no constant")
+    return int(found.arguments)
 
 
 def parse(text: str, unknown_trips: int | None = None) -> Program:

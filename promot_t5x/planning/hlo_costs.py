@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import functools
-import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from promot_t5x.planning.hlo import Instruction, Program
 
+_FLOATS = ("f32", "bf16", "f16")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -59,7 +59,7 @@ def _product_flops(program: Program, computation: str, product: Instruction) -> 
     for position, label in enumerate(sorted(label for label in out_labels if label.isdigit())):
         sizes = (left[left_labels.index(label)], product.dimensions[out_labels.index(label)])
         total *= _taps(window, position, *sizes)
-    return total / int(product.attribute("batch_group_count") or 1)
+    return total
 
 
 @functools.cache
@@ -177,39 +177,60 @@ def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]
     return grouped.reshape(-1, math.prod(shape[i] for i in chosen)).tolist()
 
 
-def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
-    """Whether a permutation passes sums on (a reduction), or what a device holds (a gather), or neither.
+# What hands values on, some of them or beside others, without computing with them.
+_HANDS_ON = {"collective-permute", "bitcast", "broadcast", "concatenate", "convert", "copy", "custom-call"}
+_HANDS_ON |= {"dynamic-slice", "dynamic-update-slice", "optimization-barrier", "pad", "reshape", "reverse", "select"}
+_HANDS_ON |= {"slice", "transpose"}
 
-    A float that was computed here by a product or a sum and is passed on is part of a reduction's ring.
+
+def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
+    """Whether what a device receives is added to what it has (a reduction), or is used as it is (a gather), or neither.
+
+    Only floats are gathered and added up; whole numbers are indices and random bits.
     """
-    if permute.shapes[0][0] not in ("f32", "bf16", "f16"):
+    if permute.shapes[0][0] not in _FLOATS:
         return "collective-permute"
-    seen, waiting = set(), list(permute.operands)
+    # (computation, instruction, element of its tuple or None) of everything that holds received values as they came.
+    waiting: list[tuple[str, str, int | None]] = [(computation, permute.name, None)]
+    seen = set(waiting)
     while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        instruction = program.computations[computation][name]
-        if _adds_up(program, instruction):
-            return "ring reduce-scatter"
-        if instruction.opcode == "while":  # what a reduction's ring leaves is passed on once more after its loop
-            body = (instruction.attribute("body") or "").lstrip("%")
-            inner = [i for i in program.computations[body].values() if i.opcode.startswith("collective-permute")]
-            permutes = [i for i in inner if i.operands and not i.opcode.endswith("-done")]
-            if any(_ring_kind(program, body, i) == "ring reduce-scatter" for i in permutes):
+        where, name, element = waiting.pop()
+        if program.root(where).name == name and (caller := program.callers.get(where)):
+            outside, call = caller
+            reached = [(outside, call.name, element)]
+            if call.opcode == "while":  # the next round
+                reached += [(where, parameter.name, element) for parameter in _parameters(program, where, 0)]
+        else:
+            reached = []
+        for user in program.users(where, name):
+            if user.opcode == "add" and user.shapes[0][0] in _FLOATS:
                 return "ring reduce-scatter"
-        elif instruction.opcode not in ("parameter", *_COLLECTIVES):
-            waiting += instruction.operands
+            reached += _handed_on(program, where, user, name, element)
+        new = [place for place in reached if place not in seen]
+        seen.update(new)
+        waiting += new
     return "ring all-gather"
 
 
-def _adds_up(program: Program, instruction: Instruction) -> bool:
-    if instruction.opcode in ("convolution", "dot", "scatter"):
-        return True
-    if instruction.opcode == "add":
-        return instruction.shapes[0][0] in ("f32", "bf16", "f16")
-    if instruction.opcode == "fusion":
-        inner = itertools.chain.from_iterable(program.computations[c].values() for c in instruction.called())
-        return any(_adds_up(program, i) for i in inner)
-    return False
+def _handed_on(
+    program: Program, where: str, user: Instruction, name: str, element: int | None
+) -> list[tuple[str, str, int | None]]:
+    """Where the values of an operand are, as they came, behind an instruction that has them as an operand."""
+    opcode = user.opcode.removesuffix("-start").removesuffix("-done")
+    if opcode == "tuple":
+        return [(where, user.name, i) for i, operand in enumerate(user.operands) if operand == name]
+    if opcode == "get-tuple-element":
+        return [(where, user.name, None)] if element in (None, int(user.attribute("index") or 0)) else []
+    if opcode == "while":
+        body = (user.attribute("body") or "").lstrip("%")
+        return [(body, p.name, element) for p in _parameters(program, body, 0)]
+    if opcode in ("fusion", "call"):
+        numbers = [i for i, operand in enumerate(user.operands) if operand == name]
+        inside = user.called()[0]
+        return [(inside, p.name, element) for number in numbers for p in _parameters(program, inside, number)]
+    return [(where, user.name, element)] if opcode in _HANDS_ON else []
+
+
+def _parameters(program: Program, computation: str, number: int) -> list[Instruction]:
+    found = program.computations[computation].values()
+    return [i for i in found if i.opcode == "parameter" and i.arguments == str(number)]
