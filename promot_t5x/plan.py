@@ -130,13 +130,16 @@ def search(training: programs.Training, topology: chips.Topology) -> list[tuple[
     return sorted(found, key=lambda pair: (not pair[1].fits, pair[1].bound_seconds, pair[1].needed))
 
 
+_WIDEST = 16  # devices of a `model` axis that are tried; wider ones exchange more at every layer
+
+
 def candidates(training: programs.Training) -> Iterator[Partitioner]:
     """Partitioners over the same devices that a step divides over."""
     own = training.partitioner
     sizes = own.mesh().shape
     for preset in PRESETS:
-        uses_model_axis = preset in ("mixed", "tensor")
-        for model in meshes.divisors(sizes["data"] * sizes["model"]) if uses_model_axis else (1,):
+        widths = meshes.divisors(sizes["data"] * sizes["model"]) if preset in ("mixed", "tensor") else [1]
+        for model in (width for width in widths if width <= _WIDEST):
             partitioner = dataclasses.replace(
                 own, preset=preset, num_partitions=model, model_parallel_submesh=None, rules=own.rules
             )

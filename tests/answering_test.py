@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -155,3 +159,60 @@ def test_tokens_outside_the_vocabulary_are_refused(network):
     arrays["decoder_target_tokens"] = arrays["decoder_target_tokens"] + 300
     with pytest.raises(ValueError, match="The targets have the token .*, but the network's vocabulary has 259"):
         list(answering.predict_tokens(model, params, arrays, **how))
+
+
+_FOUR_DEVICES = """
+import json
+import jax, numpy as np
+from promot_t5x import answering
+from promot_t5x.architecture import T5Config
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
+
+model = EncoderDecoderModel(T5Config(64, 16, 4, 8, 32, 1, 1))
+rng = np.random.default_rng(0)
+params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), model.abstract_params())
+targets = rng.integers(2, 64, (8, 5)).astype(np.int32)
+batch = {
+    "encoder_input_tokens": rng.integers(1, 64, (8, 6)).astype(np.int32),
+    "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    "decoder_target_tokens": targets,
+    "decoder_loss_weights": np.ones((8, 5), np.float32),
+}
+report = {}
+for name, function in (("predict", answering.predict), ("score", answering.score)):
+    found = []
+    for partitioner in (Partitioner(devices=tuple(jax.devices()[:1])), Partitioner(num_partitions=2)):
+        shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
+        placed, feed = jax.tree.map(jax.device_put, params, shardings), partitioner.place_batch(batch)
+        with partitioner.context():
+            found.append(function(model, placed, feed, 0))
+    report[name] = {
+        "batch is replicated": feed["decoder_target_tokens"].sharding.is_fully_replicated,
+        "devices": len(found[1].sharding.device_set),
+        "is replicated": found[1].sharding.is_fully_replicated,
+        "on every device": [np.asarray(shard.data).tolist() for shard in found[1].addressable_shards],
+        "on one": np.asarray(found[0]).tolist(),
+    }
+print(json.dumps(report))
+"""
+
+
+def test_on_four_devices_each_has_all_answers():
+    """Every process of a pod reads whole results, though each of its devices computed a part of them."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        # Most of the time is compilation, which needs no optimisation.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "PYTHONPATH": root,
+    }
+    done = subprocess.run([sys.executable, "-c", _FOUR_DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    for found in report.values():
+        assert found["devices"] == 4 and found["is replicated"] and not found["batch is replicated"]
+        for answers in found["on every device"]:
+            np.testing.assert_allclose(answers, found["on one"], rtol=1e-5)
+    assert np.shape(report["predict"]["on one"]) == (8, 5) and len(set(report["score"]["on one"])) == 8

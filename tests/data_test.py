@@ -1,6 +1,7 @@
 """promot_t5x.data against streams, shifts and paddings worked out by hand or in numpy."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -94,9 +95,32 @@ def test_processes_share_the_batches_of_one(task, batch_size, shards):
     config = _config(task, batch_size=batch_size, shards=shards)
     whole = _take(5, config, start_batch=2)
     for count in (2, 4):
-        parts = [_take(5, config, start_batch=2, process_index=i, process_count=count) for i in range(count)]
+        blocks = np.split(np.arange(batch_size), count)
+        parts = [_take(5, config, start_batch=2, rows=rows) for rows in blocks]
         joined = [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts, strict=True)]
         _equal(joined, whole)
+
+
+@pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
+@pytest.mark.parametrize("rows", [[1, 4, 5], [0, 7], [6], [2, 3, 6, 7], np.arange(8)])
+def test_any_rows_are_those_of_the_whole_batches(task, rows):
+    """Where a mesh cuts batches, a process's rows need not lie side by side."""
+    whole = _take(4, _config(task), start_batch=1)
+    _equal(_take(4, _config(task), start_batch=1, rows=rows), [{k: v[rows] for k, v in b.items()} for b in whole])
+
+
+@pytest.mark.parametrize("rows,shards", [([1, 4, 5], [0, 1]), ([2, 6], [2]), ([7, 0], [0, 3]), (None, [0, 1, 2, 3])])
+def test_only_the_shards_of_the_rows_are_read(rows, shards, monkeypatch):
+    built, build = [], data._TrainingStreams.shard
+
+    def recorded(self, shard, start_batch):
+        built.append(shard)
+        return build(self, shard, start_batch)
+
+    monkeypatch.setattr(data._TrainingStreams, "shard", recorded)
+    (batch,) = _take(1, _config(), rows=rows)
+    assert sorted(built) == shards
+    assert set(_ids(batch) % 4) == set(shards)
 
 
 def test_row_r_comes_from_shard_r_mod_s_once_an_epoch():
@@ -201,9 +225,11 @@ def test_a_missing_vocabulary_is_an_error_before_the_first_batch():
         data.train_batches(_config("data_no_vocabulary"))
 
 
-def test_rows_must_be_shared_evenly():
-    with pytest.raises(ValueError, match="multiple of the number of processes"):
-        data.train_batches(_config(), process_index=0, process_count=3)
+@pytest.mark.parametrize("rows", [[], [8], [0, 9], [-1, 0]])
+def test_rows_outside_the_batch_are_named(rows):
+    sentence = re.escape(f"rows are {rows}, expected some from 0 to 7, data.DatasetConfig.batch_size minus one")
+    with pytest.raises(ValueError, match=sentence):
+        data.train_batches(_config(), rows=rows)
 
 
 def test_fewer_shards_read_a_small_split():

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "promot_t5x"
-FOLDERS = ("interop", "report")  # packages that stand in the table as one name
+FOLDERS = ("interop", "planning", "report")  # packages that stand in the table as one name
 
 
 def floors() -> dict[str, tuple[int, int]]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_t5x import layout
+from promot_t5x import chunked_logits, layout
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import DecodingConfig, EncoderDecoderModel
 
@@ -88,6 +88,77 @@ def test_loss_and_scores_by_numpy(params):
         assert sums.weight_sum == weights.sum()
     hits = (logits.argmax(axis=-1) == batch["decoder_target_tokens"]) * weights
     assert results[0][1].correct == hits.sum()
+
+
+TIED = dataclasses.replace(CONFIG, logits_via_embedding=True, mlp_activations=("relu",))
+
+
+@pytest.mark.parametrize("width", [6, 7, 30])
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+def test_loss_and_gradients_are_those_of_all_logits(config, width, monkeypatch):
+    """Chunks of 6 words divide the vocabulary of 30, of 7 they overlap."""
+    monkeypatch.setattr(chunked_logits, "chunk_width", lambda words: width)
+    model = EncoderDecoderModel(config, label_smoothing=0.1, z_loss=1e-2, loss_normalizing_factor=2.5)
+    params, batch = random_params(config), random_batch(4)
+
+    def plain_loss(params):
+        logits_BxUxV = model.logits(params, batch)
+        log_z_BxU = jax.nn.logsumexp(logits_BxUxV, axis=-1)
+        hit_BxUxV = jax.nn.one_hot(batch["decoder_target_tokens"], 30)
+        q_BxUxV = 0.9 * hit_BxUxV + 0.1 / 29 * (1 - hit_BxUxV)
+        loss_BxU = jnp.sum(q_BxUxV * (log_z_BxU[..., None] - logits_BxUxV), axis=-1)
+        loss_BxU += 0.9 * np.log(0.9) + 0.1 * np.log(0.1 / 29) + 1e-2 * log_z_BxU**2
+        return jnp.sum(loss_BxU * batch["decoder_loss_weights"]) / 2.5
+
+    @functools.partial(jit, static_argnums=())
+    def both(params):
+        chunked = jax.value_and_grad(lambda p: model.loss_fn(p, batch, None)[0])(params)
+        return chunked, jax.value_and_grad(plain_loss)(params)
+
+    (loss, gradients), (expected_loss, expected) = both(params)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    expected = layout.flatten(expected)
+    assert ("decoder/logits_dense/kernel" in expected) == (config is CONFIG)
+    for name, gradient in layout.flatten(gradients).items():
+        difference = np.linalg.norm(np.float64(gradient) - expected[name])
+        assert difference <= 1e-6 * np.linalg.norm(expected[name]), name
+
+
+@pytest.mark.parametrize("model", NORMALIZED, ids=lambda model: str(model.loss_normalizing_factor))
+def test_loss_sums_of_parts_add_up_to_the_loss_of_the_batch(params, model):
+    batch = random_batch(4)
+
+    @functools.partial(jit, static_argnums=())
+    def whole_and_parts(params):
+        parts = [{k: v[rows] for k, v in batch.items()} for rows in (np.s_[:1], np.s_[1:])]
+        return model.loss_fn(params, batch, None), [model.loss_sum(params, part, None) for part in parts]
+
+    (loss, sums), parts = whole_and_parts(params)
+    total, added = jax.tree.map(jnp.add, *parts)
+    for found, expected in zip((total, *added), (sums.loss, *sums), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(total / model.loss_normalizer(added), loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_frozen_output_matrix_costs_no_product(scan_layers):
+    """Prompt tuning: the product that is left out would be as large as that of the logits."""
+    config = dataclasses.replace(CONFIG, prompt_length=3, scan_layers=scan_layers, remat="full")
+    model = EncoderDecoderModel(config)
+    params, batch = model.abstract_params(), random_batch(2) | {"soft_prompt_ids": np.zeros(2, np.int32)}
+
+    def products(*names):
+        flat = layout.flatten(params)
+
+        def loss(trained):
+            return model.loss_sum(layout.unflatten(frozen | trained), batch, None)[0]
+
+        frozen = {name: jnp.zeros(like.shape, like.dtype) for name, like in flat.items() if name not in names}
+        program = jax.make_jaxpr(jax.grad(loss))({name: flat[name] for name in names})
+        return str(program).count("dot_general[")
+
+    prompt = products("soft_prompt/embedding")
+    assert products("soft_prompt/embedding", "decoder/logits_dense/kernel") == prompt + 1
 
 
 def test_a_batch_without_target_tokens_costs_nothing(params):

@@ -295,6 +295,31 @@ def test_shared_logits_are_float32_whatever_the_network_computes_in(param_dtype)
     assert relative_difference(logits, np.float64(hidden_BxUxD) @ table.T / np.sqrt(config.embed_dim)) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [T5_1_0, TINY_PROMPT])
+def test_all_logits_are_the_output_matrix_times_the_hidden(config, dtype):
+    """What the losses make of the hidden and the matrix, chunk by chunk, is what `__call__` gives as a whole."""
+    config = dataclasses.replace(config, dtype=dtype)
+    params, batch = random_params(config), random_batch(np.random.default_rng(13), config, [6, 4])
+    inputs = [batch["encoder_input_tokens"], batch["decoder_input_tokens"]]
+    if config.prompt_length:
+        inputs.append(np.array([1, -1]))
+
+    @jit
+    def hidden_and_logits(config, params):
+        apply = functools.partial(EncoderDecoderModel(config).module.apply, {"params": params}, *inputs)
+        return apply(method="hidden"), apply()
+
+    hidden, logits = hidden_and_logits(config, params)
+    assert hidden.shape == (2, 7, config.embed_dim) and hidden.dtype == dtype and logits.dtype == jnp.float32
+    flat, hidden = layout.flatten(params), np.float64(hidden)
+    if config.logits_via_embedding:
+        expected = hidden @ np.float64(flat["token_embedder/embedding"]).T / np.sqrt(config.embed_dim)
+    else:
+        expected = hidden @ np.float64(flat["decoder/logits_dense/kernel"])
+    assert relative_difference(logits, expected) < 1e-6
+
+
 def one(batch, row):
     return {key: value[row : row + 1] for key, value in batch.items()}
 
@@ -425,7 +450,9 @@ def logits_by_parts(config, encoder_params, decoder_params, batch):
     encoded, mask = module.apply(
         {"params": encoder_params}, batch["encoder_input_tokens"], batch["soft_prompt_ids"], method="encode"
     )
-    return module.apply({"params": decoder_params}, batch["decoder_input_tokens"], encoded, mask, method="decode")
+    variables = {"params": decoder_params}
+    hidden_BxUxD = module.apply(variables, batch["decoder_input_tokens"], encoded, mask, method="decode")
+    return module.apply(variables, hidden_BxUxD, method="logits")
 
 
 def test_the_embedding_of_padding_changes_nothing():
@@ -458,7 +485,7 @@ def cached_and_uncached(config, params, batch):
 
     _, rest_UxBxV = jax.lax.scan(step, cache, jnp.arange(1, length))
     cached = jnp.concatenate([first_BxV[:, None], rest_UxBxV.swapaxes(0, 1)], axis=1)
-    return cached, apply(inputs_BxU, encoded, mask, method="decode"), cache
+    return cached, apply(apply(inputs_BxU, encoded, mask, method="decode"), method="logits"), cache
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,61 @@ def test_frozen_leaves_are_absent_from_updates():
     np.testing.assert_array_equal(updates["soft_prompt"]["embedding"], -params["soft_prompt"]["embedding"])
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_frozen_weights_are_held_in_bfloat16_and_the_prompt_is_not(stacked):
+    params = _stacked(_tree(0)) if stacked else _tree(0)
+    held, before = layout.flatten(stages.held_in(params, "bfloat16")), layout.flatten(params)
+    assert list(held) == list(before)
+    for name, leaf in held.items():
+        if name == "soft_prompt/embedding":
+            assert leaf is before[name]
+        else:
+            assert leaf.dtype == jnp.bfloat16
+            np.testing.assert_array_equal(leaf, before[name].astype(jnp.bfloat16), err_msg=name)
+
+
+def test_what_trains_is_absent_from_what_is_held():
+    params = _tree(0)
+    trainable, frozen = stages.partition(params, stages.stage("prompt_tuning"))
+    held = stages.held_in(frozen, "bfloat16")
+    assert held["soft_prompt"] == {"embedding": None}
+    whole = stages.combine(trainable, held)
+    assert jax.tree.structure(whole) == jax.tree.structure(params)
+    assert whole["soft_prompt"]["embedding"] is params["soft_prompt"]["embedding"]
+    _, frozen = stages.partition(params, stages.stage("model_tuning"))  # nothing but the prompt
+    held = stages.held_in(frozen, "bfloat16")
+    assert [x is y for x, y in zip(jax.tree.leaves(held), jax.tree.leaves(frozen), strict=True)] == [True]
+
+
+def test_held_in_the_same_dtype_or_none_is_the_same():
+    params = _tree(0)
+    assert stages.held_in(params, None) is params
+    held = stages.held_in(stages.held_in(params, "bfloat16"), "float32")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(held)} == {"float32"}
+    same = stages.held_in(params, "float32")
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), same, params))
+
+
+def test_abstract_leaves_are_held_where_they_are():
+    """A checkpoint is restored into them: they say dtype and place of what is read."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _tree(0))
+    _, frozen = stages.partition(like, stages.stage("joint_tuning"))
+    assert stages.held_in(frozen, "bfloat16") == frozen  # all leaves are None
+    held = stages.held_in(like, "bfloat16")
+    for name, leaf in layout.flatten(held).items():
+        expected = layout.flatten(like)[name]
+        assert isinstance(leaf, jax.ShapeDtypeStruct) and leaf.shape == expected.shape
+        assert leaf.sharding is sharding
+        assert leaf.dtype == ("float32" if name == "soft_prompt/embedding" else "bfloat16"), name
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8", ""])
+def test_a_dtype_no_weight_has_is_named(dtype):
+    with pytest.raises(ValueError, match=f"frozen_weights_dtype is '{dtype}': expected None, float32 or bfloat16"):
+        stages.held_in(_tree(0), dtype)
+
+
 def test_nothing_to_train_is_an_error():
     with pytest.raises(ValueError, match="prompt_tuning trains 0 parameters.*prompt_length"):
         stages.partition(_tree(0, prompt=False), stages.stage("prompt_tuning"))

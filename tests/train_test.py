@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from promot_t5x import checkpoints, initialize, launcher, layout, train, trainer
+from promot_t5x import checkpoints, data, initialize, launcher, layout, train, trainer
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
@@ -32,6 +32,12 @@ TASK_FEATURE_LENGTHS = {'inputs': 28, 'targets': 6}
 TRAIN_SPLIT = 'train'
 VALIDATION_SPLIT = 'validation'
 """
+MESH = """
+from __gin__ import dynamic_registration
+from promot_t5x import partitioning
+from promot_t5x import train
+train.train.partitioner = @partitioning.Partitioner()
+"""
 SHORT = {"TRAIN_STEPS": 4, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 8, "EVAL_BATCH_SIZE": 8}
 
 
@@ -40,6 +46,7 @@ def world(tmp_path_factory) -> Path:
     """A folder with a task's gin file and a pretrained model: weights drawn by numpy, no prompt."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "toy_enfr.gin").write_text(TASK)
+    (folder / "mesh.gin").write_text(MESH)
     _export(folder / "base", **TINY)
     _export(folder / "other_size", **{**TINY, "mlp_dim": 48})
     return folder
@@ -192,6 +199,86 @@ def test_flags_reach_the_run_in_every_spelling(world, tmp_path, capsys):
     assert not (tmp_path / "m").exists()
 
 
+@pytest.fixture
+def steps(monkeypatch):
+    """What every step of a run is given: [trainable leaves, frozen leaves], flat, as numpy arrays."""
+    given, original = [], trainer.make_step
+
+    def make_step(*args):
+        step = original(*args)
+
+        def recorded(trainable, opt_state, frozen, *rest):
+            flat = [layout.flatten(tree) for tree in (trainable, frozen)]
+            given.append([{name: np.array(leaf) for name, leaf in leaves.items()} for leaves in flat])
+            return step(trainable, opt_state, frozen, *rest)
+
+        return recorded
+
+    monkeypatch.setattr(trainer, "make_step", make_step)
+    return given
+
+
+def test_a_frozen_model_may_be_held_in_bfloat16(world, stage_1, tmp_path, steps, capsys):
+    """The prompt, and all that is stored, stays in float32; stage 2 trains the model as it was before."""
+    half = ["--gin.train.train.frozen_weights_dtype=bfloat16"]
+    code, shown = _run([*_flags(world, "prompt_tuning", tmp_path / "stage_1"), *half], capsys)
+    assert code == 0, shown
+    base, prompt = _leaves(world / "base"), layout.PROMPT
+    assert len(steps) == 4
+    for trainable, frozen in steps:
+        assert list(trainable) == [prompt] and trainable[prompt].dtype == np.float32
+        assert list(frozen) == list(base)
+        for name, leaf in base.items():
+            assert frozen[name].tobytes() == np.asarray(leaf, jnp.bfloat16).tobytes(), name
+    found = {step: _leaves(tmp_path / "stage_1" / f"checkpoint_{step}") for step in (2, 4)}
+    for step, stored in found.items():
+        assert list(stored) == [prompt] and stored[prompt].dtype == np.float32
+        facts = [checkpoints.read_metadata(run / f"checkpoint_{step}") for run in (tmp_path / "stage_1", stage_1)]
+        assert facts[0]["base"] == facts[1]["base"], "the base is the one in float32"
+    whole = _leaves(stage_1 / "checkpoint_4")[prompt]
+    off = np.linalg.norm(found[4][prompt] - whole) / np.linalg.norm(whole)
+    assert 0 < off < 0.1, "near what float32 finds, and not the same"
+    (vectors_NxPxD,) = safetensors.numpy.load_file(tmp_path / "stage_1" / "soft_prompt.safetensors").values()
+    assert vectors_NxPxD.dtype == np.float32
+
+    steps.clear()
+    code, shown = _run([*_flags(world, "model_tuning", tmp_path / "stage_2", base=tmp_path / "stage_1"), *half], capsys)
+    assert code == 0, shown
+    trainable, frozen = steps[0]
+    assert list(frozen) == [prompt] and list(trainable) == list(base)
+    best = found[checkpoints.best_step(tmp_path / "stage_1")]
+    np.testing.assert_array_equal(frozen[prompt], best[prompt], strict=True)
+    for name, leaf in base.items():
+        np.testing.assert_array_equal(trainable[name], leaf, strict=True, err_msg=name)
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_a_resumed_run_may_be_on_another_mesh(world, tmp_path, steps, monkeypatch, capsys):
+    flags = [*_flags(world, "prompt_tuning", tmp_path / "run"), "--gin_file=mesh.gin"]
+    original = data.train_batches
+
+    def three_batches(*args, **kwargs):
+        yield from itertools.islice(original(*args, **kwargs), 3)
+        raise _Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "train_batches", three_batches)
+        with pytest.raises(_Stopped):
+            _run(flags, capsys)
+    assert checkpoints.all_steps(tmp_path / "run") == [2] and len(steps) == 3
+    mesh = [f"--gin.partitioning.Partitioner.{setting}" for setting in ("preset=tensor", "num_slices=1")]
+    code, shown = _run([*flags, *mesh], capsys)
+    assert code == 0, shown
+    assert len(steps) == 5, "two more, from the checkpoint on"
+    assert "Partitioner.preset = 'tensor'" in (tmp_path / "run" / "config.gin").read_text()
+    # What it computes may still not change, the parts of a batch among it: they decide the masks of dropout.
+    code, shown = _run([*flags, "--gin.trainer.LoopConfig.num_microbatches=2"], capsys)
+    assert code == 1 and "holds a run with another configuration" in shown and "num_microbatches = 2" in shown
+
+
 # Mistakes: one sentence, exit code 1, and nothing left that looks like a run.
 
 MISTAKES = {
@@ -222,6 +309,15 @@ MISTAKES = {
     "unknown split": (dict(TRAIN_SPLIT="trian"), "'trian'"),
     "unknown validation split": (dict(VALIDATION_SPLIT="valid"), "'valid'"),
     "batch and shards": (dict(BATCH_SIZE=9), "data.DatasetConfig.batch_size=9 is not a multiple of "),
+    "no dtype of weights": (
+        dict(extra=["--gin.train.train.frozen_weights_dtype=float16"]),
+        "train.train.frozen_weights_dtype is 'float16': expected None, float32 or bfloat16.",
+    ),
+    "no preset": (
+        dict(extra=["--gin_file=mesh.gin", "--gin.partitioning.Partitioner.preset=fsdp"]),
+        "Partitioner.preset is 'fsdp': expected one of mixed, fully_sharded, tensor, data.",
+    ),
+    "microbatches": (dict(extra=["--gin.trainer.LoopConfig.num_microbatches=3"]), "num_microbatches is 3, which does"),
     "no such text": (dict(extra=["--gin.train.train.prompt_init=@soft_prompt.from_file()"]), "soft_prompt."),
 }
 

@@ -18,7 +18,7 @@ import seqio
 import tensorflow as tf
 from clu import metric_writers
 
-from promot_t5x import checkpoints, data, layout, stages, train, trainer
+from promot_t5x import checkpoints, data, layout, losses, stages, train, trainer
 from promot_t5x.architecture import T5Config
 from promot_t5x.interop import t5x_checkpoint
 from promot_t5x.model import EncoderDecoderModel
@@ -38,6 +38,14 @@ CONFIG = T5Config(
     dropout_rate=0.1,
 )
 ONE_LAYER = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Every program here runs a few times: most of the time is compilation, which needs no optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _batch(seed=0, rows=B):
@@ -71,7 +79,7 @@ def _start(model, stage, transform=None, params=None):
 
 
 def _run(model, optimizer, state, frozen, tmp_path, batches, **kwargs):
-    kwargs = {"save_period": 100, "evaluate": lambda _: None, "save": lambda *_: None, **kwargs}
+    kwargs = {"batch_size": B, "save_period": 100, "evaluate": lambda _: None, "save": lambda *_: None, **kwargs}
     config = kwargs.pop("config", trainer.LoopConfig(3, log_period=2))
     writer = metric_writers.create_default_writer(str(tmp_path), asynchronous=False)
     return trainer.train(
@@ -234,6 +242,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
         iter(batches),
         trainer.LoopConfig(3, log_period=2),
         partitioner=Partitioner(),
+        batch_size=B,
         save_period=100,
         evaluate=lambda _: None,
         save=lambda *_: None,
@@ -262,9 +271,11 @@ def test_numbers_that_are_not_finite_end_the_run_before_a_checkpoint(broken, tmp
 
         @dataclasses.dataclass(frozen=True)
         class Model:
-            def loss_fn(self, params, batch, rng):
+            loss_normalizer = model.loss_normalizer
+
+            def loss_sum(self, params, batch, rng):
                 weights = batch["decoder_loss_weights"]
-                loss, sums = model.loss_fn(params, {**batch, "decoder_loss_weights": jnp.ones_like(weights)}, rng)
+                loss, sums = model.loss_sum(params, {**batch, "decoder_loss_weights": jnp.ones_like(weights)}, rng)
                 return spoilt(loss, weights), sums
 
         used, poison = Model(), 7.0
@@ -291,6 +302,156 @@ def test_numbers_that_are_not_finite_end_the_run_before_a_checkpoint(broken, tmp
             save=lambda state, _: saved.append(state.step),
         )
     assert saved == [2]
+
+
+# Microbatches, and what a step leaves alone.
+
+
+def _uneven_batch(rows=8):
+    """Targets of different lengths, weights between 0 and 1, a row without any target and one without a prompt."""
+    batch, rng = _batch(rows=rows), np.random.default_rng(1)
+    filled = np.arange(U) < rng.integers(1, U + 1, (rows, 1))
+    filled[5] = False
+    batch["decoder_loss_weights"] = (filled * rng.uniform(0.2, 1, (rows, U))).astype(np.float32)
+    batch["soft_prompt_ids"][2] = -1
+    batch["encoder_input_tokens"][:, 3:] *= rng.integers(0, 2, (rows, 1), dtype=np.int32)
+    return batch
+
+
+def _one_step(model, optimizer, state, frozen, batch, num_microbatches):
+    """(trainable, opt_state, metrics)"""
+    step = trainer.make_step(model, optimizer, num_microbatches=num_microbatches)
+    return step(state.trainable, state.opt_state, frozen, batch, jnp.int32(0))
+
+
+def _distance(found, expected):
+    """(relative distance of two flat trees, the largest of one leaf)"""
+    norms = [[float(np.linalg.norm(np.ravel(x))) for x in (found[n] - e, e)] for n, e in expected.items()]
+    return np.divide(*np.sqrt(np.sum(np.square(norms), axis=0))), max(off / size for off, size in norms)
+
+
+@pytest.mark.parametrize("stage", ["prompt_tuning", "model_tuning"])
+def test_microbatches_make_the_update_of_the_whole_batch(stage):
+    config = dataclasses.replace(ONE_LAYER, dropout_rate=0.0)
+    batch = _uneven_batch()
+    weights = batch["decoder_loss_weights"]
+    tokens = [float(weights[i::4].sum()) for i in range(4)]
+    assert len(set(tokens)) == 4 and min(tokens) > 0 and weights.sum(axis=1).min() == 0
+    rate, reference = 1e3, None
+    cases = [(None, 1), (None, 2), (None, 4), (2.5, 2), ("NUM_REAL_TARGET_TOKENS", 1), ("NUM_REAL_TARGET_TOKENS", 4)]
+    for factor, count in cases:
+        model = EncoderDecoderModel(config, label_smoothing=0.1, loss_normalizing_factor=factor)
+        before, optimizer, state, frozen = _start(model, stage, optax.sgd(rate))
+        trainable, _, metrics = _one_step(model, optimizer, state, frozen, batch, count)
+        # At this rate the update outweighs the parameters.
+        flat = layout.flatten(trainable)
+        updates = {name: (layout.flatten(before)[name] - leaf) / rate for name, leaf in flat.items()}
+        sums = np.array([metrics["sums"].loss, metrics["sums"].weight_sum, metrics["sums"].correct])
+        if reference is None:  # the sum over the whole batch
+            reference = updates, float(metrics["gradient_norm"]), sums
+        normalizer = {None: 1.0, 2.5: 2.5}.get(factor, weights.sum())
+        expected = {name: leaf / normalizer for name, leaf in reference[0].items()}
+        whole, leaf = _distance(updates, expected)
+        assert whole < 1e-6 and leaf < 5e-6, (factor, count)
+        np.testing.assert_allclose(metrics["gradient_norm"], reference[1] / normalizer, rtol=1e-6)
+        np.testing.assert_allclose(sums, reference[2], rtol=1e-6)
+    assert reference[1] > 0.1
+
+
+class _Linear:
+    """A loss whose gradient is the sum of `factor` over rows, exactly, and whose only randomness is its dropout key."""
+
+    def loss_sum(self, params, batch, rng):
+        del rng
+        loss = jnp.sum(batch["factor"].astype(params["w"].dtype) * params["w"])
+        return loss, losses.LossSums(*[jnp.float32(1)] * 4)
+
+    def loss_normalizer(self, sums):
+        return 1.0
+
+
+def test_bfloat16_gradients_are_added_in_float32():
+    """256 + 1 is 256 in bfloat16, and would stay so four times."""
+    params = {"w": jnp.zeros(1, jnp.bfloat16)}
+    step = trainer.make_step(_Linear(), optax.sgd(1.0), num_microbatches=5)  # pyright: ignore[reportArgumentType]
+    batch = {"factor": np.array([256, 1, 1, 1, 1], np.float32)[:, None]}
+    trainable, _, metrics = step(params, optax.sgd(1.0).init(params), {"w": None}, batch, jnp.int32(0))
+    assert trainable["w"].dtype == jnp.bfloat16 and float(trainable["w"][0]) == -260.0
+    assert float(metrics["sums"].weight_sum) == 5 and metrics["sums"].weight_sum.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.3])
+def test_each_microbatch_has_dropout_masks_of_its_own(dropout_rate):
+    """Both microbatches have the same rows; the weights of one of them are 0."""
+    model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, dropout_rate=dropout_rate))
+    _, optimizer, state, frozen = _start(model, "prompt_tuning", optax.sgd(1.0))
+    step = trainer.make_step(model, optimizer, num_microbatches=2)
+    found = []
+    for counted in (0, 1, 0):
+        batch = {name: np.repeat(rows, 2, axis=0) for name, rows in _batch(rows=2).items()}
+        batch["decoder_loss_weights"][1 - counted :: 2] = 0.0
+        args = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
+        metrics = step(*args, frozen, batch, jnp.int32(0))[2]
+        found.append((float(metrics["sums"].loss), float(metrics["gradient_norm"])))
+    assert found[0] == found[2] and step._cache_size() == 1
+    if dropout_rate:
+        assert np.all(np.abs(np.divide(found[0], found[1]) - 1) > 1e-3)
+    else:
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
+def test_microbatches_divide_the_batch():
+    model = EncoderDecoderModel(ONE_LAYER)
+    _, optimizer, state, frozen = _start(model, "prompt_tuning")
+    step = trainer.make_step(model, optimizer, num_microbatches=2)
+    sentence = "trainer.LoopConfig.num_microbatches is 2, which does not divide the batch of 3 rows; choose a divisor."
+    with pytest.raises(ValueError, match=sentence):
+        jax.eval_shape(step, state.trainable, state.opt_state, frozen, _batch(rows=3), jnp.int32(0))
+
+
+def test_a_run_in_microbatches_compiles_its_step_once(tmp_path, monkeypatch):
+    made, original = [], trainer.make_step
+    monkeypatch.setattr(trainer, "make_step", lambda *args: made.append(original(*args)) or made[-1])
+    model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, dropout_rate=0.0))
+    shardings = Partitioner().shardings(model.logical_axes(), model.abstract_params())
+    ends = []
+    for count in (1, 4):
+        params = jax.device_put(_random_params(model), shardings)
+        _, optimizer, state, frozen = _start(model, "prompt_tuning", params=params)
+        config, batches = trainer.LoopConfig(3, num_microbatches=count), (_batch(i, rows=4) for i in range(3))
+        end = _run(model, optimizer, state, frozen, tmp_path, batches, config=config, batch_size=4)
+        ends.append(layout.flatten(end.trainable))
+    assert [step._cache_size() for step in made] == [1, 1]
+    assert _distance(*ends)[0] < 1e-5
+
+
+def test_a_prompt_tuning_step_returns_the_prompt_and_leaves_the_model_alone():
+    """What comes out is the prompt, its optimizer's state and five numbers; the model is not returned or copied."""
+    model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, embed_dim=64, mlp_dim=1024))
+    before, optimizer, state, frozen = _start(model, "prompt_tuning")
+    given = state.trainable, state.opt_state, frozen, _batch(), jnp.int32(0)
+    compiled = trainer.make_step(model, optimizer).lower(*given).compile()
+    weights = layout.flatten(frozen)
+    places = {name: leaf.unsafe_buffer_pointer() for name, leaf in weights.items()}
+    trainable, opt_state, metrics = compiled(*given)
+
+    prompt_bytes = P * 64 * 4
+    assert list(layout.flatten(trainable)) == ["soft_prompt/embedding"]
+    assert [leaf.shape for leaf in jax.tree.leaves(metrics)] == [()] * 5
+    slots = sorted(leaf.nbytes for leaf in jax.tree.leaves(opt_state))
+    assert slots[-1] == prompt_bytes and sum(slots[:-1]) <= 4 * len(slots), "a second moment, counters, placeholders"
+    outputs = jax.tree.leaves((trainable, opt_state, metrics))
+    memory = compiled.memory_analysis()
+    # XLA's count holds a pointer for every output.
+    assert memory.output_size_in_bytes <= sum(leaf.nbytes for leaf in outputs) + 8 * len(outputs)
+    assert 2 * prompt_bytes <= memory.alias_size_in_bytes <= memory.output_size_in_bytes
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[:2]) if leaf.size > 1), "their memory is used again"
+
+    # Activations, and what the CPU lays out anew for a product: the larger kernels at most.
+    assert memory.temp_size_in_bytes < 0.75 * sum(leaf.nbytes for leaf in weights.values())
+    assert {name: leaf.unsafe_buffer_pointer() for name, leaf in weights.items()} == places
+    for name, leaf in weights.items():
+        assert np.asarray(leaf).tobytes() == layout.flatten(before)[name].tobytes(), name
 
 
 # Whole runs: train.train on a small seqio task.
@@ -448,3 +609,5 @@ test._train(sys.argv[2], "joint_tuning", name)
 def test_configuration_errors():
     with pytest.raises(ValueError, match="total_steps=0"):
         trainer.LoopConfig(0)
+    with pytest.raises(ValueError, match="num_microbatches=0: expected at least 1"):
+        trainer.LoopConfig(1, num_microbatches=0)

@@ -91,7 +91,7 @@ class Program:
 
     @functools.cached_property
     def callers(self) -> dict[str, tuple[str, Instruction]]:
-        """(computation, instruction) that runs a fusion's, call's or loop body's computation; XLA makes one for each."""
+        """(computation, instruction) that runs the computation of a fusion, of a call or of a loop's body."""
         found = {}
         for computation, instructions in self.computations.items():
             for instruction in instructions.values():

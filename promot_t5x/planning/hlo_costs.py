@@ -165,13 +165,15 @@ def _iota(text: str) -> np.ndarray:
 
 def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]], ids: np.ndarray) -> list[list[int]]:
     """Groups along some axes of a mesh; ("a", "2", "4") is the part of size 4 that follows a part of size 2 of "a"."""
-    parts = {name: (int(before or 1), int(size or sizes[name])) for name, before, size in wanted}
     shape, chosen = [], []
     for name, size in sizes.items():
-        before, part = parts.get(name, (1, 1))
-        if name in parts:
+        parts = sorted((int(before or 1), int(part or size)) for axis, before, part in wanted if axis == name)
+        cut = 1
+        for before, part in parts:
             chosen.append(len(shape) + 1)
-        shape += [before, part, size // before // part]
+            shape += [before // cut, part]
+            cut = before * part
+        shape.append(size // cut)
     rest = [i for i in range(len(shape)) if i not in chosen]
     grouped = ids.reshape(shape).transpose([*rest, *chosen])
     return grouped.reshape(-1, math.prod(shape[i] for i in chosen)).tolist()
