@@ -14,11 +14,15 @@ SOURCE_ONLY = promise,rouge-score$(shell $(PYTHON) -c "import sys; print(',editd
 PIP_INSTALL = -m pip install --disable-pip-version-check --quiet --only-binary :all: --no-binary $(SOURCE_ONLY) \
 	--constraint constraints.txt
 
-.PHONY: demo test test-slow lint wheel install-wheel setup clean help
+# The TPU compiler lies apart from the environment: JAX would look for TPUs with it at every start.
+TPU_COMPILER = build/tpu
+
+.PHONY: demo test test-plan test-slow lint wheel install-wheel setup clean help
 
 help:
 	@echo "make demo       the two-stage demo; results in out/demo/report.html and out/demo/results.json"
 	@echo "make test       the tests, without those marked slow"
+	@echo "make test-plan  the tests that need the TPU compiler, which it installs into $(TPU_COMPILER)"
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff, format check, pyright"
 	@echo "make wheel      dist/promot_t5x-*.whl, by way of a source distribution"
@@ -30,8 +34,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(PYTEST_FLAGS)
 
-test-slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS)
+test-plan: $(STAMP) $(TPU_COMPILER)
+	PYTHONPATH=$(TPU_COMPILER) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "tpu_compiler and not slow" $(PYTEST_FLAGS)
+
+$(TPU_COMPILER): constraints.txt
+	rm -rf $@
+	$(BIN)/python $(PIP_INSTALL) --no-deps --target $@ libtpu
+
+test-slow: $(STAMP) $(TPU_COMPILER)
+	PYTHONPATH=$(TPU_COMPILER) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -135,9 +135,7 @@ def main() -> None:
             print(name, found[name][-1], flush=True)
     best = {name: {key: min(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
     for name, row in best.items():
-        print(
-            f"{name:5} temporaries {row['temporaries_mb']:.0f} MB, {row['cpu_seconds']:.2f} CPU s a step (best)"
-        )
+        print(f"{name:5} temporaries {row['temporaries_mb']:.0f} MB, {row['cpu_seconds']:.2f} CPU s a step (best)")
     if "t5x" in best:
         print("ours / t5x:", {key: round(best["ours"][key] / best["t5x"][key], 2) for key in best["ours"]})
 

@@ -170,7 +170,7 @@ def run(
 
 
 def _what_scores_depend_on() -> list[str]:
-    """The configuration in force, without the recipe's own and the mesh: other runs stay as they are, on any devices."""
+    """The configuration in force, without the recipe's own (other runs stay as they are) and without the mesh."""
     found = launcher.bindings(launcher.resolved_config())
     apart = ("pipeline.", "partitioning.")
     return [line for line in found if "." in line.split(" = ")[0] and not line.startswith(apart)]

@@ -5,7 +5,7 @@ promot-t5x plan --gin_file=recipes/promot_rte.gin --topology v4:4x4x4
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -76,20 +76,33 @@ def _answering(training: programs.Training, config: Any) -> programs.Answering |
     return programs.Answering(training.model, config.task_feature_lengths, config.batch_size, training.partitioner)
 
 
-def plan(asked: Asked, topology: chips.Topology) -> tables.Plan:
-    """Compiles everything that a recipe runs, and measures it."""
+def plan(asked: Asked, topology: chips.Topology, only: Collection[str] = ()) -> tables.Plan:
+    """Compiles and measures what a recipe runs.
+
+    Args:
+      asked: the recipe.
+      topology: the slice.
+      only: names of the programs that are compiled, stages and what EVALUATION has; none means all.
+
+    Raises:
+      ValueError: a name of no program.
+    """
+    names = (*asked.stages, *(EVALUATION if asked.evaluation else ()))
+    if unknown := sorted(set(only) - set(names)):
+        raise ValueError(f"--programs has {', '.join(unknown)}: expected names among {', '.join(names)}.")
     measured, evaluation, groups, advice = {}, {}, {}, {}
     for stage, training in asked.stages.items():
-        logging.info("compiling %s for %s", stage, topology)
-        measured[stage] = measures.measure(programs.training_step(training), topology)
         params = stages.combine(*programs.parameters(training))
         groups[stage] = parameter_table.parameter_groups(
             params, stages.stage(stage), training.partitioner, training.model
         )
-        if not measured[stage].fits:
-            advice[stage] = training_advice(training, topology)
-    if asked.evaluation is not None:
-        for name, program in (("scoring", programs.scoring), ("decoding", programs.decoding)):
+        if stage in (only or names):
+            logging.info("compiling %s for %s", stage, topology)
+            measured[stage] = measures.measure(programs.training_step(training), topology)
+            if not measured[stage].fits:
+                advice[stage] = training_advice(training)
+    for name, program in EVALUATION.items():
+        if asked.evaluation is not None and name in (only or names):
             logging.info("compiling %s for %s", name, topology)
             length = asked.evaluation.lengths["targets"]
             evaluation[name] = measures.measure(program(asked.evaluation), topology, unknown_trips=length)
@@ -99,10 +112,11 @@ def plan(asked: Asked, topology: chips.Topology) -> tables.Plan:
     return tables.Plan(topology, partitioner, groups, measured, evaluation, advice)
 
 
+EVALUATION = {"scoring": programs.scoring, "decoding": programs.decoding}
 _OTHER_PLACES = ("--search: another mesh or preset", "a bigger slice")
 
 
-def training_advice(training: programs.Training, topology: chips.Topology) -> list[str]:
+def training_advice(training: programs.Training) -> list[str]:
     """What to try where a step does not fit, what costs least first."""
     steps, config = [], training.model.config
     if config.remat != "full":
@@ -155,17 +169,19 @@ def main(argv: Sequence[str]) -> None:
     parser = flags.flag_parser("promot-t5x plan", __doc__)
     parser.add_argument("--topology", required=True, help="a slice: v4:4x4x4, v5e:4x8, v5p:4x4x4, v6e:4x8, v3:8x8 …")
     parser.add_argument("--slices", type=int, default=1, help="slices of that kind, data parallel across (default: 1)")
+    parser.add_argument("--programs", metavar="A,B", default="", help="compile only these: prompt_tuning, scoring …")
     parser.add_argument("--search", action="store_true", help="also try all presets and meshes, and rank them")
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON, too")
     invocation = flags.parse_flags(argv, parser)
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
     asked = configured(invocation, topology.devices())
-    found = plan(asked, topology)
+    only = [name for name in invocation.extra["programs"].split(",") if name]
+    found = plan(asked, topology, only)
     print(tables.text(found))
     written = tables.as_json(found)
     if invocation.extra["search"]:
         written["search"] = {}
-        for stage, training in asked.stages.items():
+        for stage, training in ((s, t) for s, t in asked.stages.items() if s in (only or asked.stages)):
             ranked = search(training, topology)
             print(f"\n{stage} on {topology}, fastest bound first\n{tables.comparison(ranked)}", flush=True)
             written["search"][stage] = [tables.candidate_json(*pair) for pair in ranked]

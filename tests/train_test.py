@@ -32,12 +32,6 @@ TASK_FEATURE_LENGTHS = {'inputs': 28, 'targets': 6}
 TRAIN_SPLIT = 'train'
 VALIDATION_SPLIT = 'validation'
 """
-MESH = """
-from __gin__ import dynamic_registration
-from promot_t5x import partitioning
-from promot_t5x import train
-train.train.partitioner = @partitioning.Partitioner()
-"""
 SHORT = {"TRAIN_STEPS": 4, "CHECKPOINT_PERIOD": 2, "BATCH_SIZE": 8, "EVAL_BATCH_SIZE": 8}
 
 
@@ -46,7 +40,6 @@ def world(tmp_path_factory) -> Path:
     """A folder with a task's gin file and a pretrained model: weights drawn by numpy, no prompt."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "toy_enfr.gin").write_text(TASK)
-    (folder / "mesh.gin").write_text(MESH)
     _export(folder / "base", **TINY)
     _export(folder / "other_size", **{**TINY, "mlp_dim": 48})
     return folder
@@ -220,8 +213,8 @@ def steps(monkeypatch):
 
 def test_a_frozen_model_may_be_held_in_bfloat16(world, stage_1, tmp_path, steps, capsys):
     """The prompt, and all that is stored, stays in float32; stage 2 trains the model as it was before."""
-    half = ["--gin.train.train.frozen_weights_dtype=bfloat16"]
-    code, shown = _run([*_flags(world, "prompt_tuning", tmp_path / "stage_1"), *half], capsys)
+    half = {"FROZEN_WEIGHTS_DTYPE": "bfloat16"}
+    code, shown = _run(_flags(world, "prompt_tuning", tmp_path / "stage_1", **half), capsys)
     assert code == 0, shown
     base, prompt = _leaves(world / "base"), layout.PROMPT
     assert len(steps) == 4
@@ -242,7 +235,7 @@ def test_a_frozen_model_may_be_held_in_bfloat16(world, stage_1, tmp_path, steps,
     assert vectors_NxPxD.dtype == np.float32
 
     steps.clear()
-    code, shown = _run([*_flags(world, "model_tuning", tmp_path / "stage_2", base=tmp_path / "stage_1"), *half], capsys)
+    code, shown = _run(_flags(world, "model_tuning", tmp_path / "stage_2", tmp_path / "stage_1", **half), capsys)
     assert code == 0, shown
     trainable, frozen = steps[0]
     assert list(frozen) == [prompt] and list(trainable) == list(base)
@@ -257,7 +250,7 @@ class _Stopped(Exception):
 
 
 def test_a_resumed_run_may_be_on_another_mesh(world, tmp_path, steps, monkeypatch, capsys):
-    flags = [*_flags(world, "prompt_tuning", tmp_path / "run"), "--gin_file=mesh.gin"]
+    flags = _flags(world, "prompt_tuning", tmp_path / "run")
     original = data.train_batches
 
     def three_batches(*args, **kwargs):
@@ -269,14 +262,15 @@ def test_a_resumed_run_may_be_on_another_mesh(world, tmp_path, steps, monkeypatc
         with pytest.raises(_Stopped):
             _run(flags, capsys)
     assert checkpoints.all_steps(tmp_path / "run") == [2] and len(steps) == 3
-    mesh = [f"--gin.partitioning.Partitioner.{setting}" for setting in ("preset=tensor", "num_slices=1")]
+    mesh = ["--gin.PRESET=tensor", "--gin.NUM_PARTITIONS=1", "--gin.partitioning.Partitioner.num_slices=1"]
     code, shown = _run([*flags, *mesh], capsys)
     assert code == 0, shown
     assert len(steps) == 5, "two more, from the checkpoint on"
-    assert "Partitioner.preset = 'tensor'" in (tmp_path / "run" / "config.gin").read_text()
+    written = launcher.bindings((tmp_path / "run" / "config.gin").read_text())
+    assert {"PRESET = 'tensor'", "partitioning.Partitioner.num_slices = 1"} <= set(written)
     # What it computes may still not change, the parts of a batch among it: they decide the masks of dropout.
-    code, shown = _run([*flags, "--gin.trainer.LoopConfig.num_microbatches=2"], capsys)
-    assert code == 1 and "holds a run with another configuration" in shown and "num_microbatches = 2" in shown
+    code, shown = _run([*flags, "--gin.NUM_MICROBATCHES=2"], capsys)
+    assert code == 1 and "holds a run with another configuration" in shown and "NUM_MICROBATCHES = 2" in shown
 
 
 # Mistakes: one sentence, exit code 1, and nothing left that looks like a run.
@@ -310,14 +304,14 @@ MISTAKES = {
     "unknown validation split": (dict(VALIDATION_SPLIT="valid"), "'valid'"),
     "batch and shards": (dict(BATCH_SIZE=9), "data.DatasetConfig.batch_size=9 is not a multiple of "),
     "no dtype of weights": (
-        dict(extra=["--gin.train.train.frozen_weights_dtype=float16"]),
+        dict(FROZEN_WEIGHTS_DTYPE="float16"),
         "train.train.frozen_weights_dtype is 'float16': expected None, float32 or bfloat16.",
     ),
     "no preset": (
-        dict(extra=["--gin_file=mesh.gin", "--gin.partitioning.Partitioner.preset=fsdp"]),
+        dict(PRESET="fsdp"),
         "Partitioner.preset is 'fsdp': expected one of mixed, fully_sharded, tensor, data.",
     ),
-    "microbatches": (dict(extra=["--gin.trainer.LoopConfig.num_microbatches=3"]), "num_microbatches is 3, which does"),
+    "microbatches": (dict(NUM_MICROBATCHES=3), "num_microbatches is 3, which does not divide the batch of 8 rows"),
     "no such text": (dict(extra=["--gin.train.train.prompt_init=@soft_prompt.from_file()"]), "soft_prompt."),
 }
 

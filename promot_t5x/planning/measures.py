@@ -124,8 +124,10 @@ def _needed(message: str) -> tuple[int, tuple[str, ...]]:
     """What a program would need, and its largest allocations, from the compiler's refusal."""
     found = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds", message)
     needed = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    blocks = re.findall(r"Size: ([\d.]+[KMGT]?)\s(?:.*\n)*?\s*Operator: op_name=\"([^\"]*)\"", message)
-    return int(needed), tuple(f"{size}  {name}" for size, name in blocks[:3])
+    blocks = re.split(r"^ *\d+\. Size: ", message, flags=re.MULTILINE)[1:4]
+    names = [re.search(r"op_name=\"([^\"]*)\"", block) or re.search(r"Shape: (\S+)", block) for block in blocks]
+    largest = (f"{block.split()[0]}  {name[1] if name else '?'}" for block, name in zip(blocks, names, strict=True))
+    return int(needed), tuple(largest)
 
 
 def _bandwidth(axes: str, mesh: Mesh, topology: Topology) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow  # seven processes, each with its imports and compilation: two minutes on 2 cores
 
 _PROGRAM = """
 import dataclasses, hashlib, json, sys
