@@ -22,14 +22,15 @@ def make_mesh(
       devices: of all slices and processes.
       num_partitions: size of the `model` axis; the other devices of a slice form the `data` axis.
       submesh: the block of hardware (x, y, z, cores) that one `model` axis fills; None lets JAX choose.
-      num_slices: None asks the devices; a number cuts devices that know nothing of slices into so many.
+      num_slices: None asks the devices; 1 takes them for one slice whatever they say; a number cuts devices that know
+        nothing of slices into so many.
 
     Raises:
       ValueError: the devices do not divide; says by what they would.
 
     >>> import jax
-    >>> make_mesh(jax.devices()[:1], 1).shape
-    OrderedDict({'replica': 1, 'data': 1, 'model': 1})
+    >>> dict(make_mesh(jax.devices()[:1], 1).shape)
+    {'replica': 1, 'data': 1, 'model': 1}
     """
     slices = _slices(devices, num_slices)
     size = len(slices[0])
@@ -64,6 +65,8 @@ def _slices(devices: Sequence[Any], num_slices: int | None) -> list[list[Any]]:
     found = [by_index[index] for index in sorted(by_index)]
     if num_slices is None or num_slices == len(found):
         return found
+    if num_slices == 1:
+        return [list(devices)]
     if len(found) > 1 or len(devices) % num_slices:
         what = f"{len(found)} slices" if len(found) > 1 else f"{len(devices)} devices"
         raise ValueError(f"Partitioner.num_slices is {num_slices}, but there are {what}; leave it at None.")
@@ -74,7 +77,8 @@ def _slice_mesh(devices: list[Any], shape: tuple[int, int], submesh: Sequence[in
     if len(devices) == 1:  # create_device_mesh would look for a torus
         return np.array(devices, object).reshape(1, 1)
     if submesh is None:
-        return mesh_utils.create_device_mesh(shape, devices)
+        # A mesh axis may be a part of a dimension of the torus where no whole ones make it up (8 x 8 on 4x4x4).
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     cores = max(getattr(device, "core_on_chip", 0) for device in devices) + 1
     try:
         places = [(*device.coords, device.core_on_chip) for device in devices]

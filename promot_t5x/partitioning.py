@@ -185,7 +185,7 @@ class Partitioner:
           batch_size: rows of the global batch, with `rows`.
 
         Raises:
-          ValueError: the rows cannot be shared evenly.
+          ValueError: the rows cannot be shared evenly, or are not those of this process.
         """
         rows = np.arange(len(next(iter(batch.values())))) if rows is None else np.asarray(rows)
         batch_size = batch_size or len(rows)
@@ -194,7 +194,11 @@ class Partitioner:
 
         def place(values: np.ndarray) -> jax.Array:
             def of_device(index: Any) -> np.ndarray:
-                return values[np.searchsorted(rows, np.arange(batch_size)[index[0]])]
+                wanted = np.arange(batch_size)[index[0]]
+                found = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+                if not np.array_equal(rows[found], wanted):
+                    raise ValueError(f"A device here needs the rows {wanted.tolist()}, given were {rows.tolist()}.")
+                return values[found]
 
             return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, of_device)
 

@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x import flags, launcher, meshes, parameter_table, pipeline, records, stages, train
+from promot_t5x import flags, gin_checks, launcher, meshes, parameter_table, pipeline, records, stages, train
 from promot_t5x.partitioning import PRESETS, Partitioner
 from promot_t5x.planning import chips, measures, programs, tables
 
@@ -34,18 +34,20 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> Asked:
       devices: those of the slice.
 
     Raises:
-      ConfigError: neither is configured.
+      ConfigError: neither is configured, or a flag changes nothing.
     """
     # Where a run would read and write plays no part here; what the command says of it still wins.
     unread = tuple(f"{name} = 'not read'" for name in _FOLDERS)
     invocation = dataclasses.replace(invocation, gin_bindings=(*unread, *invocation.gin_bindings))
     launcher.configure(invocation)
     if not launcher.is_configured(pipeline.run):
+        gin_checks.check_flags(gin_checks.unused_flag_macros() - set(_FOLDERS))
         training = _training(launcher.bound_arguments(train.train), devices)
         validation = launcher.bound_arguments(train.train).get("validation")
         return Asked({training.stage: training}, _answering(training, validation and validation.config))
     bound = launcher.bound_arguments(pipeline.run)
     recipe, found = bound["recipe"], {}
+    pipeline._check_flags(invocation, recipe, epath.Path("not read"))
     for run in pipeline.planned_runs(recipe):
         if run.method in ("prompt_tuning", "promot"):
             pipeline.configure(invocation, recipe, run, epath.Path("not read"), "not read")
@@ -123,14 +125,12 @@ def training_advice(training: programs.Training) -> list[str]:
         steps.append(
             f"--gin.T5Config.remat=full: compute activations again instead of keeping them (now {config.remat})"
         )
-    sizes = training.partitioner.mesh().shape
-    rows = training.batch_size // training.num_microbatches // (sizes["replica"] * sizes["data"])
+    rows = training.partitioner.batch_sharding().shard_shape((training.batch_size,))[0] // training.num_microbatches
     if rows > 1:
-        steps.append(
-            f"--gin.LoopConfig.num_microbatches={2 * training.num_microbatches}: the same update, half the rows at once"
-        )
+        parts = training.num_microbatches * meshes.divisors(rows)[1]
+        steps.append(f"--gin.NUM_MICROBATCHES={parts}: the same update, fewer rows at once")
     if stages.stage(training.stage).trains_model is False and training.frozen_weights_dtype is None:
-        steps.append("--gin.train.frozen_weights_dtype=bfloat16: frozen weights in half the memory")
+        steps.append("--gin.FROZEN_WEIGHTS_DTYPE=bfloat16: frozen weights in half the memory")
     return [*steps, *_OTHER_PLACES]
 
 
@@ -159,20 +159,25 @@ def candidates(training: programs.Training) -> Iterator[Partitioner]:
             )
             try:
                 programs.training_step(dataclasses.replace(training, partitioner=partitioner))
-            except (ValueError, NotImplementedError):  # it does not divide, or the mesh does not suit the torus
+            except ValueError:  # it does not divide
                 continue
             yield partitioner
 
 
-def main(argv: Sequence[str]) -> None:
-    """Plans what the gin files and flags describe."""
+def parse(argv: Sequence[str]) -> flags.Invocation:
+    """The verb's command line; its own options are in `extra`."""
     parser = flags.flag_parser("promot-t5x plan", __doc__)
     parser.add_argument("--topology", required=True, help="a slice: v4:4x4x4, v5e:4x8, v5p:4x4x4, v6e:4x8, v3:8x8 …")
     parser.add_argument("--slices", type=int, default=1, help="slices of that kind, data parallel across (default: 1)")
     parser.add_argument("--programs", metavar="A,B", default="", help="compile only these: prompt_tuning, scoring …")
     parser.add_argument("--search", action="store_true", help="also try all presets and meshes, and rank them")
     parser.add_argument("--json", metavar="FILE", help="write the plan as JSON, too")
-    invocation = flags.parse_flags(argv, parser)
+    return flags.parse_flags(argv, parser)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Plans what the gin files and flags describe."""
+    invocation = parse(argv)
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
     asked = configured(invocation, topology.devices())
     only = [name for name in invocation.extra["programs"].split(",") if name]

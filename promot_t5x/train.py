@@ -94,6 +94,7 @@ def train(
     """
     which = stages.stage(stage)
     model_dir = str(checkpoints.absolute(model_dir))
+    stages.held_in({}, frozen_weights_dtype)  # a wrong dtype shows at once
     if dry_run:
         print(parameter_table.parameter_table(_abstract_params(model, which), which, partitioner, model))
         return None

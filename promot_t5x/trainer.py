@@ -177,6 +177,7 @@ def train(
     shardings = state_shardings(optimizer, state.trainable)
     train_step = make_step(model, optimizer, config.seed, config.num_microbatches, shardings)
     rows = partitioner.rows(batch_size)
+    partitioner.check_rows(batch_size // config.num_microbatches)
     trainable, opt_state = state.trainable, state.opt_state
     progress = _Progress(config, state.step)
     with partitioner.context():

@@ -11,7 +11,7 @@ import pytest
 
 import promot_t5x
 from promot_t5x import eval as eval_binary
-from promot_t5x import flags, gin_checks, launcher
+from promot_t5x import flags, gin_checks, launcher, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,11 +110,13 @@ def test_commands_parse(argv):
         invocation = eval_binary.parse(arguments)
         if invocation.extra["list"]:
             return
+    elif argv[:2] == ["promot-t5x", "plan"]:
+        invocation = plan.parse(arguments)
     else:
         parser = flags.flag_parser()
         parser.add_argument("--out")
         invocation = flags.parse_flags(arguments, parser)
-    given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if "demo" in argv else ()
+    given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if {"demo", "plan"} & set(argv) else ()
     files = [file for file in invocation.gin_files if not file.startswith("my")]
     launcher.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
     gin_checks.check_macros()

@@ -84,6 +84,7 @@ def parameters(training: Training) -> tuple[Any, Any]:
 def training_step(training: Training) -> Traced:
     """The step of `trainer.train`."""
     which, partitioner = stages.stage(training.stage), training.partitioner
+    partitioner.check_rows(training.batch_size // training.num_microbatches)
     trainable, frozen = parameters(training)
     optimizer = stages.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), which)
     shardings = trainer.state_shardings(optimizer, trainable)
