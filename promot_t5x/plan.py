@@ -158,7 +158,7 @@ def candidates(training: programs.Training) -> Iterator[Partitioner]:
                 own, preset=preset, num_partitions=model, model_parallel_submesh=None, rules=own.rules
             )
             try:
-                programs.training_step(dataclasses.replace(training, partitioner=partitioner))
+                programs.check_divides(dataclasses.replace(training, partitioner=partitioner))
             except ValueError:  # it does not divide
                 continue
             yield partitioner

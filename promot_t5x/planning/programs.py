@@ -81,10 +81,16 @@ def parameters(training: Training) -> tuple[Any, Any]:
     return trainable, stages.held_in(frozen, training.frozen_weights_dtype)
 
 
+def check_divides(training: Training) -> None:
+    """Raises ValueError where the rows or the parameters of a step cannot be shared evenly; traces nothing."""
+    training.partitioner.check_rows(training.batch_size // training.num_microbatches)
+    parameters(training)
+
+
 def training_step(training: Training) -> Traced:
     """The step of `trainer.train`."""
     which, partitioner = stages.stage(training.stage), training.partitioner
-    partitioner.check_rows(training.batch_size // training.num_microbatches)
+    check_divides(training)
     trainable, frozen = parameters(training)
     optimizer = stages.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), which)
     shardings = trainer.state_shardings(optimizer, trainable)
