@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import selectors
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 from absl import logging
@@ -147,18 +148,28 @@ def _call(port: int, count: int, deadline: float) -> list[int]:
             raise ValueError(
                 f"Process 0 cannot listen on port {port} ({error.strerror}); choose another one."
             ) from error
+        selector = stack.enter_context(selectors.DefaultSelector())
+        selector.register(server, selectors.EVENT_READ)
+        said: dict[socket.socket, bytes] = {}
+        # All at once: something else may knock at the port, and say nothing or anything.
         while len(present) < count - 1 and (left := deadline - time.monotonic()) > 0:
-            server.settimeout(left)
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                break
-            stack.enter_context(connection)
-            connection.settimeout(10)
-            with contextlib.suppress(OSError, ValueError):  # whatever else knocks at the port
-                found = int(connection.makefile().readline(20))
-                if 0 < found < count:
-                    present[found] = connection
+            for key, _ in selector.select(left):
+                if key.fileobj is server:
+                    connection = stack.enter_context(server.accept()[0])
+                    connection.settimeout(10)
+                    said[connection] = b""
+                    selector.register(connection, selectors.EVENT_READ)
+                    continue
+                connection = cast(socket.socket, key.fileobj)
+                with contextlib.suppress(OSError, ValueError):
+                    heard = connection.recv(20)
+                    said[connection] += heard
+                    if heard and b"\n" not in said[connection] and len(said[connection]) < 20:
+                        continue
+                    found = int(said[connection])
+                    if 0 < found < count:
+                        present[found] = connection
+                selector.unregister(connection)
         missing = sorted(set(range(1, count)) - set(present))
         for connection in present.values():
             with contextlib.suppress(OSError):

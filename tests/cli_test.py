@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import cli, demo, flags, gin_checks, launcher, pipeline, records, results
+from promot_t5x import cli, demo, distributed, flags, gin_checks, launcher, pipeline, records, results
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_help_names_every_verb(argv, capsys):
     assert cli.main(argv) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {verb} " in shown for verb in ("train", "eval", "infer", "pipeline", "demo", "report", "doctor"))
+    verbs = ("train", "eval", "infer", "pipeline", "plan", "demo", "report", "doctor")
+    assert all(f"\n  {verb} " in shown for verb in verbs)
 
 
 def test_unknown_verb(capsys):
@@ -34,13 +35,33 @@ def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
     assert "--gin_file" in capsys.readouterr().out
     assert cli.main([verb, "--gin_fil=x"]) == 1
     shown = capsys.readouterr().err
-    assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or "--results" in shown
+    # Of two mistakes argparse tells a missing flag first.
+    needed = {"report": "--results", "plan": "--topology"}.get(verb)
+    assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or (needed and needed in shown)
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "infer", "pipeline"])
 def test_a_verb_without_a_gin_file(verb, capsys):
     assert cli.main([verb]) == 1
     assert "error: the gin files never mention promot_t5x." in capsys.readouterr().err
+
+
+def test_plan_needs_a_topology(capsys):
+    assert cli.main(["plan", "--gin_file=recipes/promot_rte.gin"]) == 1
+    assert "error: the following arguments are required: --topology; --help lists the flags" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "infer", "pipeline"])
+def test_a_verb_waits_for_its_other_processes_first(verb, capsys, monkeypatch):
+    """Before anything is read: that a gin file is missing is told by each process, or by none."""
+
+    def start(processes):
+        raise TimeoutError(f"waiting for {processes.count} in vain")
+
+    monkeypatch.setattr(distributed, "start", start)
+    argv = ["--coordinator_address=host:1", "--process_count=3", "--process_index=0", "--gin_file=absent.gin"]
+    assert cli.main([verb, *argv]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: waiting for 3 in vain"
 
 
 def test_command_and_module_are_the_same_program(tmp_path):

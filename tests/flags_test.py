@@ -4,6 +4,7 @@ import absl.flags
 import pytest
 
 from promot_t5x import flags
+from promot_t5x.distributed import Processes
 
 
 def test_flags_of_t5x():
@@ -85,6 +86,50 @@ def test_flag_errors(argv, sentence):
     with pytest.raises(flags.ConfigError) as caught:
         flags.parse_flags(argv)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("argv", "processes"),
+    [
+        ([], None),
+        (["--multiprocess_timeout=20"], None),
+        (["--multiprocess"], Processes()),
+        (["--multiprocess", "--multiprocess_timeout=20"], Processes(timeout=20)),
+        (
+            ["--coordinator_address=host:8476", "--process_count=4", "--process_index", "0"],
+            Processes("host:8476", count=4, index=0, timeout=300),
+        ),
+        (
+            ["--multiprocess", "--coordinator_address=[::1]:1", "--process_count=2", "--process_index=1"],
+            Processes("[::1]:1", count=2, index=1),
+        ),
+    ],
+)
+def test_processes(argv, processes):
+    invocation = flags.parse_flags(argv)
+    assert invocation == flags.Invocation(processes=processes)
+    assert invocation.extra == {}
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--process_index=0"], "Several processes need all of --coordinator_address, --process_count and "),
+        (["--multiprocess", "--process_count=2"], "Several processes need all of --coordinator_address, "),
+        (
+            ["--coordinator_address=host:1", "--process_count=2", "--process_index=2"],
+            "--coordinator_address=host:1 --process_count=2 --process_index=2: expected HOST:PORT and an index from 0 ",
+        ),
+        (["--multiprocess", "--multiprocess_timeout=0"], "--multiprocess_timeout is 0: expected seconds, at least 1."),
+        (["--process_count=two"], "argument --process_count: invalid int value: 'two'; --help lists the flags"),
+        (["--multiproces"], "unknown flag --multiproces (did you mean '--multiprocess'?); --help lists the flags"),
+        (["--multiprocess=true"], "argument --multiprocess: ignored explicit argument 'true'; --help lists the flags"),
+    ],
+)
+def test_mistakes_in_processes(argv, sentence):
+    with pytest.raises(ValueError) as caught:
+        flags.parse_flags(argv)
+    assert str(caught.value).startswith(sentence)
 
 
 def test_extra_options_and_help(capsys):

@@ -263,6 +263,29 @@ def test_never_mentioned(library):
     )
 
 
+def test_what_is_configured(write, library):
+    assert not launcher.is_configured(library.run)
+    launcher.parse([write(HEADER + "core.run.steps = 1\n")])
+    assert launcher.is_configured(library.run)
+    assert not launcher.is_configured(library.Config) and not launcher.is_configured(library.unmentioned)
+    launcher.parse([write(HEADER + "core.run.config = @core.Config()\n")])
+    assert launcher.is_configured(library.Config), "a reference mentions it too"
+    launcher.parse([])
+    assert not launcher.is_configured(library.run), "gin remembers a function that it saw before"
+
+
+def test_arguments_without_the_call(write, library):
+    launcher.parse([write(MAIN)], ["core.run.seed = %SEED", "SEED = 5", "core.run.model_dir = '/m'"])
+    arguments = launcher.bound_arguments(library.run)
+    assert arguments == {"config": library.Config(32, 0.1), "steps": 10, "seed": 5, "model_dir": "/m"}
+    assert launcher.bound_arguments(library.Config) == {"embed_dim": 32, "dropout_rate": 0.1}
+    # What nothing binds is left to the function's own defaults; what it needs is not asked for.
+    launcher.parse([write(HEADER + "core.run.seed = 3\n")])
+    assert launcher.bound_arguments(library.run) == {"seed": 3}
+    with pytest.raises(launcher.ConfigError, match="the gin files never mention gin_library.core.unmentioned"):
+        launcher.bound_arguments(library.unmentioned)
+
+
 # What is shown and stored
 
 
@@ -313,6 +336,31 @@ def test_run_main(write, library, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PROMOT_TRACEBACK", "1")
     code, shown = run_and_read(parses, capsys, ["--x"])
     assert code == 1 and shown.startswith("Traceback") and "\nerror: unknown flag --x" in shown
+
+
+def test_a_process_that_is_missing_is_no_traceback(capsys):
+    def waits(argv):
+        raise TimeoutError("Of 2 processes these did not come within 2 s: 1; look at their logs.")
+
+    sentence = "error: Of 2 processes these did not come within 2 s: 1; look at their logs.\n"
+    assert run_and_read(waits, capsys) == (1, sentence)
+
+
+def test_processes_are_joined_before_files_are_read(write, library, monkeypatch):
+    seen = []
+    monkeypatch.setattr(launcher.distributed, "start", seen.append)
+    path = write(MAIN)
+    launcher.configure(flags.parse_flags([f"--gin_file={path}"]))
+    processes = flags.Processes("host:1", 2, 1, 7)
+    launcher.configure(flags.Invocation(gin_files=(path,), processes=processes))
+    assert seen == [None, processes] and launcher.is_configured(library.run)
+
+    def refused(processes):
+        raise TimeoutError("nobody came")
+
+    monkeypatch.setattr(launcher.distributed, "start", refused)
+    with pytest.raises(TimeoutError):
+        launcher.configure(flags.Invocation(gin_files=("absent.gin",), processes=processes))
 
 
 def test_run_main_lets_program_errors_through(write, library, capsys):

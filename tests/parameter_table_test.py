@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from promot_t5x import parameter_table, stages
@@ -49,3 +51,34 @@ def test_bytes_dtype_and_sharding():
     rows, _ = _table("joint_tuning", vocab_size=2**16, param_dtype="bfloat16")
     assert rows["token_embedder"] == ["trained", f"{2**19:,}", "1.00", "bfloat16", "modelxdata"]
     assert rows["soft_prompt"][-1] == "-x-xdata"
+
+
+def test_groups_are_what_the_table_shows():
+    config = dataclasses.replace(CONFIG, vocab_size=64, prompt_length=5, scan_layers=True)
+    model, stage = EncoderDecoderModel(config), stages.stage("prompt_tuning")
+    params = model.abstract_params()
+    groups = parameter_table.parameter_groups(params, stage, Partitioner(), model)
+    assert {group.name: group for group in groups}["encoder"] == parameter_table.Group(
+        name="encoder",
+        state="frozen",
+        count=ENCODER,
+        bytes=4 * ENCODER,
+        dtype="float32",
+        sharding="-xdataxmodel",  # of the largest leaf, the MLP's, its layers first
+    )
+    assert sum(group.count for group in groups) == ENCODER + DECODER + 2 * 64 * 8 + PROMPT
+    assert [group.name for group in groups if group.state == "trained"] == ["soft_prompt"]
+    table = parameter_table.parameter_table(params, stage, Partitioner(), model).splitlines()
+    assert [line.split()[0] for line in table[1:-1]] == [group.name for group in groups]
+
+
+def test_groups_of_two_dtypes_and_of_another_preset():
+    model = EncoderDecoderModel(dataclasses.replace(CONFIG, prompt_length=5))
+    params = model.abstract_params()
+    params["decoder"]["decoder_norm"]["scale"] = jax.ShapeDtypeStruct((8,), jnp.bfloat16)
+    partitioner = Partitioner("fully_sharded")
+    groups = parameter_table.parameter_groups(params, stages.stage("model_tuning"), partitioner, model)
+    found = {group.name: group for group in groups}
+    assert (found["decoder"].dtype, found["decoder"].bytes) == ("bfloat16,float32", 4 * DECODER - 2 * 8)
+    assert (found["decoder"].state, found["soft_prompt"].state) == ("trained", "frozen")
+    assert found["token_embedder"].sharding == "-xdata+model"

@@ -1,10 +1,9 @@
-"""promot_t5x.plan: what it reads of recipes, what it advises, and what the TPU's compiler says to plans of all sizes."""
+"""promot_t5x.plan: what it reads of recipes, what it advises, what the TPU's compiler says to plans of all sizes."""
 
 import contextlib
 import dataclasses
 import importlib.util
 import io
-import itertools
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from promot_t5x import cli, flags, launcher, plan, stages
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import PRESETS, Partitioner
-from promot_t5x.planning import chips, hlo, measures, programs, tables
+from promot_t5x.planning import chips, hlo, measures, programs
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured
 
@@ -316,9 +315,11 @@ def test_a_whole_plan(tiny, tmp_path, capsys, without_compiler):
 
 
 def test_a_search(tiny, tmp_path, capsys, without_compiler, monkeypatch):
-    monkeypatch.setattr(programs, "training_step", _untraced)
+    for program in ("training_step", "scoring", "decoding"):
+        monkeypatch.setattr(programs, program, _untraced)
     file = tmp_path / "plan.json"
-    assert cli.main(["plan", tiny, "--topology=v5e:2x2", "--search", f"--json={file}"]) == 0
+    small = ["--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1"]
+    assert cli.main(["plan", tiny, *small, "--topology=v5e:2x2", "--search", f"--json={file}"]) == 0
     shown = capsys.readouterr().out
     for stage in ("prompt_tuning", "model_tuning"):
         assert f"\n{stage} on v5e:2x2 (v5litepod-4 in Google Cloud, 4 chips), fastest bound first\n" in shown
@@ -461,7 +462,8 @@ def test_both_stages_of_a_small_recipe(small):
 @_needs_compiler
 def test_only_the_soft_prompt_is_summed_over_the_batch_in_stage_1(small):
     prompt_tuning, model_tuning = small.found["stages"].values()
-    assert 0 < prompt_tuning["data_axis_reduction_bytes"] <= 4 * PROMPT_BYTES
+    # Beside the prompt's gradient the compiler writes gathers of the layers' scales as sums.
+    assert PROMPT_BYTES / 2 <= prompt_tuning["data_axis_reduction_bytes"] <= 8 * PROMPT_BYTES
     # Gradients of bfloat16 products, in the half of each weight that lies along `model`, from one other device.
     assert model_tuning["data_axis_reduction_bytes"] > 2 * (WEIGHTS / 2) / 2
 
@@ -503,10 +505,12 @@ def test_two_slices(tmp_path):
     assert plan_of_two.found["mesh"] == {"preset": "mixed", "replica": 2, "data": 2, "model": 2}
     (found,) = plan_of_two.found["stages"].values()
     assert found["fits"] and found["flops_hlo"] / found["flops_jaxpr"] == pytest.approx(1, abs=0.01)
-    assert found["weight_gradient_flops"] == 0 and found["data_axis_reduction_bytes"] <= 4 * PROMPT_BYTES
+    assert found["weight_gradient_flops"] == 0 and found["data_axis_reduction_bytes"] <= 8 * PROMPT_BYTES
     # Between slices goes the prompt's gradient, and no weight.
     between = [row for row in found["collectives"] if "replica" in row["axes"].split("+")]
-    assert between and sum(row["bytes"] for row in between) <= 4 * PROMPT_BYTES
+    assert {row["kind"] for row in between} == {"all-reduce"}
+    # Each device has its part of the prompt, and hears half of it twice: once as a part of the sum, once as the sum.
+    assert PROMPT_BYTES / 4 <= sum(row["bytes"] for row in between) <= 2 * PROMPT_BYTES
 
 
 @_needs_compiler
@@ -515,9 +519,9 @@ def test_a_network_that_is_too_large(tmp_path):
     large = _compiled(tmp_path, "--topology=v5e:2x2", f"--gin.T5Config.vocab_size={2**28}")
     assert large.code == 0 and large.programs == {}
     for stage, found in large.found["stages"].items():
-        assert not found["fits"] and found["arguments_gib"] == pytest.approx(2 * 4 * 2**28 * D / 4 / GIB, rel=0.01)
+        assert not found["fits"] and 64 < found["arguments_gib"] < 66, "two matrices of 2**28 x 128 in four pieces"
         assert found["temporaries_gib"] is found["flops_hlo"] is found["traffic_bytes"] is None
-        assert f"{stage} does not fit: 64.0" in large.shown
+        assert re.search(rf"^{stage} does not fit: 6[45]\.\d\d GiB needed, 15.75 GiB there$", large.shown, re.MULTILINE)
     assert "\n  1. --gin.NUM_MICROBATCHES=2: " in large.shown and "\n  2. --gin.FROZEN_WEIGHTS_DTYPE=" in large.shown
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import records
+from promot_t5x import distributed, records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,6 +32,19 @@ def test_not_a_number_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"r.json was not written"):
         records.write(tmp_path / "r.json", {"value": math.nan})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_one_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "speaks", lambda: False)
+    records.write(tmp_path / "folder" / "r.json", {"by": 1})
+    records.write_whole(tmp_path / "r.bin", b"1")
+    assert list(tmp_path.iterdir()) == []
+    # A mistake is one in every process: none goes on as if the file were there.
+    with pytest.raises(ValueError, match=r"r.json was not written"):
+        records.write(tmp_path / "r.json", {"value": math.inf})
+    monkeypatch.setattr(distributed, "speaks", lambda: True)
+    records.write(tmp_path / "folder" / "r.json", {"by": 0})
+    assert json.loads((tmp_path / "folder" / "r.json").read_text()) == {"by": 0}
 
 
 def test_versions_are_those_of_the_imported_packages():

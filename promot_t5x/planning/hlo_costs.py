@@ -87,22 +87,36 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
 
     Args:
       program: compiled for the devices of the mesh in their order.
-      mesh: axis names and sizes, in order.
+      mesh: axis names and sizes, in order; `replica` counts slices.
     """
     found: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for computation, instruction, times in program.walk():
-        kind = instruction.opcode.removesuffix("-start")
+        kind = _between_slices(instruction) or instruction.opcode.removesuffix("-start")
         if kind not in _COLLECTIVES:
             continue
-        axes, group = _axes_and_group(instruction, mesh)
+        axes, group = (
+            ("replica", mesh["replica"]) if instruction.opcode == "send" else _axes_and_group(instruction, mesh)
+        )
         received = _received(program, computation, instruction, kind, group)
-        if kind == "collective-permute":
+        if kind == "collective-permute" and instruction.opcode != "send":
             kind = _ring_kind(program, computation, instruction)
         entry = found[kind, axes]
         entry[0] += times
         entry[1] += times * received
     rows = [Collective(kind, axes, int(count), size) for (kind, axes), (count, size) in found.items()]
     return sorted(rows, key=lambda row: -row.bytes)
+
+
+def _between_slices(instruction: Instruction) -> str | None:
+    """What the slices do together with a value that a device hands to its host, None for other instructions.
+
+    The compiler sees one slice: what goes on to others it writes as a transfer to the host, whose runtime exchanges.
+    """
+    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if instruction.opcode != "send" or found is None:
+        return None
+    kind = found[1].lower().replace("_", "-")
+    return kind if kind in _COLLECTIVES else "collective-permute"
 
 
 def _received(program: Program, computation: str, instruction: Instruction, kind: str, group: int) -> float:

@@ -572,6 +572,53 @@ ENTRY %main (x: f32[6], y: f32[10]) -> (f32[24], f32[6], f32[10], f32[6]) {
     ]
 
 
+def test_traffic_between_slices():
+    """Written as transfers to the host, whose runtime knows the other slices; the groups are those of one slice."""
+    host = "is_host_transfer=true"
+    handler = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}"'
+
+    def transfer(number, kind, sent, received, operand):
+        frontend = f'frontend_attributes={{{handler},_xla_megascale_transfer_type="{kind}"}}'
+        sending, receiving = (f"channel_id={2 * number + i}, {host}" for i in range(2))
+        return f"""\
+  %after-all.{number} = token[] after-all()
+  %send.{number} = ({sent}, u32[], token[]) send({operand}, %after-all.{number}), {sending}, {frontend}
+  %send-done.{number} = token[] send-done(%send.{number}), {sending}
+  %recv.{number} = ({received}, u32[], token[]) recv(%after-all.{number}), {receiving}, {frontend}
+  %recv-done.{number} = ({received}, token[]) recv-done(%recv.{number}), {receiving}
+"""
+
+    text = f"""\
+HloModule slices
+
+%add (a: f32[], b: f32[]) -> f32[] {{
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}}
+
+ENTRY %main (x: f32[6,8], y: bf16[4,8]) -> f32[6,8] {{
+  %x = f32[6,8] parameter(0)
+  %y = bf16[4,8] parameter(1)
+  %local = f32[6,8] all-reduce(%x), channel_id=1, replica_groups={{{{0,2}},{{1,3}}}}, to_apply=%add
+{transfer(1, "ALL_REDUCE", "f32[6,8]", "f32[6,8]", "%local")}\
+{transfer(2, "ALL_GATHER", "bf16[4,8]", "bf16[12,8]", "%y")}\
+{transfer(3, "REDUCE_SCATTER", "f32[6,8]", "f32[2,8]", "%x")}\
+{transfer(4, "ONE_TO_ONE", "bf16[4,8]", "bf16[4,8]", "%y")}\
+  ROOT %result = f32[6,8] get-tuple-element(%recv-done.1), index=0
+}}
+"""
+    xla.hlo_module_from_text(text)
+    found = hlo_costs.collectives(hlo.parse(text), {"replica": 3, "data": 2, "model": 2})
+    assert sorted(found, key=lambda row: (row.axes, row.kind)) == [
+        Collective("all-reduce", "data", 1, 2 * (4 * 48) / 2),
+        Collective("all-gather", "replica", 1, 2 * (2 * 32)),
+        Collective("all-reduce", "replica", 1, pytest.approx(2 * (4 * 48) * 2 / 3)),
+        Collective("collective-permute", "replica", 1, 2 * 32),
+        Collective("reduce-scatter", "replica", 1, pytest.approx(4 * 48 * 2 / 3)),
+    ]
+
+
 def test_bytes_of_every_dtype():
     """A dtype that is not known would count nothing."""
     for dtype in ("pred", "s8", "u8", "s16", "u16", "f16", "bf16", "s32", "u32", "f32", "s64", "u64", "f64"):

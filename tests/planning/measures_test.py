@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh
 
 from promot_t5x.architecture import T5Config
-from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.model import DecodingConfig, EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.planning import chips, measures, programs
 from promot_t5x.planning.hlo_costs import Collective
@@ -224,8 +224,12 @@ def test_bandwidth_between_slices():
 # What the compiler measures
 
 
-@pytest.mark.tpu_compiler
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: make test-plan")
+def _needs_compiler(test):
+    absent = importlib.util.find_spec("libtpu") is None
+    return pytest.mark.tpu_compiler(pytest.mark.skipif(absent, reason="needs the TPU compiler: make test-plan")(test))
+
+
+@_needs_compiler
 def test_a_compiled_program():
     """Everything but the program is a closed form: its arguments, its operations and its sums over the batch."""
     topology = chips.topology("v5e:2x2")
@@ -247,6 +251,25 @@ def test_a_compiled_program():
     # Each device has its own rows: nothing but the scores is exchanged.
     assert found.traffic < 100 and found.data_axis_reductions < 100
     assert found.temporaries is not None and found.arguments <= found.needed < 2**25 < found.hbm
+
+
+@_needs_compiler
+def test_a_compiled_decode():
+    """Its loop may end early, so that its rounds are not in the program: they are what the caller says."""
+    topology = chips.topology("v5e:2x2")
+    partitioner = Partitioner("data", devices=topology.devices())
+    model = EncoderDecoderModel(T5Config(256, 128, 2, 64, 256, 1, 1), decoding=DecodingConfig("greedy"))
+    asked = programs.Answering(model, {"inputs": 128, "targets": 128}, 4 * 128, partitioner)
+    found, twice = (measures.measure(programs.decoding(asked), topology, trips) for trips in (128, 256))
+    rows, d, f, vocab = 4 * 128, 128, 256, 256
+    # The decoder's weights but for the encoder's keys and values, and the logits; attention to both sides.
+    weights = 2 * rows * (6 * d * d + 3 * d * f + d * vocab)
+    attention = 2 * rows * 2 * d * (128 + 128)
+    assert twice.flops_jaxpr - found.flops_jaxpr == 128 * (weights + attention)
+    assert twice.flops_hlo is not None and found.flops_hlo is not None
+    # Products of single vectors the compiler may write as multiplications and sums, which are not counted.
+    assert 128 * weights <= twice.flops_hlo - found.flops_hlo <= 128 * (weights + attention)
+    assert 0.75 < found.flops_hlo / found.flops_jaxpr <= 1
 
 
 def test_the_order_of_devices_does_not_matter_to_a_cube():
