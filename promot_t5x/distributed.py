@@ -167,7 +167,7 @@ def _call(port: int, count: int, deadline: float) -> list[int]:
                     if heard and b"\n" not in said[connection] and len(said[connection]) < 20:
                         continue
                     found = int(said[connection])
-                    if 0 < found < count:
+                    if heard and 0 < found < count:
                         present[found] = connection
                 selector.unregister(connection)
         missing = sorted(set(range(1, count)) - set(present))

@@ -109,5 +109,5 @@ def test_demo_checkpoint_is_at_most_5_mb():
 
 def test_markers_carry_reasons():
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
-    assert [m.split(":")[0] for m in markers] == ["slow", "tpu", "gpu", "peer"]
+    assert [m.split(":")[0] for m in markers] == ["slow", "tpu_compiler", "tpu", "gpu", "peer"]
     assert all(len(m.split(": ", 1)[1].split()) > 3 for m in markers)
