@@ -136,7 +136,7 @@ def run(
     """
     folder = checkpoints.absolute(work_dir)
     settings = _what_scores_depend_on()
-    _check_flags(invocation, recipe, folder)
+    check_flags(invocation, recipe, folder)
     base = initial_checkpoint_path or str(folder / "random_weights")
     if invocation.dry_run:
         _print_plan(invocation, recipe, folder, base)
@@ -185,7 +185,7 @@ def _check_base(checkpoint: str, fingerprint: str, base: str) -> None:
         )
 
 
-def _check_flags(invocation: flags.Invocation, recipe: Recipe, folder: epath.Path) -> None:
+def check_flags(invocation: flags.Invocation, recipe: Recipe, folder: epath.Path) -> None:
     """A macro given as a flag must mean something to the recipe or to one of its stages."""
     unused = gin_checks.unused_flag_macros()
     for planned in planned_runs(recipe):

@@ -47,7 +47,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> Asked:
         return Asked({training.stage: training}, _answering(training, validation and validation.config))
     bound = launcher.bound_arguments(pipeline.run)
     recipe, found = bound["recipe"], {}
-    pipeline._check_flags(invocation, recipe, epath.Path("not read"))
+    pipeline.check_flags(invocation, recipe, epath.Path("not read"))
     for run in pipeline.planned_runs(recipe):
         if run.method in ("prompt_tuning", "promot"):
             pipeline.configure(invocation, recipe, run, epath.Path("not read"), "not read")
@@ -180,6 +180,8 @@ def main(argv: Sequence[str]) -> None:
     invocation = parse(argv)
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
     asked = configured(invocation, topology.devices())
+    if invocation.dry_run:
+        return
     only = [name for name in invocation.extra["programs"].split(",") if name]
     found = plan(asked, topology, only)
     print(tables.text(found))
