@@ -92,9 +92,9 @@ class _Chunks(NamedTuple):
 
     def split(self, matrix: jax.Array) -> jax.Array:
         """DxMxW or MxWxD: pieces stay where they are on the mesh; one piece is the matrix as it is, not a copy."""
-        if self.pieces == 1:
-            return matrix
         a = self.vocab_axis
+        if self.pieces == 1:
+            return with_logical_constraint(matrix, ("embed", "vocab") if a else ("vocab", "embed"))
         shape = (*matrix.shape[:a], self.pieces, self.words, *matrix.shape[a + 1 :])
         axes = ("embed", "vocab", None) if a else ("vocab", None, "embed")
         return with_logical_constraint(matrix.reshape(shape), axes)
