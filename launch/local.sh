@@ -15,7 +15,7 @@
 # PYTHON is the interpreter, python3 by default; the package is this checkout's. SIGINT, SIGTERM and SIGHUP go to all
 # processes. When one fails the others are ended, and its exit code is this script's.
 #
-#   launch/local.sh --devices 8 -- train --gin_file=... --gin.Partitioner.num_partitions=2
+#   launch/local.sh --devices 8 -- train --gin_file=... --gin.NUM_PARTITIONS=2
 #   launch/local.sh --processes 2 --devices 4 -- train --gin_file=...
 #   launch/local.sh --platform gpu --processes 4 -- pipeline --gin_file=...
 set -euo pipefail

@@ -15,7 +15,10 @@ from promot_t5x import flags, gin_checks, launcher, meshes, parameter_table, pip
 from promot_t5x.partitioning import PRESETS, Partitioner
 from promot_t5x.planning import chips, measures, programs, tables
 
+EVALUATION = {"scoring": programs.scoring, "decoding": programs.decoding}
 _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
+_OTHER_PLACES = ("--search: another mesh or preset", "a bigger slice")
+_WIDEST = 16  # devices of a `model` axis that a search tries; wider ones exchange more at every layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +45,8 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> Asked:
     launcher.configure(invocation)
     if not launcher.is_configured(pipeline.run):
         gin_checks.check_flags(gin_checks.unused_flag_macros() - set(_FOLDERS))
-        training = _training(launcher.bound_arguments(train.train), devices)
-        validation = launcher.bound_arguments(train.train).get("validation")
+        bound = launcher.bound_arguments(train.train)
+        training, validation = _training(bound, devices), bound.get("validation")
         return Asked({training.stage: training}, _answering(training, validation and validation.config))
     bound = launcher.bound_arguments(pipeline.run)
     recipe, found = bound["recipe"], {}
@@ -114,10 +117,6 @@ def plan(asked: Asked, topology: chips.Topology, only: Collection[str] = ()) -> 
     return tables.Plan(topology, partitioner, groups, measured, evaluation, advice)
 
 
-EVALUATION = {"scoring": programs.scoring, "decoding": programs.decoding}
-_OTHER_PLACES = ("--search: another mesh or preset", "a bigger slice")
-
-
 def training_advice(training: programs.Training) -> list[str]:
     """What to try where a step does not fit, what costs least first."""
     steps, config = [], training.model.config
@@ -129,7 +128,7 @@ def training_advice(training: programs.Training) -> list[str]:
     if rows > 1:
         parts = training.num_microbatches * meshes.divisors(rows)[1]
         steps.append(f"--gin.NUM_MICROBATCHES={parts}: the same update, fewer rows at once")
-    if stages.stage(training.stage).trains_model is False and training.frozen_weights_dtype is None:
+    if not stages.stage(training.stage).trains_model and training.frozen_weights_dtype is None:
         steps.append("--gin.FROZEN_WEIGHTS_DTYPE=bfloat16: frozen weights in half the memory")
     return [*steps, *_OTHER_PLACES]
 
@@ -144,9 +143,6 @@ def search(training: programs.Training, topology: chips.Topology) -> list[tuple[
     return sorted(found, key=lambda pair: (not pair[1].fits, pair[1].bound_seconds, pair[1].needed))
 
 
-_WIDEST = 16  # devices of a `model` axis that are tried; wider ones exchange more at every layer
-
-
 def candidates(training: programs.Training) -> Iterator[Partitioner]:
     """Partitioners over the same devices that a step divides over."""
     own = training.partitioner
@@ -154,9 +150,7 @@ def candidates(training: programs.Training) -> Iterator[Partitioner]:
     for preset in PRESETS:
         widths = meshes.divisors(sizes["data"] * sizes["model"]) if preset in ("mixed", "tensor") else [1]
         for model in (width for width in widths if width <= _WIDEST):
-            partitioner = dataclasses.replace(
-                own, preset=preset, num_partitions=model, model_parallel_submesh=None, rules=own.rules
-            )
+            partitioner = dataclasses.replace(own, preset=preset, num_partitions=model, model_parallel_submesh=None)
             try:
                 programs.check_divides(dataclasses.replace(training, partitioner=partitioner))
             except ValueError:  # it does not divide

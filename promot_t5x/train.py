@@ -124,9 +124,7 @@ def train(
                 save_period=checkpoint.period,
                 evaluate=_evaluator(model, which, validation, partitioner),
                 save=trainer.saver(run_checkpoints, frozen, facts),
-                writer=metric_writers.create_default_writer(
-                    model_dir, asynchronous=False, just_logging=not distributed.speaks()
-                ),
+                writer=_writer(model_dir),
             )
     return run_folder.finish(model_dir, export_dir)
 

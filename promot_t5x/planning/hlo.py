@@ -51,6 +51,10 @@ class Instruction:
         found = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
         return None if found is None else _until_comma(self.attributes[found.end() :])
 
+    def computation(self, name: str) -> str:
+        """The computation that an attribute names: a loop's "body" or "condition"."""
+        return (self.attribute(name) or "").strip().lstrip("%")
+
     def called(self) -> list[str]:
         """Names of the computations this one runs."""
         return [name for found in _CALLS.findall(self.attributes) for name in re.findall(r"%([^\s,}]+)", found)]
@@ -98,7 +102,7 @@ class Program:
                 if instruction.opcode in ("fusion", "call"):
                     found |= {name: (computation, instruction) for name in instruction.called()}
                 elif instruction.opcode == "while":
-                    found[_name(instruction.attribute("body"))] = computation, instruction
+                    found[instruction.computation("body")] = computation, instruction
         return found
 
     def walk(self) -> Iterator[tuple[str, Instruction, int]]:
@@ -113,7 +117,7 @@ class Program:
         for instruction in self.computations[computation].values():
             yield computation, instruction, times
             if instruction.opcode == "while":
-                body = _name(instruction.attribute("body"))
+                body = instruction.computation("body")
                 yield from self._walk(body, times * self.trips(computation, instruction))
             elif instruction.opcode in ("fusion", "call", "conditional") or instruction.opcode.startswith("async"):
                 if not instruction.opcode.startswith("async-") or instruction.opcode == "async-start":
@@ -143,7 +147,7 @@ class Program:
             raise ValueError(f"The rounds of the loop {loop.name} in {computation} cannot be read off.") from error
 
     def _rounds(self, scope: _Scope, loop: Instruction) -> int:
-        condition, body = (_Scope(_name(loop.attribute(name))) for name in ("condition", "body"))
+        condition, body = (_Scope(loop.computation(name)) for name in ("condition", "body"))
         where, comparison = self._source(condition, self.root(condition.computation).name)
         sides = [self._source(where, name) for name in comparison.operands]
         slots = [self._slot(*side) for side in sides]
@@ -264,7 +268,3 @@ def _until_comma(text: str) -> str:
         if character == "," and not depth:
             return text[:index]
     return text
-
-
-def _name(attribute: str | None) -> str:
-    return (attribute or "").strip().lstrip("%")

@@ -238,7 +238,7 @@ def _handed_on(
     if opcode == "get-tuple-element":
         return [(where, user.name, None)] if element in (None, int(user.attribute("index") or 0)) else []
     if opcode == "while":
-        body = (user.attribute("body") or "").lstrip("%")
+        body = user.computation("body")
         return [(body, p.name, element) for p in _parameters(program, body, 0)]
     if opcode in ("fusion", "call"):
         numbers = [i for i, operand in enumerate(user.operands) if operand == name]

@@ -1,6 +1,7 @@
 """The programs of a run on abstract values: the very functions that training and evaluation call, without an array."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,7 +91,7 @@ def check_divides(training: Training) -> None:
 def training_step(training: Training) -> Traced:
     """The step of `trainer.train`."""
     which, partitioner = stages.stage(training.stage), training.partitioner
-    check_divides(training)
+    partitioner.check_rows(training.batch_size // training.num_microbatches)
     trainable, frozen = parameters(training)
     optimizer = stages.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), which)
     shardings = trainer.state_shardings(optimizer, trainable)
@@ -155,12 +156,10 @@ def _abstract(shapes: Any, shardings: Any) -> Any:
 
 def bytes_per_device(tree: Any) -> int:
     """What a tree of abstract arrays takes on the device that holds the most."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
+
+    def size(leaf: Any) -> int:
         sharding = leaf.sharding
         shape = sharding.shard_shape(leaf.shape) if isinstance(sharding, NamedSharding) else leaf.shape
-        size = leaf.dtype.itemsize
-        for length in shape:
-            size *= length
-        total += size
-    return total
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))

@@ -87,9 +87,7 @@ def _work(programs: Mapping[str, Measured]) -> str:
     rows: list[tuple[str, ...]] = [heads]
     for name, m in programs.items():
         counted = (_NO,) * 2 if m.flops_hlo is None else (f"{m.flops_hlo:.4g}", f"{m.flops_hlo / m.flops_jaxpr:.3f}")
-        seconds = (m.compute_seconds, m.collective_seconds, m.bound_seconds)
-        times = [f"{s:.3f}" if m.fits else _NO for s in seconds]
-        rows.append((name, f"{m.flops_jaxpr:.4g}", *counted, f"{m.weight_gradient_flops:.4g}", *times))
+        rows.append((name, f"{m.flops_jaxpr:.4g}", *counted, f"{m.weight_gradient_flops:.4g}", *_seconds(m)))
     return columns.aligned(rows, numbers=range(1, 8))
 
 
@@ -106,9 +104,7 @@ def comparison(candidates: Sequence[tuple[Partitioner, Measured]]) -> str:
     """Presets and meshes of one program, best first."""
     rows: list[tuple[str, ...]] = [("preset and mesh", "GiB needed", "fits", "compute s", "traffic s", "bound s")]
     for partitioner, m in candidates:
-        seconds = (m.compute_seconds, m.collective_seconds, m.bound_seconds)
-        times = [f"{s:.3f}" if m.fits else _NO for s in seconds]
-        rows.append((mesh_name(partitioner), _gib(m.needed), "yes" if m.fits else "NO", *times))
+        rows.append((mesh_name(partitioner), _gib(m.needed), "yes" if m.fits else "NO", *_seconds(m)))
     return columns.aligned(rows, numbers=(1, 3, 4, 5))
 
 
@@ -119,7 +115,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "topology": plan.topology.name,
         "cloud_name": plan.topology.cloud_name,
         "slices": plan.topology.slices,
-        "mesh": {"preset": plan.partitioner.preset, **plan.partitioner.mesh().shape},
+        "mesh": _mesh(plan.partitioner),
         "parameters": {
             "count": sum(group.count for group in some),
             "groups": {name: [dataclasses.asdict(g) for g in groups] for name, groups in plan.groups.items()},
@@ -131,7 +127,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def candidate_json(partitioner: Partitioner, measured: Measured) -> dict[str, Any]:
     """One line of a comparison as a program reads it."""
-    return {"mesh": {"preset": partitioner.preset, **partitioner.mesh().shape}, **_measured(measured)}
+    return {"mesh": _mesh(partitioner), **_measured(measured)}
+
+
+def _mesh(partitioner: Partitioner) -> dict[str, Any]:
+    return {"preset": partitioner.preset, **partitioner.mesh().shape}
 
 
 def _measured(m: Measured) -> dict[str, Any]:
@@ -150,6 +150,11 @@ def _measured(m: Measured) -> dict[str, Any]:
         "collective_seconds": m.collective_seconds if m.fits else None,
         "collectives": [dataclasses.asdict(row) for row in m.collectives],
     }
+
+
+def _seconds(m: Measured) -> list[str]:
+    """Of compute, of traffic and their bound."""
+    return [f"{s:.3f}" if m.fits else _NO for s in (m.compute_seconds, m.collective_seconds, m.bound_seconds)]
 
 
 def _gib(size: float) -> str:
