@@ -42,6 +42,7 @@ def ours():
     from promot_t5x import stages, trainer
     from promot_t5x.architecture import T5Config
     from promot_t5x.model import EncoderDecoderModel
+    from promot_t5x.partitioning import Partitioner
 
     s = SIZES
     config = T5Config(
@@ -53,7 +54,8 @@ def ours():
     optimizer = stages.staged_optimizer(stages.adafactor(1e-3), params, which)
     state = trainer.init_state(optimizer, trainable)
     arguments = (trainable, state.opt_state, frozen, batch(), jnp.int32(0))
-    step = trainer.make_step(model, optimizer).lower(*arguments).compile()
+    with Partitioner().context():
+        step = trainer.make_step(model, optimizer).lower(*arguments).compile()
     return step, arguments, lambda result: (*result[:2], frozen, arguments[3], jnp.int32(1))
 
 

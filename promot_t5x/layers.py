@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
+from promot_t5x import partitioning
 from promot_t5x.architecture import T5Config
 
 Array = jax.Array
@@ -135,6 +136,39 @@ class Attention(nn.Module):
         weights_BxHxQxS = self.weight_dropout(weights_BxHxQxS, deterministic=self.deterministic)
         mixed_BxQxHxK = jnp.einsum("bhqs,bshk->bqhk", weights_BxHxQxS, value_BxSxHxK)
         return self.out(mixed_BxQxHxK.reshape(*mixed_BxQxHxK.shape[:2], -1))
+
+
+class TokenEmbedder(nn.Embed):
+    """Rows of the leaf `embedding` [V, D]."""
+
+    def __call__(self, inputs: Array) -> Array:
+        """The rows of token ids of any shape, in the network's dtype."""
+        if not partitioning.on_one_cpu():
+            return super().__call__(inputs)
+        return _rows(self.embedding.astype(self.dtype), inputs)
+
+
+@jax.custom_vjp
+def _rows(embedding_VxD: Array, tokens: Array) -> Array:
+    """jnp.take, with a gradient that takes no memory before it is computed.
+
+    The gradient is zeros to which rows are added. XLA's CPU compiler makes zeros at the start of the step and holds
+    them till they are needed, unless they are inside of a branch.
+    """
+    return jnp.take(embedding_VxD, tokens, axis=0)
+
+
+def _rows_forward(embedding_VxD, tokens):
+    return _rows(embedding_VxD, tokens), (embedding_VxD, tokens)
+
+
+def _rows_backward(residuals, gradient):
+    embedding_VxD, tokens = residuals
+    zeros = functools.partial(jnp.zeros_like, embedding_VxD)
+    return jax.lax.cond(jnp.any(gradient != 0), lambda: zeros().at[tokens].add(gradient), zeros), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
 
 
 class Mlp(nn.Module):

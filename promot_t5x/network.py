@@ -153,7 +153,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.token_embedder = nn.Embed(
+        self.token_embedder = layers.TokenEmbedder(
             c.vocab_size,
             c.embed_dim,
             dtype=c.dtype,
@@ -176,7 +176,9 @@ class Transformer(nn.Module):
         Returns:
           (encoded_BxSxD, mask_BxS), S = P + T with prompts, T without.
         """
-        x_BxSxD = self.token_embedder(tokens_BxT)
+        return self._encode(tokens_BxT, self.token_embedder(tokens_BxT), soft_prompt_ids_B, deterministic)
+
+    def _encode(self, tokens_BxT, x_BxSxD, soft_prompt_ids_B, deterministic):
         mask_BxS = tokens_BxT != PAD_ID
         if soft_prompt_ids_B is not None:
             if not self.config.prompt_length:
@@ -202,13 +204,15 @@ class Transformer(nn.Module):
     def decode(self, decoder_input_tokens_BxU, encoded_BxSxD, mask_BxS, *, deterministic: bool = True) -> Array:
         """Teacher-forced hidden_BxUxD; later target positions never influence earlier ones."""
         x_BxUxD = self.token_embedder(decoder_input_tokens_BxU)
-        hidden_BxUxD, _ = self.decoder(x_BxUxD, encoded_BxSxD, mask_BxS, deterministic)
-        return hidden_BxUxD
+        return self.decoder(x_BxUxD, encoded_BxSxD, mask_BxS, deterministic)[0]
 
     def hidden(self, encoder_input_tokens, decoder_input_tokens, soft_prompt_ids=None, *, deterministic=True) -> Array:
         """hidden_BxUxD, which the output matrix turns into logits; see `encode` for the prompt."""
-        encoded_BxSxD, mask_BxS = self.encode(encoder_input_tokens, soft_prompt_ids, deterministic=deterministic)
-        return self.decode(decoder_input_tokens, encoded_BxSxD, mask_BxS, deterministic=deterministic)
+        length = encoder_input_tokens.shape[1]
+        # Looked up in one go, so that the embedding has one gradient and not two of its size to add.
+        x = self.token_embedder(jnp.concatenate([encoder_input_tokens, decoder_input_tokens], axis=1))
+        encoded_BxSxD, mask_BxS = self._encode(encoder_input_tokens, x[:, :length], soft_prompt_ids, deterministic)
+        return self.decoder(x[:, length:], encoded_BxSxD, mask_BxS, deterministic)[0]
 
     def start_decoding(self, encoded_BxSxD: Array, mask_BxS: Array, max_length: int):
         """Runs the decoder's start token; returns (logits_BxV, cache) for `continue_decoding`.

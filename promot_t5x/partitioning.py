@@ -218,6 +218,12 @@ def pieces(logical_axis: str) -> int:
     return _product(dict(mesh.shape), spec[0])
 
 
+def on_one_cpu() -> bool:
+    """Whether the mesh in force is one CPU device; False outside of `Partitioner.context`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size == 1 and mesh.abstract_device.device_kind == "cpu"
+
+
 def slot_shardings(slots: Any, parameters: Any) -> Any:
     """The sharding of every leaf of an optimizer's state, from that of the parameter it belongs to.
 

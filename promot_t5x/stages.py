@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from promot_t5x import layout
+from promot_t5x import layout, slabs
 
 Params = dict[str, Any]
 
@@ -185,18 +185,22 @@ def adafactor(
     """
 
     def with_moments(factored: bool) -> optax.GradientTransformation:
-        return optax.adafactor(
-            learning_rate,
-            factored=factored,
-            min_dim_size_to_factor=128,
-            decay_rate=decay_rate,
-            multiply_by_parameter_scale=multiply_by_parameter_scale,
-            clipping_threshold=1.0,
-            momentum=None,
-            weight_decay_rate=weight_decay_rate,
-        )
+        links = [
+            slabs.scale_by_clipped_factored_rms(factored, decay_rate),
+            optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+        ]
+        if multiply_by_parameter_scale:
+            links.append(optax.stateless_with_tree_map(_scale_by_parameter_rms))
+        if weight_decay_rate is not None:
+            links.append(optax.add_decayed_weights(weight_decay_rate))
+        return optax.chain(*links, optax.scale(-1.0))
 
     return optax.multi_transform({"prompt": with_moments(False), "model": with_moments(True)}, _prompt_or_model)
+
+
+def _scale_by_parameter_rms(update: Any, param: Any) -> jax.Array:
+    """optax.scale_by_param_block_rms without its guard for gradients through it, which costs a copy of the matrix."""
+    return update * jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(param))), 1e-3)
 
 
 def _prompt_or_model(params: Params) -> Params:
