@@ -12,6 +12,7 @@ _VERBS = {
     "infer": ("promot_t5x.infer", "answer the inputs of a JSONL file"),
     "pipeline": ("promot_t5x.pipeline", "stage 1, stage 2, baselines, evaluations and the report of a recipe"),
     "plan": ("promot_t5x.plan", "what a recipe needs and does on a TPU slice, compiled without one"),
+    "convert": ("promot_t5x.convert", "a checkpoint in another format: ours, T5X's or Hugging Face's"),
     "demo": ("promot_t5x.demo", "the whole method on a small world, in minutes on a CPU"),
     "report": ("promot_t5x.report.command", "make the report of a results.json again"),
     "doctor": ("promot_t5x.doctor", "versions, devices and folders, to put beside a question"),

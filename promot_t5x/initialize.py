@@ -1,7 +1,8 @@
-"""Where a model's parameters come from: a checkpoint of ours, a T5X checkpoint, or a random key.
+"""Where a model's parameters come from: a checkpoint of ours, of T5X or of Hugging Face, or a random key.
 
-`load` tries, in this order: one of our checkpoints; a run folder (its best checkpoint); a checkpoint written by T5X. A
-prompt-tuning checkpoint stores the prompt only; the rest comes from the base it names, whose fingerprint must agree.
+`load` tries, in this order: one of our checkpoints; a run folder (its best checkpoint); a T5X checkpoint; a folder of
+Hugging Face. A prompt-tuning checkpoint stores the prompt only; the rest comes from the base it names, whose
+fingerprint must agree.
 """
 
 import dataclasses
@@ -11,13 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x import checkpoints, layout, soft_prompt
-from promot_t5x.interop import t5x_checkpoint
+from promot_t5x.interop import formats, stored, t5x_checkpoint, t5x_layouts
+from promot_t5x.interop.stored import Leaves
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -43,7 +44,7 @@ def load(path: str | epath.Path, model: EncoderDecoderModel, partitioner: Partit
     """Reads all parameters of a checkpoint, strictly: nothing is left to chance, cast or initialised.
 
     Args:
-      path: a checkpoint folder, a run folder, or a T5X checkpoint.
+      path: a checkpoint folder, a run folder, a T5X checkpoint, or a Hugging Face folder.
       model: what the checkpoint must fit.
       partitioner: where the arrays go.
 
@@ -84,18 +85,20 @@ def _read_flat(
         folder = checkpoints.checkpoint_folder(folder, best)
     if checkpoints.is_checkpoint(folder):
         return _read_ours(folder, wanted, drop_prompt)
-    if t5x_checkpoint.is_t5x_checkpoint(folder):
-        return _read_t5x(folder, wanted)
+    if (leaves := formats.open_foreign(folder)) is not None:
+        return _read_foreign(folder, leaves, wanted, drop_prompt)
+    if inside := t5x_checkpoint.checkpoints_in(folder):
+        raise ValueError(f"{folder} holds {len(inside)} T5X checkpoints, {', '.join(inside)}: give the path of one.")
     raise ValueError(
-        f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor a T5X checkpoint; "
+        f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; "
         "check INITIAL_CHECKPOINT_PATH."
     )
 
 
 def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool) -> tuple[dict[str, jax.Array], str]:
-    stored, metadata = checkpoints.shapes(folder), checkpoints.read_metadata(folder)
+    held, metadata = checkpoints.shapes(folder), checkpoints.read_metadata(folder)
     without_prompt = {name: leaf for name, leaf in wanted.items() if name != layout.PROMPT}
-    if set(stored) == {layout.PROMPT}:
+    if set(held) == {layout.PROMPT}:
         if layout.PROMPT not in wanted:
             raise ValueError(f"{folder} holds a soft prompt, the network has none; set {_PROMPT_LENGTH}.")
         base = metadata.get("base")
@@ -116,16 +119,9 @@ def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool)
             )
         prompt_wanted = {name: leaf for name, leaf in wanted.items() if name == layout.PROMPT}
         return {**flat, **checkpoints.read_params(folder, prompt_wanted)}, base_path
-    like = dict(wanted) if layout.PROMPT in stored and layout.PROMPT in wanted else without_prompt
-    dropped = {}
-    if layout.PROMPT in stored and layout.PROMPT not in wanted:
-        if not drop_prompt:
-            raise ValueError(
-                f"{folder} holds a soft prompt {stored[layout.PROMPT].shape}, the network has none; set "
-                f"{_PROMPT_LENGTH}."
-            )
-        dropped = {layout.PROMPT: stored[layout.PROMPT]}
-    same_layout = layout.is_scanned(stored) == layout.is_scanned(like)
+    like = _without_unstored_prompt(folder, held, wanted, drop_prompt)
+    dropped = {name: leaf for name, leaf in held.items() if name == layout.PROMPT and name not in like}
+    same_layout = layout.is_scanned(held) == layout.is_scanned(like)
     as_stored = {**(like if same_layout else _other_layout(like)), **dropped}
     return _placed(_by_stack(checkpoints.read_params(folder, as_stored)), like), str(folder)
 
@@ -146,11 +142,33 @@ def _other_layout(like: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: with_sharding(name, shape) for name, shape in shapes.items()}
 
 
-def _read_t5x(folder: epath.Path, wanted: Mapping[str, Any]) -> tuple[dict[str, jax.Array], str]:
-    like = {name: leaf for name, leaf in wanted.items() if name != layout.PROMPT}
-    canonical = _other_layout(like) if layout.is_scanned(like) else like
-    checkpoints.compare(t5x_checkpoint.read_metadata(folder), canonical, str(folder))
-    return _placed(_by_stack(t5x_checkpoint.read_params(folder)), like), str(folder)
+def _without_unstored_prompt(
+    folder: epath.Path, held: Mapping[str, Any], wanted: Mapping[str, Any], drop_prompt: bool
+) -> dict[str, Any]:
+    """What is wanted of a checkpoint with a model's weights: the soft prompt only if it is there, too."""
+    if layout.PROMPT in held and layout.PROMPT not in wanted and not drop_prompt:
+        raise ValueError(
+            f"{folder} holds a soft prompt {held[layout.PROMPT].shape}, the network has none; set {_PROMPT_LENGTH}."
+        )
+    return {name: leaf for name, leaf in wanted.items() if name != layout.PROMPT or name in held}
+
+
+def _read_foreign(
+    folder: epath.Path, leaves: Leaves, wanted: Mapping[str, Any], drop_prompt: bool
+) -> tuple[dict[str, jax.Array], str]:
+    """Another program's checkpoint: layers stacked or not, relative positions shared or not, in any floating dtype."""
+    like = _without_unstored_prompt(folder, leaves, wanted, drop_prompt)
+    own_biases = any("/relpos_bias/" in name and "layers" in name for name in like)
+    leaves = t5x_layouts.with_relative_bias(leaves, "per_layer" if own_biases else "shared")
+    leaves = stored.as_stored_in(leaves, like)
+    leaves = {name: leaf for name, leaf in leaves.items() if name != layout.PROMPT or name in like}
+
+    def in_wanted_dtype(name: str, leaf: stored.StoredLeaf) -> stored.StoredLeaf:
+        convertible = name in like and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf._replace(dtype=like[name].dtype) if convertible else leaf
+
+    checkpoints.compare({name: in_wanted_dtype(name, leaf) for name, leaf in leaves.items()}, like, str(folder))
+    return stored.place(leaves, like), str(folder)
 
 
 def _by_stack(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -171,10 +189,7 @@ def _placed(stacks: dict[str, dict[str, Any]], like: Mapping[str, Any]) -> dict[
     for stack, wanted in _by_stack(like).items():
         leaves = stacks.pop(stack)
         shardings = {name: leaf.sharding for name, leaf in wanted.items()}
-        if all(isinstance(leaf, np.ndarray) for leaf in leaves.values()):
-            for name, leaf in layout.as_stored_in(leaves, wanted).items():
-                placed[name] = jax.make_array_from_callback(leaf.shape, shardings[name], leaf.__getitem__)
-        elif leaves.keys() == wanted.keys():
+        if leaves.keys() == wanted.keys():
             placed |= leaves  # read to where they belong
         else:
             convert = jax.jit(functools.partial(layout.as_stored_in, names=list(wanted)), out_shardings=shardings)

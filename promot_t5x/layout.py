@@ -4,6 +4,7 @@ Canonical is T5X's public layout, `encoder/layers_0/mlp/wo/kernel` [F, D]. With 
 `encoder/layers/mlp/wo/kernel` [L, F, D]. Both hold the same bits.
 """
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -58,22 +59,34 @@ def stack_name(name: str) -> str:
     return _LAYER.sub(r"\1/layers/\3", name)
 
 
-def unstack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat parameters with every scanned stack cut into its layers (canonical names); others pass through."""
+def _stack_arrays(leaves: list[Any]) -> Any:
+    """Layers in numpy arrays become a numpy array, without going through a device."""
+    return (np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp).stack(leaves)
+
+
+def unstack_layers(flat: Mapping[str, Any], layer: Callable[[Any, int], Any] = operator.getitem) -> dict[str, Any]:
+    """Flat parameters with every scanned stack cut into its layers (canonical names); others pass through.
+
+    Args:
+      flat: anything with a shape, `layer` takes one layer from.
+      layer: (stack, number) to the layer.
+    """
     result = {}
     for name, leaf in flat.items():
         if match := _STACK.match(name):
             side, rest = match.groups()
-            result |= {f"{side}/layers_{i}/{rest}": leaf[i] for i in range(leaf.shape[0])}
+            result |= {f"{side}/layers_{i}/{rest}": layer(leaf, i) for i in range(leaf.shape[0])}
         else:
             result[name] = leaf
     return dict(sorted(result.items()))
 
 
-def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
+def stack_layers(flat: Mapping[str, Any], stack: Callable[[list[Any]], Any] = _stack_arrays) -> dict[str, Any]:
     """Flat parameters with the layers of each side stacked on a new leading axis; others pass through.
 
-    Layers in numpy arrays become a numpy array, without going through a device.
+    Args:
+      flat: anything that `stack` stacks.
+      stack: the layers in their order to a stack.
 
     Raises:
       ValueError: a layer lacks a parameter that others have.
@@ -90,8 +103,7 @@ def stack_layers(flat: Mapping[str, Any]) -> dict[str, Any]:
         depth = depths[name.split("/")[0]]
         if sorted(by_index) != list(range(depth)):
             raise ValueError(f"Cannot stack {name}: found layers {sorted(by_index)}, expected 0..{depth - 1}.")
-        leaves = [by_index[i] for i in range(depth)]
-        result[name] = (np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp).stack(leaves)
+        result[name] = stack([by_index[i] for i in range(depth)])
     return dict(sorted(result.items()))
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_help_names_every_verb(argv, capsys):
     assert cli.main(argv) == 0
     shown = capsys.readouterr().out
-    verbs = ("train", "eval", "infer", "pipeline", "plan", "demo", "report", "doctor")
+    verbs = ("train", "eval", "infer", "pipeline", "plan", "convert", "demo", "report", "doctor")
     assert all(f"\n  {verb} " in shown for verb in verbs)
 
 
@@ -36,7 +36,7 @@ def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
     assert cli.main([verb, "--gin_fil=x"]) == 1
     shown = capsys.readouterr().err
     # Of two mistakes argparse tells a missing flag first.
-    needed = {"report": "--results", "plan": "--topology"}.get(verb)
+    needed = {"report": "--results", "plan": "--topology", "convert": "--from"}.get(verb)
     assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or (needed and needed in shown)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from promot_t5x import layout
 from promot_t5x.architecture import T5Config
-from promot_t5x.interop import t5x_checkpoint
+from promot_t5x.interop import stored, t5x_checkpoint
 from promot_t5x.model import DecodingConfig, EncoderDecoderModel
 
 FIXTURE_CONFIG = T5Config(
@@ -97,7 +97,8 @@ def relative_difference(actual, expected):
 @pytest.fixture(scope="module")
 def t5x(shared_dir):
     folder = shared_dir / "fixtures" / "t5x_tiny"
-    params = layout.unflatten(t5x_checkpoint.read_params(folder / "t5_legacy" / "checkpoint_0"))
+    leaves = t5x_checkpoint.read(folder / "t5_legacy" / "checkpoint_0")
+    params = layout.unflatten({name: stored.whole(leaf) for name, leaf in leaves.items()})
     fixtures = [dict(np.load(folder / name)) for name in ("t5_batch_logits_loss.npz", "t5_with_prompt.npz")]
     return params, *fixtures
 

@@ -20,7 +20,7 @@ from clu import metric_writers
 
 from promot_t5x import checkpoints, data, layout, losses, stages, train, trainer
 from promot_t5x.architecture import T5Config
-from promot_t5x.interop import t5x_checkpoint
+from promot_t5x.interop import stored, t5x_checkpoint
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -89,9 +89,8 @@ def _run(model, optimizer, state, frozen, tmp_path, batches, **kwargs):
 
 def test_one_fine_tuning_step_is_t5x(shared_dir):
     folder = shared_dir / "fixtures" / "t5x_tiny"
-    params = jax.tree.map(
-        jnp.asarray, layout.unflatten(t5x_checkpoint.read_params(folder / "t5_legacy" / "checkpoint_0"))
-    )
+    leaves = t5x_checkpoint.read(folder / "t5_legacy" / "checkpoint_0")
+    params = layout.unflatten({name: jnp.asarray(stored.whole(leaf)) for name, leaf in leaves.items()})
     config = T5Config(384, 32, 4, 8, 64, 2, 2, dropout_rate=0.0)
     model = EncoderDecoderModel(config, z_loss=1e-4)
     fixture = dict(np.load(folder / "t5_batch_logits_loss.npz"))

@@ -10,7 +10,7 @@ import pytest
 import tensorstore as ts
 from flax import serialization
 
-from promot_t5x.interop import t5x_checkpoint
+from promot_t5x.interop import stored, t5x_checkpoint
 
 SHARED = Path(os.environ.get("PROMOT_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 T5X_TINY = SHARED / "fixtures" / "t5x_tiny"
@@ -20,6 +20,10 @@ PROMPT_TUNING = SHARED / "fixtures" / "prompt_tuning_t5x" / "test_data" / "test_
 
 needs_fixtures = pytest.mark.skipif(not T5X_TINY.is_dir(), reason=f"T5X fixtures are not at {T5X_TINY}")
 both_formats = pytest.mark.parametrize("path", [LEGACY, ORBAX, ORBAX / "state"], ids=["legacy", "orbax", "orbax_state"])
+
+
+def _params(path) -> dict[str, np.ndarray]:
+    return {name: stored.whole(leaf) for name, leaf in t5x_checkpoint.read(path).items()}
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def _write_index(folder: Path, target, version=3) -> Path:
 @both_formats
 def test_metadata_match_t5x_own_table(path):
     table = json.loads((T5X_TINY / "t5_param_table.json").read_text())
-    metadata = t5x_checkpoint.read_metadata(path)
+    metadata = t5x_checkpoint.read(path)
     assert {name: (list(m.shape), str(m.dtype)) for name, m in metadata.items()} == {
         name: (row["shape"], row["dtype"]) for name, row in table.items()
     }
@@ -56,7 +60,7 @@ def test_metadata_match_t5x_own_table(path):
 @needs_fixtures
 @both_formats
 def test_params_match_their_metadata(path):
-    params, metadata = t5x_checkpoint.read_params(path), t5x_checkpoint.read_metadata(path)
+    params, metadata = _params(path), t5x_checkpoint.read(path)
     assert list(params) == list(metadata) == sorted(params)
     assert len(params) == 52
     for name, array in params.items():
@@ -66,7 +70,7 @@ def test_params_match_their_metadata(path):
 
 @needs_fixtures
 def test_both_formats_agree_bit_for_bit():
-    legacy, orbax = t5x_checkpoint.read_params(LEGACY), t5x_checkpoint.read_params(ORBAX)
+    legacy, orbax = _params(LEGACY), _params(ORBAX)
     assert legacy.keys() == orbax.keys()
     for name in legacy:
         assert legacy[name].tobytes() == orbax[name].tobytes(), name
@@ -76,7 +80,7 @@ def test_both_formats_agree_bit_for_bit():
 def test_values_are_those_t5x_stepped_from():
     """One Adafactor step at learning rate 1e-3 moves each parameter by at most about 1e-3 of its scale."""
     after = np.load(T5X_TINY / "t5_after_one_adafactor_step.npz")
-    params = t5x_checkpoint.read_params(LEGACY)
+    params = _params(LEGACY)
     assert set(after.files) - {"lr"} == set(params)
     for name, array in params.items():
         scale = max(1e-3, float(np.sqrt(np.mean(np.square(array)))))
@@ -86,23 +90,36 @@ def test_values_are_those_t5x_stepped_from():
 @needs_fixtures
 @pytest.mark.skipif(not PROMPT_TUNING.is_dir(), reason=f"no checkpoint at {PROMPT_TUNING}")
 def test_checkpoint_of_an_older_t5x():
-    metadata, params = t5x_checkpoint.read_metadata(PROMPT_TUNING), t5x_checkpoint.read_params(PROMPT_TUNING)
+    metadata, params = t5x_checkpoint.read(PROMPT_TUNING), _params(PROMPT_TUNING)
     assert params["token_embedder/embedding"].shape == (32128, 4)
     assert params["decoder/logits_dense/kernel"].shape == (4, 32128)
     assert params["encoder/encoder_norm/scale"].shape == (4,)
     assert {n: (a.shape, a.dtype) for n, a in params.items()} == {n: (m.shape, m.dtype) for n, m in metadata.items()}
-    assert set(params) == set(t5x_checkpoint.read_metadata(LEGACY))
+    assert set(params) == set(t5x_checkpoint.read(LEGACY))
     assert all(np.isfinite(array).all() and array.any() for array in params.values())
 
 
 @needs_fixtures
 @pytest.mark.parametrize("kind", ["legacy", "orbax"])
-def test_scanned_layout_is_described_and_refused(kind):
+def test_stacks_are_read_bit_for_bit(kind):
     path = T5X_TINY / f"scalable_t5_{kind}" / "checkpoint_0"
-    metadata = t5x_checkpoint.read_metadata(path)
-    assert metadata["encoder/encoder/mlp/wi_0/kernel"].shape == (32, 2, 64)
-    with pytest.raises(ValueError, match="scanned layers"):
-        t5x_checkpoint.read_params(path)
+    table = json.loads((T5X_TINY / "scalable_t5_param_table.json").read_text())
+    params = _params(path)
+    assert len(params) == len(table)
+    for name, row in table.items():
+        # As written: heads apart and the layers on the second axis.
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/target.{name.replace('/', '.')}/"}}
+        if kind == "orbax":
+            base = {"driver": "file", "path": f"{path}/state/"}
+            spec["kvstore"] = {"driver": "ocdbt", "base": base, "path": f"target.{name.replace('/', '.')}/"}
+        written = ts.open(spec, read=True).result().read().result()
+        assert list(written.shape) == row["shape"]
+        ours = params[
+            name.replace("encoder/encoder/", "encoder/layers/").replace("decoder/decoder/", "decoder/layers/")
+        ]
+        if "layers" in row["logical_axes"]:
+            written = np.moveaxis(written, 1, 0)
+        assert written.reshape(ours.shape).tobytes() == ours.tobytes(), name
 
 
 @needs_fixtures
@@ -110,7 +127,7 @@ def test_trailing_slashes_and_recognition(tmp_path):
     for path in (LEGACY, ORBAX, ORBAX / "state"):
         assert t5x_checkpoint.is_t5x_checkpoint(path)
         assert t5x_checkpoint.is_t5x_checkpoint(f"{path}//")
-        assert len(t5x_checkpoint.read_metadata(f"{path}//")) == 52
+        assert len(t5x_checkpoint.read(f"{path}//")) == 52
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1000"\n')
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "checkpoint", T5X_TINY, LEGACY.parent, ORBAX / "dataset"):
         assert not t5x_checkpoint.is_t5x_checkpoint(path)
@@ -119,20 +136,18 @@ def test_trailing_slashes_and_recognition(tmp_path):
 @needs_fixtures
 def test_relative_path(monkeypatch):
     monkeypatch.chdir(LEGACY.parent)
-    assert len(t5x_checkpoint.read_params("checkpoint_0")) == 52
+    assert len(_params("checkpoint_0")) == 52
     monkeypatch.chdir(ORBAX.parent)
-    assert len(t5x_checkpoint.read_params("checkpoint_0")) == 52
+    assert len(_params("checkpoint_0")) == 52
 
 
 @needs_fixtures
-@pytest.mark.parametrize("path", [LEGACY, ORBAX], ids=["legacy", "orbax"])
-def test_metadata_need_no_weights(path, copy_of):
-    """In the legacy format the array folders may be gone; in Orbax the headers share files with the weights."""
-    copy = copy_of(path)
-    if path == LEGACY:
-        for folder in copy.glob("target.*"):
-            shutil.rmtree(folder)
-    assert len(t5x_checkpoint.read_metadata(copy)) == 52
+def test_opening_needs_no_weights(copy_of):
+    copy = copy_of(LEGACY)
+    chunks = [path for path in copy.glob("target.*/*") if not path.name.startswith(".")]
+    for path in chunks:
+        path.unlink()
+    assert len(chunks) == len(t5x_checkpoint.read(copy)) == 52
 
 
 def test_bfloat16_inline_and_cast_arrays(tmp_path):
@@ -153,28 +168,28 @@ def test_bfloat16_inline_and_cast_arrays(tmp_path):
     _write_index(folder, target)
     on_disk = {**base, "kvstore": {"driver": "file", "path": f"{folder}/target.token_embedder.embedding/"}}
     ts.open(on_disk, create=True).result().write(values.astype(inline.dtype)).result()
-    params = t5x_checkpoint.read_params(folder)
+    params = _params(folder)
     assert [a.dtype for a in params.values()] == [inline.dtype] * 2
     np.testing.assert_array_equal(params["token_embedder/embedding"].astype(np.float32), values)
-    assert t5x_checkpoint.read_metadata(folder)["token_embedder/embedding"].dtype == inline.dtype
+    assert t5x_checkpoint.read(folder)["token_embedder/embedding"].dtype == inline.dtype
 
 
 def test_missing_folder_and_wrong_places(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing_here does not exist"):
-        t5x_checkpoint.read_params(tmp_path / "nothing_here")
+        _params(tmp_path / "nothing_here")
     with pytest.raises(ValueError, match="is not a T5X checkpoint"):
-        t5x_checkpoint.read_params(tmp_path)
+        _params(tmp_path)
     (tmp_path / "a_file").write_text("x")
     with pytest.raises(ValueError, match="a_file is a file"):
-        t5x_checkpoint.read_params(tmp_path / "a_file")
+        _params(tmp_path / "a_file")
 
 
 def test_folder_of_several_checkpoints_lists_them(tmp_path):
     for step in (1000, 20, 3):
         (tmp_path / f"checkpoint_{step}").mkdir()
     (tmp_path / "checkpoint_40.tmp-123").mkdir()
-    with pytest.raises(ValueError, match=r"holds 3 of them \(checkpoint_3, checkpoint_20, checkpoint_1000\)"):
-        t5x_checkpoint.read_params(tmp_path)
+    with pytest.raises(ValueError, match=r"holds 3 of them, checkpoint_3, checkpoint_20, checkpoint_1000: give"):
+        _params(tmp_path)
 
 
 @needs_fixtures
@@ -183,7 +198,7 @@ def test_truncated_index(kept, copy_of):
     copy = copy_of(LEGACY)
     index = copy / "checkpoint"
     index.write_bytes(index.read_bytes()[:kept])
-    for read in (t5x_checkpoint.read_metadata, t5x_checkpoint.read_params):
+    for read in (t5x_checkpoint.read, _params):
         with pytest.raises(ValueError, match="checkpoint is damaged: it is not complete msgpack"):
             read(copy)
 
@@ -192,16 +207,16 @@ def test_truncated_index(kept, copy_of):
 def test_another_version(version, tmp_path):
     folder = _write_index(tmp_path / "checkpoint_1", {"a": np.ones(2)}, version)
     with pytest.raises(ValueError, match=f"has version {version}, expected 3"):
-        t5x_checkpoint.read_params(folder)
+        _params(folder)
 
 
 def test_index_without_parameters_or_with_other_things(tmp_path):
     with pytest.raises(ValueError, match="no parameters under optimizer/target"):
-        t5x_checkpoint.read_params(_write_index(tmp_path / "checkpoint_1", {}))
+        _params(_write_index(tmp_path / "checkpoint_1", {}))
     with pytest.raises(ValueError, match="the parameter a/b is a str, not an array"):
-        t5x_checkpoint.read_params(_write_index(tmp_path / "checkpoint_2", {"a": {"b": "text"}}))
+        _params(_write_index(tmp_path / "checkpoint_2", {"a": {"b": "text"}}))
     with pytest.raises(ValueError, match="the array spec of a cannot be understood"):
-        t5x_checkpoint.read_params(_write_index(tmp_path / "checkpoint_3", {"a": {"driver": "zarr"}}))
+        _params(_write_index(tmp_path / "checkpoint_3", {"a": {"driver": "zarr"}}))
 
 
 @needs_fixtures
@@ -209,7 +224,7 @@ def test_missing_array_folder(copy_of):
     copy = copy_of(LEGACY)
     shutil.rmtree(copy / "target.token_embedder.embedding")
     with pytest.raises(FileNotFoundError, match="target.token_embedder.embedding of the parameter token_embedder/emb"):
-        t5x_checkpoint.read_params(copy)
+        _params(copy)
 
 
 @needs_fixtures
@@ -217,7 +232,7 @@ def test_lost_chunk_is_an_error_not_zeros(copy_of):
     copy = copy_of(LEGACY)
     (copy / "target.token_embedder.embedding" / "0.0").unlink()
     with pytest.raises(ValueError, match="target.token_embedder.embedding is damaged"):
-        t5x_checkpoint.read_params(copy)
+        _params(copy)
 
 
 @needs_fixtures
@@ -226,7 +241,7 @@ def test_array_that_differs_from_the_index(copy_of):
     shutil.rmtree(copy / "target.encoder.encoder_norm.scale")
     shutil.copytree(copy / "target.token_embedder.embedding", copy / "target.encoder.encoder_norm.scale")
     with pytest.raises(ValueError, match=r"float32\(384, 32\) where the index says float32\(32,\)"):
-        t5x_checkpoint.read_params(copy)
+        _params(copy)
 
 
 @needs_fixtures
@@ -237,14 +252,14 @@ def test_damaged_orbax_checkpoints(copy_of):
     metadata.write_text(text[:-10])
     assert t5x_checkpoint.is_t5x_checkpoint(copy)
     with pytest.raises(ValueError, match="_METADATA is damaged: it is not complete Orbax metadata"):
-        t5x_checkpoint.read_metadata(copy)
+        t5x_checkpoint.read(copy)
     metadata.write_text(text.replace('"scale"', '"weight"'))
     with pytest.raises(FileNotFoundError, match="does not exist, though the checkpoint's index lists it"):
-        t5x_checkpoint.read_metadata(copy)
+        t5x_checkpoint.read(copy)
     metadata.write_text(text)
     (copy / "state" / "manifest.ocdbt").unlink()
     with pytest.raises(FileNotFoundError, match="manifest.ocdbt"):
-        t5x_checkpoint.read_params(copy)
+        _params(copy)
     shutil.rmtree(copy / "state")
     with pytest.raises(ValueError, match="is not a T5X checkpoint"):
-        t5x_checkpoint.read_params(copy)
+        _params(copy)
