@@ -17,12 +17,13 @@ PIP_INSTALL = -m pip install --disable-pip-version-check --quiet --only-binary :
 # The TPU compiler lies apart from the environment: JAX would look for TPUs with it at every start.
 TPU_COMPILER = build/tpu
 
-.PHONY: demo test test-plan test-slow lint wheel install-wheel setup clean help
+.PHONY: demo test test-plan test-peers test-slow lint wheel install-wheel setup clean help
 
 help:
 	@echo "make demo       the two-stage demo; results in out/demo/report.html and out/demo/results.json"
 	@echo "make test       the tests, without those marked slow"
 	@echo "make test-plan  the tests that need the TPU compiler, which it installs into $(TPU_COMPILER)"
+	@echo "make test-peers the tests against transformers and PEFT, which it installs; against T5X where it is importable"
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff, format check, pyright"
 	@echo "make wheel      dist/promot_t5x-*.whl, by way of a source distribution"
@@ -40,6 +41,10 @@ test-plan: $(STAMP) $(TPU_COMPILER)
 $(TPU_COMPILER): constraints.txt
 	rm -rf $@
 	$(BIN)/python $(PIP_INSTALL) --no-deps --target $@ libtpu
+
+test-peers: $(STAMP)
+	$(BIN)/python $(PIP_INSTALL) --editable ".[test,hf]"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "peer and not slow" $(PYTEST_FLAGS)
 
 test-slow: $(STAMP) $(TPU_COMPILER)
 	PYTHONPATH=$(TPU_COMPILER) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_FLAGS)

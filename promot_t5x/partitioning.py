@@ -221,7 +221,8 @@ def pieces(logical_axis: str) -> int:
 def on_one_cpu() -> bool:
     """Whether the mesh in force is one CPU device; False outside of `Partitioner.context`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and mesh.size == 1 and mesh.abstract_device.device_kind == "cpu"
+    device = None if mesh.empty or mesh.size > 1 else mesh.abstract_device
+    return device is not None and device.device_kind == "cpu"
 
 
 def slot_shardings(slots: Any, parameters: Any) -> Any:

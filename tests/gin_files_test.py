@@ -13,6 +13,8 @@ from promot_t5x import architecture, flags, gin_checks, launcher, layout, model,
 from promot_t5x import data as data_module
 
 FILES = {str(path.relative_to(launcher._PACKAGED)): path for path in launcher.gin_files_packaged()}
+# T5X's binaries parse gin/t5x, in interop/t5x_binary_peer_test.py: it imports T5X and names their entry points.
+OURS = [name for name in FILES if not name.startswith("t5x/")]
 
 # What a file needs beside itself: other files and values, as its head comment says.
 _RUN = ["models/mt5_small.gin", "tasks/rte.gin"]
@@ -96,10 +98,10 @@ def test_file_says_what_it_is(name):
     for word in ("Hardware: ", "Expected number", "Command: "):
         assert word in comment, f"{name} opens without {word}"
     for mentioned in re.findall(r"--gin_file=([\w/]+\.gin)", comment):
-        assert mentioned in FILES, f"{name} names {mentioned}, which is not shipped"
+        assert mentioned.removeprefix("promot_t5x/gin/") in FILES, f"{name} names {mentioned}, which is not shipped"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", OURS)
 def test_file_parses_with_what_it_says(name):
     files, bindings = NEEDS.get(name, ([], []))
     launcher.parse([*files, name], bindings)

@@ -56,7 +56,7 @@ def write_legacy(folder: epath.PathLike, named: Leaves, step: int) -> None:
         for block in stored.blocks(leaf.shape, math.prod(shape)):
             store[block].write(leaf.read(block)).result()
         target[name] = {**spec, "kvstore": {"driver": "file", "path": file + "/"}}
-    optimizer = {"state": {"step": np.int32(step), "param_states": {}}, "target": layout.unflatten(target)}
+    optimizer = {"state": {"step": np.int32(step)}, "target": layout.unflatten(target)}
     index = serialization.msgpack_serialize({"version": t5x_checkpoint.LEGACY_VERSION, "optimizer": optimizer})
     (folder / t5x_checkpoint.LEGACY_FILE).write_bytes(index)
 
@@ -70,6 +70,6 @@ def write_orbax(folder: epath.PathLike, named: Leaves, step: int) -> None:
       step: the training step that the checkpoint names.
     """
     target = {name: stored.whole(leaf) for name, leaf in named.items()}
-    state = {"target": layout.unflatten(target), "state": {"step": np.int32(step), "param_states": {}}}
+    state = {"target": layout.unflatten(target), "state": {"step": np.int32(step)}}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(epath.Path(folder), args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)))
