@@ -53,10 +53,16 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     """
     flat = {name: leaf for name, leaf in layout.flatten(params).items() if not name.startswith("soft_prompt/")}
     sums = jax.device_get(jax.jit(_bit_sums)(flat))
-    digest = hashlib.sha256()
-    for name, leaf in jax.eval_shape(layout.unstack_layers, flat).items():
-        digest.update(f"{name} {leaf.shape} {leaf.dtype} {int(sums[name])}\n".encode())
-    return digest.hexdigest()[:16]
+    shapes = jax.eval_shape(layout.unstack_layers, flat)
+    return digest({name: (leaf.shape, leaf.dtype, int(sums[name])) for name, leaf in shapes.items()})
+
+
+def digest(leaves: Mapping[str, tuple[tuple[int, ...], Any, int]]) -> str:
+    """The fingerprint of leaves, sorted by name, as (shape, dtype, sum of bits) each; see `fingerprint`."""
+    found = hashlib.sha256()
+    for name, (shape, dtype, bit_sum) in leaves.items():
+        found.update(f"{name} {tuple(shape)} {dtype} {bit_sum}\n".encode())
+    return found.hexdigest()[:16]
 
 
 def _bit_sums(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

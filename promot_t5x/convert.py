@@ -3,6 +3,7 @@
 promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 """
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from promot_t5x import flags, initialize, layout
-from promot_t5x.interop import formats, stored
+from promot_t5x import checkpoints, flags, initialize, layout
+from promot_t5x.interop import formats, prompts, stored
 from promot_t5x.interop.stored import Index, Leaves, StoredLeaf
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
@@ -21,29 +22,43 @@ _BLOCK = 2**24  # elements that are compared at once
 _MOST_DIFFERENCE = 1e-5  # of the largest logit
 
 
-def convert(from_path: str, to_path: str, to_format: str, *, check_logits: bool = False, dry_run: bool = False) -> None:
+def convert(
+    from_path: str,
+    to_path: str,
+    to_format: str,
+    *,
+    prompt_path: str | None = None,
+    force: bool = False,
+    check_logits: bool = False,
+    dry_run: bool = False,
+) -> None:
     """Writes a checkpoint in another format, reads it again and compares every bit; prints what it does.
 
     Args:
       from_path: a checkpoint or run folder of ours, a T5X checkpoint, a Hugging Face folder.
       to_path: a new folder; T5X's formats make `checkpoint_N` in it, unless it has that name.
       to_format: one of formats.FORMATS.
+      prompt_path: a soft prompt to attach, see `prompts`.
+      force: attach it although it was trained on another model.
       check_logits: also compare the logits of a fixed batch; both models are loaded.
       dry_run: only print the table of names.
 
     Raises:
       FileExistsError: there is something at `to_path`.
       FileNotFoundError: there is nothing at `from_path`.
-      ValueError: the source is damaged, the format cannot hold it, or what was written differs.
+      ValueError: the source is damaged, the format cannot hold it, the prompt does not belong to it, or what was
+        written differs.
     """
     source = formats.open_source(from_path)
+    if prompt_path is not None:
+        source = prompts.attached(source, checkpoints.absolute(prompt_path), force)
     folder = formats.target_folder(to_path, to_format, source.step)
     print(f"{source.folder} ({source.format}) -> {folder} ({to_format})")
     if dry_run:
         print(_table(source, to_format))
         return
     progress = _Progress("written", source.leaves)
-    formats.write(folder, _with_leaves(source, progress.watched), to_format)
+    formats.write(folder, dataclasses.replace(source, leaves=progress.watched), to_format)
     progress.done()
     written = formats.written_leaves(folder, source.leaves)
     _compare(source.leaves, written)
@@ -54,8 +69,33 @@ def convert(from_path: str, to_path: str, to_format: str, *, check_logits: bool 
             raise ValueError(f"The logits of {folder} differ from those of {source.folder} by {difference:.2e}.")
 
 
-def _with_leaves(source: formats.Source, leaves: dict[str, StoredLeaf]) -> formats.Source:
-    return formats.Source(source.folder, source.format, leaves, source.config, source.step)
+def convert_prompt(from_path: str, to_path: str, to_format: str) -> None:
+    """Writes a soft prompt alone, out of a file of its own or a checkpoint that holds it; reads it again.
+
+    Args:
+      from_path: a soft prompt (see `prompts`), or a checkpoint as for `convert`.
+      to_path: a new file (npy) or folder.
+      to_format: one of prompts.FORMATS.
+
+    Raises:
+      FileExistsError: there is something at `to_path`.
+      FileNotFoundError: there is nothing at `from_path`.
+      ValueError: there is no soft prompt in it, or what was written differs.
+    """
+    path, target = checkpoints.absolute(from_path), checkpoints.absolute(to_path)
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists; give another path, or delete it.")
+    if prompts.is_prompt(path):
+        prompt_NxPxD, description = prompts.read(path)
+    else:
+        source = formats.open_source(path)
+        if layout.PROMPT not in source.leaves:
+            raise ValueError(f"{source.folder} holds no soft prompt; give a checkpoint of prompt tuning, or a prompt.")
+        prompt_NxPxD, description = stored.whole(source.leaves[layout.PROMPT]), {}
+    prompts.write(target, to_format, prompt_NxPxD, description)
+    if prompts.read(target)[0].tobytes() != prompt_NxPxD.tobytes():
+        raise ValueError(f"{target} was written with other numbers than {path} holds.")
+    print(f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}, read again bit for bit")
 
 
 def _table(source: formats.Source, to_format: str) -> str:
@@ -136,14 +176,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.flag_parser("promot-t5x convert", __doc__)
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
-    parser.add_argument("--to_format", required=True, choices=formats.FORMATS)
+    parser.add_argument("--to_format", required=True, choices=(*formats.FORMATS, *prompts.FORMATS))
+    parser.add_argument("--soft_prompt", metavar="PATH", help="a soft prompt to attach: its folder, .npy, or adapter")
+    parser.add_argument("--force", action="store_true", help="attach it although it was trained on another model")
     parser.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
     invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser)
     extra = invocation.extra
+    paths = extra["source"], extra["target"], extra["to_format"]
+    if extra["to_format"] in prompts.FORMATS:
+        convert_prompt(*paths)
+        return
     convert(
-        extra["source"],
-        extra["target"],
-        extra["to_format"],
+        *paths,
+        prompt_path=extra["soft_prompt"],
+        force=extra["force"],
         check_logits=extra["check_logits"],
         dry_run=invocation.dry_run,
     )

@@ -5,6 +5,7 @@ is packed: a prompt belongs to one example. Dimensions: B batch rows, T encoder 
 """
 
 import difflib
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -155,6 +156,17 @@ def vocabulary_name(vocabulary: seqio.Vocabulary) -> str:
     """
     name = getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)
     return f"{name} ({vocabulary.vocab_size} pieces)"
+
+
+def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
+    """A short name for what a vocabulary does: of the SentencePiece model's bytes, or the class, and of the size.
+
+    >>> vocabulary_hash(seqio.ByteVocabulary()) == vocabulary_hash(seqio.ByteVocabulary(extra_ids=100))
+    False
+    """
+    is_file = isinstance(vocabulary, seqio.SentencePieceVocabulary)
+    content = bytes(vocabulary.sp_model or b"") if is_file else type(vocabulary).__name__.encode()
+    return hashlib.sha256(content + f" {vocabulary.vocab_size}".encode()).hexdigest()[:16]
 
 
 def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:

@@ -136,7 +136,8 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
     facts, stored = checkpoints.read_metadata(best), checkpoints.shapes(best)
     if set(stored) == {layout.PROMPT}:
         prompt = checkpoints.read_params(best, stored)[layout.PROMPT]
-        description = {key: facts[key] for key in ("step", "score", "stage", "task", "base")}
+        described = ("step", "score", "stage", "task", "base", "initialisation", "vocabulary")
+        description = {key: facts.get(key) for key in described}
         soft_prompt.save(folder, jax.device_get(prompt), description)
     if export_dir is not None:
         base = facts["base"] if set(stored) == {layout.PROMPT} else None  # a prompt alone still needs its model

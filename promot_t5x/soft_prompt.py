@@ -139,6 +139,15 @@ def from_file(path: str) -> Initializer:
     return init
 
 
+def initializer_name(initializer: Initializer) -> str:
+    """What an initialiser of this module is called.
+
+    >>> initializer_name(sampled_vocabulary())
+    'sampled_vocabulary'
+    """
+    return getattr(initializer, "__qualname__", type(initializer).__name__).split(".")[0]
+
+
 def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
     """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each whole or not at all.
 

@@ -108,6 +108,8 @@ def train(
     staged = stages.staged_optimizer(optimizer, params, which)
     run_folder.claim(model_dir)
     facts = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
+    if which.trains_prompt:
+        facts |= _facts_of_prompt(dataset.mixture_or_task_name, prompt_init, initial_checkpoint_path)
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(checkpoints.RunCheckpoints(model_dir, checkpoint)) as run_checkpoints:
         state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
@@ -127,6 +129,14 @@ def train(
                 writer=_writer(model_dir),
             )
     return run_folder.finish(model_dir, export_dir)
+
+
+def _facts_of_prompt(task: str, init: soft_prompt.Initializer | None, path: str | None) -> dict[str, Any]:
+    """What a reader of the prompt alone will want to know."""
+    vocabulary = features.find(task, "data.DatasetConfig.mixture_or_task_name").output_features["inputs"].vocabulary
+    features.open_vocabulary(vocabulary)
+    initialisation = path if init is None else soft_prompt.initializer_name(init)
+    return {"initialisation": initialisation, "vocabulary": features.vocabulary_hash(vocabulary)}
 
 
 def _writer(model_dir: str) -> metric_writers.MetricWriter:

@@ -1,13 +1,16 @@
 """The convert verb on checkpoints written by T5X: there and back again through every format, bit for bit."""
 
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
 import tensorstore as ts
 
-from promot_t5x import convert, layout
-from promot_t5x.interop import formats, stored, t5x_checkpoint
+from promot_t5x import convert, initialize, layout, soft_prompt
+from promot_t5x.interop import formats, prompts, stored, t5x_checkpoint
+from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.partitioning import Partitioner
 
 THROUGH = ["promot", "t5x", "t5x_legacy", "t5x_scanned", "t5x_scanned_legacy", "huggingface"]
 
@@ -114,3 +117,66 @@ def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "written_leaves", changed)
     with pytest.raises(ValueError, match="the copy was written with other numbers"):
         convert.convert(str(t5), str(tmp_path / "out"), "promot")
+
+
+# --- soft prompts ---
+
+
+@pytest.fixture
+def tuned(t5, tmp_path):
+    """(prompt [1, 8, 32], a folder that says it was trained on the fixture's model)"""
+    prompt = np.random.default_rng(0).normal(size=(1, 8, 32)).astype(np.float32)
+    base = {"path": str(t5), "fingerprint": prompts.fingerprint(formats.open_source(t5).leaves)}
+    soft_prompt.save(tmp_path / "tuned", prompt, {"base": base})
+    return prompt, tmp_path / "tuned"
+
+
+def test_fingerprint_is_that_of_the_loaded_model(t5):
+    sizes = formats.open_source(t5).config
+    for scan_layers in (False, True):
+        model = EncoderDecoderModel(dataclasses.replace(sizes, scan_layers=scan_layers))
+        loaded = initialize.load(t5, model, Partitioner())
+        assert prompts.fingerprint(formats.open_source(t5).leaves) == loaded.base_fingerprint
+
+
+@pytest.mark.parametrize("to_format", THROUGH)
+def test_an_attached_prompt_travels_with_the_model(t5, tuned, tmp_path, to_format):
+    prompt, folder = tuned
+    convert.convert(str(t5), str(tmp_path / "with"), to_format, prompt_path=str(folder), check_logits=True)
+    written = tmp_path / "with" / ("checkpoint_0" if to_format.startswith("t5x") else "")
+    if to_format == "huggingface":
+        written = written / formats.ADAPTER
+    convert.convert_prompt(str(written), str(tmp_path / "again.npy"), "npy")
+    assert np.load(tmp_path / "again.npy").tobytes() == prompt.tobytes()
+
+
+def test_a_prompt_of_another_model_is_refused_and_can_be_forced(scalable, tuned, tmp_path):
+    prompt, folder = tuned
+    with pytest.raises(ValueError, match="was trained on a model with fingerprint .* give its own model, or --force"):
+        convert.convert(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder))
+    convert.convert(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder), force=True)
+    assert stored.whole(formats.open_source(tmp_path / "out").leaves[layout.PROMPT]).tobytes() == prompt.tobytes()
+
+
+def test_a_prompt_of_another_width_is_refused_even_so(t5, tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((8, 64), np.float32))
+    with pytest.raises(ValueError, match="is 64 wide, the model in .* is 32 wide"):
+        convert.convert(str(t5), str(tmp_path / "out"), "promot", prompt_path=str(tmp_path / "wide.npy"), force=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["rte", "mrpc", "sst2"])
+def test_prompts_of_the_prompt_tuning_code_in_and_out(shared_dir, tmp_path, task):
+    folder = shared_dir / "fixtures" / "prompt_tuning_t5x" / "pretrained_prompts" / "t5_1_1_lm100k_base"
+    path = str(folder / f"{task}.npy")
+    for number, to_format in enumerate(("soft_prompt", "peft", "npy")):
+        target = str(tmp_path / (f"{number}.npy" if to_format == "npy" else f"{number}"))
+        convert.convert_prompt(path, target, to_format)
+        path = target
+    assert np.load(path).tobytes() == np.load(folder / f"{task}.npy").tobytes()
+
+
+def test_a_checkpoint_without_a_prompt_gives_none(t5, tmp_path):
+    with pytest.raises(ValueError, match="holds no soft prompt"):
+        convert.convert_prompt(str(t5), str(tmp_path / "prompt.npy"), "npy")
+    assert not (tmp_path / "prompt.npy").exists()

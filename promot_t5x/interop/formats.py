@@ -44,6 +44,13 @@ class Source:
     step: int
 
 
+def with_leaves(source: Source, leaves: Leaves) -> Source:
+    """The same checkpoint with other leaves, and a config that knows its soft prompt."""
+    prompts, length = leaves[layout.PROMPT].shape[:2] if layout.PROMPT in leaves else (1, 0)
+    config = dataclasses.replace(source.config, num_prompts=prompts, prompt_length=length)
+    return dataclasses.replace(source, leaves=dict(sorted(leaves.items())), config=config)
+
+
 def open_foreign(folder: epath.Path) -> dict[str, StoredLeaf] | None:
     """The leaves of another program's checkpoint; None where there is none.
 

@@ -19,6 +19,7 @@ from promot_t5x import layout
 
 Index = tuple[slice, ...]
 
+_BLOCK = 2**24  # elements that are read at once where a leaf need not be whole
 _READERS = 4  # leaves that are read at the same time
 
 
@@ -182,6 +183,13 @@ def block_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
     for axis, size in enumerate(shape):
         sizes[axis] = max(1, min(size, most // max(1, math.prod(shape[axis + 1 :]))))
     return tuple(sizes)
+
+
+def bit_sum(leaf: StoredLeaf) -> int:
+    """The sum of all elements' bits as unsigned integers, modulo 2**32 (see `checkpoints.fingerprint`)."""
+    unsigned = np.dtype(f"u{leaf.dtype.itemsize}")
+    found = (leaf.read(index) for index in blocks(leaf.shape, _BLOCK))
+    return sum(int(np.sum(np.ascontiguousarray(x).view(unsigned), dtype=np.uint64)) for x in found) % 2**32
 
 
 def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
