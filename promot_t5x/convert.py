@@ -18,7 +18,6 @@ from promot_t5x.interop.stored import Index, Leaves, StoredLeaf
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
-_BLOCK = 2**24  # elements that are compared at once
 _MOST_DIFFERENCE = 1e-5  # of the largest logit
 
 
@@ -112,7 +111,7 @@ class _Progress:
 
     def __init__(self, verb: str, leaves: Leaves):
         self._verb, self._seen, self._began, self._told = verb, 0, time.monotonic(), time.monotonic()
-        self._total = sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in leaves.values())
+        self._total = sum(stored.num_bytes(leaf) for leaf in leaves.values())
         self.watched = {name: leaf._replace(read=self._watch(leaf)) for name, leaf in leaves.items()}
 
     def _watch(self, leaf: StoredLeaf):
@@ -149,9 +148,8 @@ def _compare(source: Leaves, written: Leaves) -> None:
             raise ValueError(
                 f"{other.source} was written as {other.dtype}{other.shape}, {leaf.source} is {leaf.dtype}{leaf.shape}."
             )
-        for index in stored.blocks(leaf.shape, _BLOCK):
-            if leaf.read(index).tobytes() != other.read(index).tobytes():
-                raise ValueError(f"{other.source} was written with other numbers than {leaf.source} holds.")
+        if not stored.equal(leaf, other):
+            raise ValueError(f"{other.source} was written with other numbers than {leaf.source} holds.")
     print(f"read again: {len(source)} leaves, bit for bit the same")
 
 

@@ -1,12 +1,13 @@
 """What is put on record: files written whole or not at all, and the versions that the numbers in them depend on."""
 
+import contextlib
 import errno
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from etils import epath
 
@@ -37,19 +38,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file as a whole or not at all: a reader sees the old bytes or the new ones, also when the disk is full.
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream whose file is there once all was written: a reader sees the old bytes or the new ones, never a part.
 
-    The path may be local or in a bucket (gs://…); missing folders are made. Of several processes only the first writes.
+    The path may be local or in a bucket (gs://…); missing folders are made.
+
+    Raises:
+      NoRoomError: the disk is full; what stood there before is unchanged.
     """
-    if not distributed.speaks():
-        return
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as stream:
-            stream.write(data)
+            yield cast(BinaryIO, stream)
             stream.flush()
             if "://" not in os.fspath(path):
                 os.fsync(stream.fileno())  # a full disk may show only here
@@ -60,6 +63,13 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
             what = f"{target} could not be written ({error.strerror}); make room, what stood there before is unchanged."
             raise NoRoomError(error.errno, what) from error
         raise
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file as `whole_file` does; of several processes only the first writes."""
+    if distributed.speaks():
+        with whole_file(path) as stream:
+            stream.write(data)
 
 
 def write(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:

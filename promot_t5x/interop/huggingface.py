@@ -128,7 +128,7 @@ def write(
         for file, names in shards.items():
             safetensors_file.write(path / file, {name: tensors[name] for name in names})
         if list(shards) != [_WEIGHTS]:
-            total = sum(safetensors_file.num_bytes(leaf) for leaf in tensors.values())
+            total = sum(stored.num_bytes(leaf) for leaf in tensors.values())
             weight_map = {name: file for file, names in shards.items() for name in names}
             records.write(path / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         records.write(path / _GENERATION, huggingface_config.generation_values())
@@ -171,7 +171,7 @@ def _shares_embedding(values: Mapping[str, Any], tensors: Mapping[str, StoredLea
         return False
     if _OUTPUT not in tensors or _EMBEDDING not in tensors:
         return True
-    if safetensors_file.equal(tensors[_OUTPUT], tensors[_EMBEDDING]):
+    if stored.equal(tensors[_OUTPUT], tensors[_EMBEDDING]):
         return True
     if values["model_type"] == "t5":
         raise ValueError(
@@ -318,7 +318,7 @@ def _sharded(tensors: Mapping[str, StoredLeaf], max_shard_bytes: int) -> dict[st
     shards: list[list[str]] = [[]]
     size = 0
     for name, leaf in tensors.items():
-        more = safetensors_file.num_bytes(leaf)
+        more = stored.num_bytes(leaf)
         if shards[-1] and size + more > max_shard_bytes:
             shards.append([])
             size = 0

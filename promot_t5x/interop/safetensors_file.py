@@ -7,12 +7,10 @@ memory as a whole, so writing is done here.
 Source: https://github.com/huggingface/safetensors, the section "Format" of its README.
 """
 
-import errno
 import json
-import math
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -98,48 +96,18 @@ def write(file: epath.PathLike, tensors: Mapping[str, stored.StoredLeaf]) -> Non
         return
     # The widest first, so that each tensor begins at a multiple of its width.
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
-    target = epath.Path(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(_header(tensors))
-            for leaf in tensors.values():
-                for block in _blocks(leaf):
-                    stream.write(np.ascontiguousarray(block).view(np.uint8).data)
-            stream.flush()
-            if "://" not in os.fspath(target):
-                os.fsync(stream.fileno())  # a full disk may show only here
-        temporary.replace(target)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            what = f"{target} could not be written ({error.strerror}); make room, what stood there before is unchanged."
-            raise records.NoRoomError(error.errno, what) from error
-        raise
-
-
-def num_bytes(leaf: stored.StoredLeaf) -> int:
-    """The size of a whole leaf in bytes.
-
-    >>> num_bytes(stored.from_array(np.zeros((2, 3), np.float16), "an example"))
-    12
-    """
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def equal(one: stored.StoredLeaf, other: stored.StoredLeaf) -> bool:
-    """Whether two leaves hold the same bits, compared block by block."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    return all(a.tobytes() == b.tobytes() for a, b in zip(_blocks(one), _blocks(other), strict=True))
+    with records.whole_file(file) as stream:
+        stream.write(_header(tensors))
+        for leaf in tensors.values():
+            for index in stored.blocks(leaf.shape, _BLOCK_BYTES // leaf.dtype.itemsize):
+                stream.write(np.ascontiguousarray(leaf.read(index)).view(np.uint8).data)
 
 
 def _header(tensors: Mapping[str, stored.StoredLeaf]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say so
     end = 0
     for name, leaf in tensors.items():
-        begin, end = end, end + num_bytes(leaf)
+        begin, end = end, end + stored.num_bytes(leaf)
         header[name] = {
             "dtype": _DTYPE_NAMES[leaf.dtype],
             "shape": list(leaf.shape),
@@ -148,9 +116,3 @@ def _header(tensors: Mapping[str, stored.StoredLeaf]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the first tensor begins at a multiple of 8
     return struct.pack("<Q", len(text)) + text
-
-
-def _blocks(leaf: stored.StoredLeaf) -> Iterator[np.ndarray]:
-    """A leaf's blocks in the order in which a file has their bytes."""
-    for index in stored.blocks(leaf.shape, _BLOCK_BYTES // leaf.dtype.itemsize):
-        yield leaf.read(index)

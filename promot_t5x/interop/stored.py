@@ -185,6 +185,22 @@ def block_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def num_bytes(leaf: StoredLeaf) -> int:
+    """The size of a whole leaf in bytes.
+
+    >>> num_bytes(from_array(np.zeros((2, 3), np.float16), "an example"))
+    12
+    """
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def equal(one: StoredLeaf, other: StoredLeaf) -> bool:
+    """Whether two leaves hold the same bits, compared block by block."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return all(one.read(index).tobytes() == other.read(index).tobytes() for index in blocks(one.shape, _BLOCK))
+
+
 def bit_sum(leaf: StoredLeaf) -> int:
     """The sum of all elements' bits as unsigned integers, modulo 2**32 (see `checkpoints.fingerprint`)."""
     unsigned = np.dtype(f"u{leaf.dtype.itemsize}")
