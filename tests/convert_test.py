@@ -3,12 +3,13 @@
 import dataclasses
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
 
 from promot_t5x import convert, initialize, layout, soft_prompt
-from promot_t5x.interop import formats, prompts, stored, t5x_checkpoint
+from promot_t5x.interop import formats, huggingface, prompts, stored, t5x_checkpoint, t5x_writer
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -180,3 +181,29 @@ def test_a_checkpoint_without_a_prompt_gives_none(t5, tmp_path):
     with pytest.raises(ValueError, match="holds no soft prompt"):
         convert.convert_prompt(str(t5), str(tmp_path / "prompt.npy"), "npy")
     assert not (tmp_path / "prompt.npy").exists()
+
+
+# --- the source's dtype ---
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_hugging_face_through_ours_and_back_keeps_every_byte(t5, tmp_path, dtype):
+    source = formats.open_source(t5)
+    in_dtype = {
+        name: stored.from_array(stored.whole(leaf).astype(np.dtype(dtype)), name)
+        for name, leaf in source.leaves.items()
+    }
+    huggingface.write(tmp_path / "first", in_dtype, source.config)
+    convert.convert(str(tmp_path / "first"), str(tmp_path / "ours"), "promot")
+    convert.convert(str(tmp_path / "ours"), str(tmp_path / "second"), "huggingface")
+    for name in ("model.safetensors", "config.json", "generation_config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_t5x_in_bfloat16_keeps_every_bit(t5, tmp_path):
+    source = formats.open_source(t5)
+    leaves = {n: stored.from_array(stored.whole(x).astype(jnp.bfloat16), n) for n, x in source.leaves.items()}
+    t5x_writer.write_legacy(tmp_path / "checkpoint_3", leaves, step=3)
+    convert.convert(str(tmp_path / "checkpoint_3"), str(tmp_path / "ours"), "promot")
+    convert.convert(str(tmp_path / "ours"), str(tmp_path / "again"), "t5x")
+    assert _bits(tmp_path / "again" / "checkpoint_3") == _bits(tmp_path / "checkpoint_3")
