@@ -98,12 +98,15 @@ def convert_prompt(from_path: str, to_path: str, to_format: str) -> None:
 
 
 def _table(source: formats.Source, to_format: str) -> str:
-    """Each leaf as it is and as it will be called; leaves that are stacked or taken apart stand under both names."""
-    network = {name: leaf for name, leaf in source.leaves.items() if name != layout.PROMPT}
-    named = formats.as_named(network, source.config, to_format)
-    ours = [f"{name}  {leaf.dtype} {list(leaf.shape)}" for name, leaf in source.leaves.items()]
-    theirs = [f"{name}  {leaf.dtype} {list(leaf.shape)}" for name, leaf in named.items()]
-    return "\n".join(["", f"{len(ours)} leaves:", *ours, "", f"as {len(theirs)} in {to_format}:", *theirs])
+    """What each leaf will be called; a stack stands beside the first of its layers."""
+    ours = {n: leaf._replace(source=n) for n, leaf in source.leaves.items() if n != layout.PROMPT}
+    named = formats.as_named(ours, source.config, to_format)
+    width = max(map(len, ours))
+    rows = [
+        f"{leaf.source:{width}}  {str(list(ours[leaf.source].shape)):16} -> {name}  {leaf.dtype} {list(leaf.shape)}"
+        for name, leaf in named.items()
+    ]
+    return "\n".join([f"{len(ours)} leaves become {len(named)}", *rows])
 
 
 class _Progress:

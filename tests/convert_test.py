@@ -73,8 +73,11 @@ def test_logits_are_compared_when_asked_for(t5, tmp_path, capsys):
 def test_a_dry_run_prints_names_and_writes_nothing(t5, tmp_path, capsys):
     convert.convert(str(t5), str(tmp_path / "hf"), "huggingface", dry_run=True)
     shown = capsys.readouterr().out
-    assert "encoder/layers_0/mlp/wi_0/kernel  float32 [32, 64]" in shown
-    assert "encoder.block.0.layer.1.DenseReluDense.wi_0.weight  float32 [64, 32]" in shown
+    row = next(line for line in shown.splitlines() if line.startswith("encoder/layers_0/mlp/wi_0/kernel "))
+    assert row.split() == [
+        *("encoder/layers_0/mlp/wi_0/kernel", "[32,", "64]", "->"),
+        *("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", "float32", "[64,", "32]"),
+    ]
     assert not (tmp_path / "hf").exists()
 
 
@@ -207,3 +210,28 @@ def test_t5x_in_bfloat16_keeps_every_bit(t5, tmp_path):
     convert.convert(str(tmp_path / "checkpoint_3"), str(tmp_path / "ours"), "promot")
     convert.convert(str(tmp_path / "ours"), str(tmp_path / "again"), "t5x")
     assert _bits(tmp_path / "again" / "checkpoint_3") == _bits(tmp_path / "checkpoint_3")
+
+
+# --- as INITIAL_CHECKPOINT_PATH ---
+
+
+@pytest.mark.parametrize("to_format", THROUGH)
+def test_training_starts_from_every_format(t5, tmp_path, to_format):
+    convert.convert(str(t5), str(tmp_path / "checkpoint_2"), to_format)
+    model = EncoderDecoderModel(dataclasses.replace(formats.open_source(t5).config, scan_layers=True))
+    expected, found = (initialize.load(path, model, Partitioner()) for path in (t5, tmp_path / "checkpoint_2"))
+    assert found.base_fingerprint == expected.base_fingerprint
+    wider = EncoderDecoderModel(dataclasses.replace(model.config, mlp_dim=128))
+    with pytest.raises(ValueError, match="does not hold this network's parameters"):
+        initialize.load(tmp_path / "checkpoint_2", wider, Partitioner())
+
+
+@pytest.mark.parametrize("to_format", ["t5x", "t5x_legacy", "huggingface"])
+def test_training_does_not_start_from_numbers_that_are_not_finite(t5, tmp_path, to_format):
+    source = formats.open_source(t5)
+    array = stored.whole(source.leaves["decoder/layers_1/mlp/wo/kernel"]).copy()
+    array[5, 5] = np.nan
+    source.leaves["decoder/layers_1/mlp/wo/kernel"] = stored.from_array(array, "broken")
+    formats.write(tmp_path / "checkpoint_2", source, to_format)
+    with pytest.raises(ValueError, match=r"checkpoint_2.* holds numbers that are not finite"):
+        initialize.load(tmp_path / "checkpoint_2", EncoderDecoderModel(source.config), Partitioner())
