@@ -158,8 +158,7 @@ def _read_foreign(
 ) -> tuple[dict[str, jax.Array], str]:
     """Another program's checkpoint: layers stacked or not, relative positions shared or not, in any floating dtype."""
     like = _without_unstored_prompt(folder, leaves, wanted, drop_prompt)
-    own_biases = any("/relpos_bias/" in name and "layers" in name for name in like)
-    leaves = t5x_layouts.with_relative_bias(leaves, "per_layer" if own_biases else "shared")
+    leaves = t5x_layouts.with_relative_bias(leaves, t5x_layouts.relative_bias_of(like))
     leaves = stored.as_stored_in(leaves, like)
     leaves = {name: leaf for name, leaf in leaves.items() if name != layout.PROMPT or name in like}
 

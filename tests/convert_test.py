@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from promot_t5x import convert, initialize, layout, soft_prompt
-from promot_t5x.interop import formats, huggingface, prompts, stored, t5x_checkpoint, t5x_writer
+from promot_t5x import checkpoints, convert, initialize, layout, soft_prompt
+from promot_t5x.interop import formats, huggingface, stored, t5x_checkpoint, t5x_writer
 from promot_t5x.model import EncoderDecoderModel
 from promot_t5x.partitioning import Partitioner
 
@@ -130,7 +130,7 @@ def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
 def tuned(t5, tmp_path):
     """(prompt [1, 8, 32], a folder that says it was trained on the fixture's model)"""
     prompt = np.random.default_rng(0).normal(size=(1, 8, 32)).astype(np.float32)
-    base = {"path": str(t5), "fingerprint": prompts.fingerprint(formats.open_source(t5).leaves)}
+    base = {"path": str(t5), "fingerprint": formats.fingerprint(formats.open_source(t5).leaves)}
     soft_prompt.save(tmp_path / "tuned", prompt, {"base": base})
     return prompt, tmp_path / "tuned"
 
@@ -140,7 +140,7 @@ def test_fingerprint_is_that_of_the_loaded_model(t5):
     for scan_layers in (False, True):
         model = EncoderDecoderModel(dataclasses.replace(sizes, scan_layers=scan_layers))
         loaded = initialize.load(t5, model, Partitioner())
-        assert prompts.fingerprint(formats.open_source(t5).leaves) == loaded.base_fingerprint
+        assert formats.fingerprint(formats.open_source(t5).leaves) == loaded.base_fingerprint
 
 
 @pytest.mark.parametrize("to_format", THROUGH)
@@ -160,6 +160,22 @@ def test_a_prompt_of_another_model_is_refused_and_can_be_forced(scalable, tuned,
         convert.convert(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder))
     convert.convert(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder), force=True)
     assert stored.whole(formats.open_source(tmp_path / "out").leaves[layout.PROMPT]).tobytes() == prompt.tobytes()
+
+
+def test_a_checkpoint_of_a_prompt_alone_brings_its_model_and_no_other(t5, tuned, tmp_path):
+    prompt, _ = tuned
+    base = tmp_path / "base"  # with a prompt of its own, which is not the one that was tuned
+    np.save(tmp_path / "old.npy", np.zeros((8, 32), np.float32))
+    convert.convert(str(t5), str(base), "promot", prompt_path=str(tmp_path / "old.npy"))
+    facts = {"path": str(base), "fingerprint": formats.fingerprint(formats.open_source(base).leaves)}
+    checkpoints.export(tmp_path / "stage1", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": facts})
+    convert.convert(str(tmp_path / "stage1"), str(tmp_path / "out"), "t5x_legacy")
+    written = formats.open_source(tmp_path / "out" / "checkpoint_3").leaves
+    assert stored.whole(written[layout.PROMPT]).tobytes() == prompt.tobytes()
+    wrong = {"path": str(base), "fingerprint": "0" * 16}
+    checkpoints.export(tmp_path / "moved", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": wrong})
+    with pytest.raises(ValueError, match="put the original model back"):
+        convert.convert(str(tmp_path / "moved"), str(tmp_path / "never"), "promot")
 
 
 def test_a_prompt_of_another_width_is_refused_even_so(t5, tmp_path):

@@ -13,6 +13,7 @@ import os
 import re
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from promot_t5x import checkpoints, layout
@@ -104,9 +105,22 @@ def _open_ours(folder: epath.Path) -> Source:
     if set(leaves) == {layout.PROMPT}:
         if facts.get("base") is None:
             raise ValueError(f"{folder} holds a soft prompt alone and names no model; convert the run that trained it.")
-        leaves |= open_source(facts["base"]["path"]).leaves
+        base = open_source(facts["base"]["path"]).leaves
+        if (found := fingerprint(base)) != facts["base"]["fingerprint"]:
+            raise ValueError(
+                f"{folder} holds a soft prompt for the model in {facts['base']['path']} with fingerprint "
+                f"{facts['base']['fingerprint']}, but the model there now has {found}; put the original model back."
+            )
+        leaves = {**base, **leaves}  # the base may have a prompt of its own
     leaves = dict(sorted(leaves.items()))
     return Source(folder, "promot", leaves, config_of(leaves), facts["step"])
+
+
+def fingerprint(leaves: Leaves) -> str:
+    """checkpoints.fingerprint of leaves in files, read block by block."""
+    flat = layout.unstack_layers(leaves, stored.layer)
+    network = {name: leaf for name, leaf in flat.items() if name != layout.PROMPT}
+    return checkpoints.digest({name: (x.shape, x.dtype, stored.bit_sum(x)) for name, x in network.items()})
 
 
 def config_of(leaves: Leaves) -> T5Config:
@@ -191,21 +205,22 @@ def write(folder: epath.Path, source: Source, to_format: str) -> None:
         huggingface.write(folder, network, dataclasses.replace(config, prompt_length=0))
         if layout.PROMPT in leaves:
             for number, prompt_PxD in enumerate(stored.whole(leaves[layout.PROMPT])):
-                peft.write_adapter(folder / (ADAPTER + (f"_{number}" if number else "")), prompt_PxD, str(folder))
+                peft.write_adapter(_adapter(folder, number), prompt_PxD, str(folder))
     else:
         numbered = re.fullmatch(r"checkpoint_(\d+)", folder.name)
         write_t5x = t5x_writer.write_legacy if to_format.endswith("legacy") else t5x_writer.write_orbax
         write_t5x(folder, as_named(leaves, config, to_format), int(numbered[1]) if numbered else step)
 
 
+def _adapter(folder: epath.Path, number: int) -> epath.Path:
+    return folder / (ADAPTER + (f"_{number}" if number else ""))
+
+
 def written_leaves(folder: epath.Path, like: Leaves) -> dict[str, StoredLeaf]:
     """What was written, opened again, in the layout and with the relative positions of `like`."""
     leaves = open_source(folder).leaves
-    for number in range(like[layout.PROMPT].shape[0] if layout.PROMPT in like and layout.PROMPT not in leaves else 0):
-        prompt_1xPxD = peft.read_adapter(folder / (ADAPTER + (f"_{number}" if number else "")))
-        leaves[f"{layout.PROMPT}:{number}"] = stored.from_array(prompt_1xPxD[0], f"{folder}/{ADAPTER}")
-    if prompts := [leaves.pop(name) for name in list(leaves) if name.startswith(f"{layout.PROMPT}:")]:
-        leaves[layout.PROMPT] = stored.stack(prompts)
-    own = any("/relpos_bias/" in name and "/layers" in name for name in like)
-    leaves = t5x_layouts.with_relative_bias(leaves, "per_layer" if own else "shared")
+    if layout.PROMPT in like and layout.PROMPT not in leaves:
+        prompts = [peft.read_adapter(_adapter(folder, number)) for number in range(like[layout.PROMPT].shape[0])]
+        leaves[layout.PROMPT] = stored.from_array(np.concatenate(prompts), f"{folder}/{ADAPTER}")
+    leaves = t5x_layouts.with_relative_bias(leaves, t5x_layouts.relative_bias_of(like))
     return stored.as_stored_in(dict(sorted(leaves.items())), like)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from promot_t5x import checkpoints, layout, records, soft_prompt
+from promot_t5x import layout, records, soft_prompt
 from promot_t5x.interop import formats, peft, stored
 
 FORMATS = ("soft_prompt", "npy", "peft")
@@ -89,17 +89,10 @@ def attached(source: formats.Source, path: epath.Path, force: bool = False) -> f
             "give a prompt that was trained on this model."
         )
     trained_on = (description.get("base") or {}).get("fingerprint")
-    if trained_on and not force and trained_on != (found := fingerprint(source.leaves)):
+    if trained_on and not force and trained_on != (found := formats.fingerprint(source.leaves)):
         raise ValueError(
             f"The soft prompt {path} was trained on a model with fingerprint {trained_on}, the one in {source.folder} "
             f"has {found}; give its own model, or --force."
         )
     leaves = {**source.leaves, layout.PROMPT: stored.from_array(prompt_NxPxD, str(path))}
     return formats.with_leaves(source, leaves)
-
-
-def fingerprint(leaves: stored.Leaves) -> str:
-    """checkpoints.fingerprint of leaves in files, read block by block."""
-    flat = layout.unstack_layers(leaves, stored.layer)
-    network = {name: leaf for name, leaf in flat.items() if name != layout.PROMPT}
-    return checkpoints.digest({name: (x.shape, x.dtype, stored.bit_sum(x)) for name, x in network.items()})

@@ -71,6 +71,15 @@ def to_scanned(leaves: Leaves, head_dim: int) -> dict[str, StoredLeaf]:
     return dict(sorted(convert(name, leaf) for name, leaf in with_relative_bias(stacks, "per_layer").items()))
 
 
+def relative_bias_of(names: Mapping) -> str:
+    """ "per_layer" where layers have tables of relative positions of their own, else "shared".
+
+    >>> relative_bias_of({"encoder/relpos_bias/rel_embedding": 0})
+    'shared'
+    """
+    return "per_layer" if any("/layers" in name and name.endswith(_BIAS) for name in names) else "shared"
+
+
 def with_relative_bias(leaves: Leaves, wanted: str) -> dict[str, StoredLeaf]:
     """The leaves with relative positions `wanted` as "shared" (one table a side) or "per_layer" (see T5Config).
 
