@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 
+from promot_t5x import plan
+from promot_t5x.configuration import flags
+
 
 def measure(topology_name: str, layers: int) -> float:
     """CPU seconds of lowering and compiling, in a process of its own."""
-    from promot_t5x import flags, plan
     from promot_t5x.planning import chips, programs
 
     topology = chips.topology(topology_name)

@@ -15,6 +15,11 @@ import sys
 import time
 from pathlib import Path
 
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.training import optimizers, stages, trainer
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"vocab_size": 250112, "num_heads": 6, "head_dim": 64, "mlp_dim": 1024, "layers": 8, "embed": 512}
 BATCH, INPUTS, TARGETS = 8, 128, 32
@@ -39,11 +44,6 @@ def ours():
     import jax
     import jax.numpy as jnp
 
-    from promot_t5x import stages, trainer
-    from promot_t5x.architecture import T5Config
-    from promot_t5x.model import EncoderDecoderModel
-    from promot_t5x.partitioning import Partitioner
-
     s = SIZES
     config = T5Config(
         s["vocab_size"], s["embed"], s["num_heads"], s["head_dim"], s["mlp_dim"], s["layers"], s["layers"]
@@ -51,7 +51,7 @@ def ours():
     model, which = EncoderDecoderModel(config), stages.stage("fine_tuning")
     params = jax.jit(model.init)(jax.random.key(0))
     trainable, frozen = stages.partition(params, which)
-    optimizer = stages.staged_optimizer(stages.adafactor(1e-3), params, which)
+    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-3), params, which)
     state = trainer.init_state(optimizer, trainable)
     arguments = (trainable, state.opt_state, frozen, batch(), jnp.int32(0))
     with Partitioner().context():

@@ -16,6 +16,13 @@ import threading
 import time
 from pathlib import Path
 
+from promot_t5x.checkpoints import formats, loading, stored_leaves
+from promot_t5x.checkpoints.t5x import writer
+from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"vocab_size": 32128, "embed_dim": 1024, "num_heads": 16, "head_dim": 64, "mlp_dim": 2816}
 LAYERS = 14
@@ -23,8 +30,6 @@ LAYERS = 14
 
 def config(scan_layers: bool = False):
     """A T5 of half a billion parameters."""
-    from promot_t5x.architecture import T5Config
-
     return T5Config(**SIZES, num_encoder_layers=LAYERS, num_decoder_layers=LAYERS, scan_layers=scan_layers)
 
 
@@ -32,18 +37,14 @@ def make(folder: Path) -> None:
     """Writes the checkpoint through this package's writer."""
     import numpy as np
 
-    from promot_t5x import layout
-    from promot_t5x.interop import stored, t5x_writer
-    from promot_t5x.model import EncoderDecoderModel
-
     rng = np.random.default_rng(0)
-    shapes = layout.flatten(EncoderDecoderModel(config()).abstract_params())
+    shapes = parameter_names.flatten(EncoderDecoderModel(config()).abstract_params())
 
     def random(shape):
         block = lambda index: rng.normal(size=[i.stop - i.start for i in index]).astype(np.float32)  # noqa: E731
-        return stored.StoredLeaf(shape, np.dtype(np.float32), "random", block)
+        return stored_leaves.StoredLeaf(shape, np.dtype(np.float32), "random", block)
 
-    t5x_writer.write_legacy(folder, {name: random(leaf.shape) for name, leaf in shapes.items()}, step=0)
+    writer.write_legacy(folder, {name: random(leaf.shape) for name, leaf in shapes.items()}, step=0)
 
 
 class _Peak:
@@ -73,15 +74,10 @@ def ours(folder: Path, scan_layers: bool):
     """Through initialize's reading, onto one device."""
     import jax
 
-    from promot_t5x import initialize
-    from promot_t5x.interop import formats, stored
-    from promot_t5x.model import EncoderDecoderModel
-    from promot_t5x.partitioning import Partitioner
-
-    wanted = initialize.wanted_params(EncoderDecoderModel(config(scan_layers)), Partitioner())
+    wanted = loading.wanted_params(EncoderDecoderModel(config(scan_layers)), Partitioner())
     jax.block_until_ready(jax.numpy.zeros(1))
     leaves = formats.open_source(folder).leaves
-    return lambda: jax.block_until_ready(stored.place(leaves, wanted))
+    return lambda: jax.block_until_ready(stored_leaves.place(leaves, wanted))
 
 
 def tensorstore(folder: Path):

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from promot_t5x import launcher
+from promot_t5x.configuration import program
 
 _VERBS = {
     "train": ("promot_t5x.train", "train one stage or baseline"),
@@ -14,7 +14,7 @@ _VERBS = {
     "plan": ("promot_t5x.plan", "what a recipe needs and does on a TPU slice, compiled without one"),
     "convert": ("promot_t5x.convert", "a checkpoint in another format: ours, T5X's or Hugging Face's"),
     "demo": ("promot_t5x.demo", "the whole method on a small world, in minutes on a CPU"),
-    "report": ("promot_t5x.report.command", "make the report of a results.json again"),
+    "report": ("promot_t5x.report", "make the report of a results.json again"),
     "doctor": ("promot_t5x.doctor", "versions, devices and folders, to put beside a question"),
 }
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: promot-t5x has no verb {argv[0]!r}; it has {', '.join(_VERBS)}.", file=sys.stderr)
         return 1
     binary = importlib.import_module(_VERBS[argv[0]][0])  # a verb loads only what it needs
-    return launcher.run_main(binary.main, argv[1:])
+    return program.run_main(binary.main, argv[1:])
 
 
 if __name__ == "__main__":

@@ -3,173 +3,11 @@
 promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 """
 
-import dataclasses
 import sys
-import time
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from promot_t5x import checkpoints, flags, initialize, layout
-from promot_t5x.interop import formats, prompts, stored
-from promot_t5x.interop.stored import Index, Leaves, StoredLeaf
-from promot_t5x.model import EncoderDecoderModel
-from promot_t5x.partitioning import Partitioner
-
-_MOST_DIFFERENCE = 1e-5  # of the largest logit
-
-
-def convert(
-    from_path: str,
-    to_path: str,
-    to_format: str,
-    *,
-    prompt_path: str | None = None,
-    force: bool = False,
-    check_logits: bool = False,
-    dry_run: bool = False,
-) -> None:
-    """Writes a checkpoint in another format, reads it again and compares every bit; prints what it does.
-
-    Args:
-      from_path: a checkpoint or run folder of ours, a T5X checkpoint, a Hugging Face folder.
-      to_path: a new folder; T5X's formats make `checkpoint_N` in it, unless it has that name.
-      to_format: one of formats.FORMATS.
-      prompt_path: a soft prompt to attach, see `prompts`.
-      force: attach it although it was trained on another model.
-      check_logits: also compare the logits of a fixed batch; both models are loaded.
-      dry_run: only print the table of names.
-
-    Raises:
-      FileExistsError: there is something at `to_path`.
-      FileNotFoundError: there is nothing at `from_path`.
-      ValueError: the source is damaged, the format cannot hold it, the prompt does not belong to it, or what was
-        written differs.
-    """
-    source = formats.open_source(from_path)
-    if prompt_path is not None:
-        source = prompts.attached(source, checkpoints.absolute(prompt_path), force)
-    folder = formats.target_folder(to_path, to_format, source.step)
-    print(f"{source.folder} ({source.format}) -> {folder} ({to_format})")
-    if dry_run:
-        print(_table(source, to_format))
-        return
-    progress = _Progress("written", source.leaves)
-    formats.write(folder, dataclasses.replace(source, leaves=progress.watched), to_format)
-    progress.done()
-    written = formats.written_leaves(folder, source.leaves)
-    _compare(source.leaves, written)
-    if check_logits:
-        difference, largest = _logits_difference(source, written)
-        print(f"logits of a fixed batch: largest difference {difference:.2e}, largest logit {largest:.2e}")
-        if not difference <= _MOST_DIFFERENCE * largest:
-            raise ValueError(f"The logits of {folder} differ from those of {source.folder} by {difference:.2e}.")
-
-
-def convert_prompt(from_path: str, to_path: str, to_format: str) -> None:
-    """Writes a soft prompt alone, out of a file of its own or a checkpoint that holds it; reads it again.
-
-    Args:
-      from_path: a soft prompt (see `prompts`), or a checkpoint as for `convert`.
-      to_path: a new file (npy) or folder.
-      to_format: one of prompts.FORMATS.
-
-    Raises:
-      FileExistsError: there is something at `to_path`.
-      FileNotFoundError: there is nothing at `from_path`.
-      ValueError: there is no soft prompt in it, or what was written differs.
-    """
-    path, target = checkpoints.absolute(from_path), checkpoints.absolute(to_path)
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists; give another path, or delete it.")
-    if prompts.is_prompt(path):
-        prompt_NxPxD, description = prompts.read(path)
-    else:
-        source = formats.open_source(path)
-        if layout.PROMPT not in source.leaves:
-            raise ValueError(f"{source.folder} holds no soft prompt; give a checkpoint of prompt tuning, or a prompt.")
-        prompt_NxPxD, description = stored.whole(source.leaves[layout.PROMPT]), {}
-    prompts.write(target, to_format, prompt_NxPxD, description)
-    if prompts.read(target)[0].tobytes() != prompt_NxPxD.tobytes():
-        raise ValueError(f"{target} was written with other numbers than {path} holds.")
-    print(f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}, read again bit for bit")
-
-
-def _table(source: formats.Source, to_format: str) -> str:
-    """What each leaf will be called; a stack stands beside the first of its layers."""
-    ours = {n: leaf._replace(source=n) for n, leaf in source.leaves.items() if n != layout.PROMPT}
-    named = formats.as_named(ours, source.config, to_format)
-    width = max(map(len, ours))
-    rows = [
-        f"{leaf.source:{width}}  {str(list(ours[leaf.source].shape)):16} -> {name}  {leaf.dtype} {list(leaf.shape)}"
-        for name, leaf in named.items()
-    ]
-    return "\n".join([f"{len(ours)} leaves become {len(named)}", *rows])
-
-
-class _Progress:
-    """Prints how many bytes of the leaves were read, at most once a few seconds."""
-
-    def __init__(self, verb: str, leaves: Leaves):
-        self._verb, self._seen, self._began, self._told = verb, 0, time.monotonic(), time.monotonic()
-        self._total = sum(stored.num_bytes(leaf) for leaf in leaves.values())
-        self.watched = {name: leaf._replace(read=self._watch(leaf)) for name, leaf in leaves.items()}
-
-    def _watch(self, leaf: StoredLeaf):
-        def read(index: Index) -> np.ndarray:
-            block = leaf.read(index)
-            self._seen += block.nbytes
-            if time.monotonic() - self._told > 5:
-                self._told = time.monotonic()
-                rate = self._seen / (self._told - self._began)
-                left = max(0.0, self._total - self._seen) / rate
-                print(
-                    f"{self._verb} {self._seen / 1e9:.2f} of {self._total / 1e9:.2f} GB, {left:.0f} s left", flush=True
-                )
-            return block
-
-        return read
-
-    def done(self) -> None:
-        seconds = time.monotonic() - self._began
-        print(f"{self._verb} {self._total / 1e9:.2f} GB in {seconds:.0f} s", flush=True)
-
-
-def _compare(source: Leaves, written: Leaves) -> None:
-    """Reads both block by block.
-
-    Raises:
-      ValueError: a name, shape, dtype or bit differs.
-    """
-    if missing := sorted(set(source) ^ set(written)):
-        raise ValueError(f"What was written does not hold the same leaves: {', '.join(missing[:5])}.")
-    for name, leaf in source.items():
-        other = written[name]
-        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
-            raise ValueError(
-                f"{other.source} was written as {other.dtype}{other.shape}, {leaf.source} is {leaf.dtype}{leaf.shape}."
-            )
-        if not stored.equal(leaf, other):
-            raise ValueError(f"{other.source} was written with other numbers than {leaf.source} holds.")
-    print(f"read again: {len(source)} leaves, bit for bit the same")
-
-
-def _logits_difference(source: formats.Source, written: Leaves) -> tuple[float, float]:
-    """(largest difference, largest logit) of both models in float32 on a fixed random batch."""
-    model, partitioner = EncoderDecoderModel(source.config), Partitioner()
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(2, source.config.vocab_size, (2, 2, 16)).astype(np.int32)
-    batch = {"encoder_input_tokens": tokens[0], "decoder_input_tokens": tokens[1]}
-    if source.config.prompt_length:
-        batch["soft_prompt_ids"] = np.zeros(2, np.int32)
-    wanted = initialize.wanted_params(model, partitioner)
-    logits = []
-    for leaves in (source.leaves, written):
-        params = layout.unflatten(stored.place(leaves, wanted))
-        logits.append(np.asarray(jax.jit(model.logits)(params, jax.tree.map(jnp.asarray, batch))))
-    return float(np.max(np.abs(logits[0] - logits[1]))), float(np.max(np.abs(logits[0])))
+from promot_t5x.checkpoints import conversion, formats, soft_prompts
+from promot_t5x.configuration import flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -177,17 +15,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.flag_parser("promot-t5x convert", __doc__)
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
-    parser.add_argument("--to_format", required=True, choices=(*formats.FORMATS, *prompts.FORMATS))
+    parser.add_argument("--to_format", required=True, choices=(*formats.FORMATS, *soft_prompts.FORMATS))
     parser.add_argument("--soft_prompt", metavar="PATH", help="a soft prompt to attach: its folder, .npy, or adapter")
     parser.add_argument("--force", action="store_true", help="attach it although it was trained on another model")
     parser.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
     invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser)
     extra = invocation.extra
     paths = extra["source"], extra["target"], extra["to_format"]
-    if extra["to_format"] in prompts.FORMATS:
-        convert_prompt(*paths)
+    if extra["to_format"] in soft_prompts.FORMATS:
+        conversion.convert_soft_prompt(*paths)
         return
-    convert(
+    conversion.convert_checkpoint(
         *paths,
         prompt_path=extra["soft_prompt"],
         force=extra["force"],

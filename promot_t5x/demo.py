@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from promot_t5x import flags, pipeline
+from promot_t5x.configuration import flags
+from promot_t5x.recipes import running
 
 CHECKPOINT = Path(__file__).resolve().parent / "demo_checkpoint"
 
@@ -19,4 +20,4 @@ def main(argv: list[str]) -> None:
         *invocation.gin_bindings,
     )
     files = invocation.gin_files or ("recipes/demo.gin",)
-    pipeline.follow(dataclasses.replace(invocation, gin_files=files, gin_bindings=bindings))
+    running.follow(dataclasses.replace(invocation, gin_files=files, gin_bindings=bindings))

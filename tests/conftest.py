@@ -16,7 +16,11 @@ import pytest  # noqa: E402
 import seqio  # noqa: E402
 
 import promot_t5x.tasks  # noqa: E402, F401  # what it registers is there before the first test
-from promot_t5x import architecture, checkpoints, gin_parsing, model  # noqa: E402
+from promot_t5x.checkpoints import saving
+from promot_t5x.configuration import gin_statements
+from promot_t5x.models import architecture, encoder_decoder
+
+# noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -26,7 +30,7 @@ def nothing_global_stays():
     """No gin configuration and no seqio task outlives the test that made it."""
     before = set(seqio.TaskRegistry.names())
     yield
-    gin_parsing.clear()
+    gin_statements.clear()
     for name in set(seqio.TaskRegistry.names()) - before:
         seqio.TaskRegistry.remove(name)
 
@@ -65,10 +69,10 @@ def tiny_model(tmp_path_factory) -> TinyModel:
     sizes |= dict(num_decoder_layers=1, prompt_length=4)
     folder = tmp_path_factory.mktemp("tiny_model")
     rng = np.random.default_rng(0)
-    shapes = model.EncoderDecoderModel(architecture.T5Config(**sizes)).abstract_params()
+    shapes = encoder_decoder.EncoderDecoderModel(architecture.T5Config(**sizes)).abstract_params()
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
     params["soft_prompt"] = {"embedding": 5 * params["soft_prompt"]["embedding"]}
-    checkpoints.export(folder / "with", params, {"step": 0, "base": None})
+    saving.export(folder / "with", params, {"step": 0, "base": None})
     del params["soft_prompt"]
-    checkpoints.export(folder / "without", params, {"step": 0, "base": None})
+    saving.export(folder / "without", params, {"step": 0, "base": None})
     return TinyModel(sizes, folder)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import promot_t5x
-from promot_t5x import eval as eval_binary
-from promot_t5x import flags, gin_checks, launcher, plan
+from promot_t5x import eval, plan
+from promot_t5x.configuration import flags, gin_checks, gin_files
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-GIN_FILES = launcher.gin_files_packaged()
+GIN_FILES = gin_files.gin_files_packaged()
 # What a reader of a snippet or a shortened command has set by other files and flags.
 GIVEN = (
     "DATA_DIR = 'my_data'",
@@ -67,7 +67,7 @@ def anchors(page: Path) -> set[str]:
 def test_named_gin_files_exist(page):
     for file in re.findall(r"--gin_file=([^\s`\"']+\.gin)", page.read_text(encoding="utf-8")):
         if not file.startswith("my"):  # the reader's own
-            launcher.resolve(file)
+            gin_files.resolve(file)
 
 
 @pytest.mark.parametrize("file", GIN_FILES, ids=name)
@@ -75,7 +75,7 @@ def test_head_comment_is_complete_and_names_files_that_exist(file):
     head = head_comment(file)
     assert [word for word in ("Hardware", "Expected number", "Command") if word not in head] == []
     for other in re.findall(r"--gin_file=([^\s`\"']+\.gin)", head):
-        launcher.resolve(other)
+        gin_files.resolve(other)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -107,7 +107,7 @@ def run_id(argv: list[str]) -> str:
 def test_commands_parse(argv):
     arguments = argv[3:] if argv[0] == "python" else argv[2:]
     if argv[:2] == ["promot-t5x", "eval"]:
-        invocation = eval_binary.parse(arguments)
+        invocation = eval.parse(arguments)
         if invocation.extra["list"]:
             return
     elif argv[:2] == ["promot-t5x", "plan"]:
@@ -118,7 +118,7 @@ def test_commands_parse(argv):
         invocation = flags.parse_flags(arguments, parser)
     given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if {"demo", "plan"} & set(argv) else ()
     files = [file for file in invocation.gin_files if not file.startswith("my")]
-    launcher.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
+    gin_files.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
     gin_checks.check_macros()
 
 
@@ -126,7 +126,7 @@ def test_commands_parse(argv):
 def test_gin_snippets_parse_behind_a_stage(snippet, tmp_path):
     (tmp_path / "my.gin").write_text(snippet, encoding="utf-8")
     files = ["recipes/trial_rte.gin", "stages/prompt_tuning.gin", "tasks/jsonl.gin", str(tmp_path / "my.gin")]
-    launcher.parse(files, GIVEN)
+    gin_files.parse(files, GIVEN)
     gin_checks.check_macros()
 
 
@@ -147,7 +147,7 @@ def test_reproducing_quotes_gin_lines_that_are_there():
 
 
 def test_every_module_is_looked_at_for_examples():
-    assert {"promot_t5x.losses", "promot_t5x.report.tables", "promot_t5x.tasks.jsonl"} <= set(MODULES)
+    assert {"promot_t5x.models.losses", "promot_t5x.reports.tables", "promot_t5x.tasks.jsonl"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -1,1 +1,1 @@
-"""Compiling for TPU slices that are not there, and reading from the compiled programs what they need and do."""
+"""What a program needs and does on a TPU slice that is not there."""

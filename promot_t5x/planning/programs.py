@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
-from promot_t5x import answering, features, initialize, layout, stages, trainer
-from promot_t5x.model import EncoderDecoderModel
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.checkpoints import loading
+from promot_t5x.data import features
+from promot_t5x.evaluation import answering
+from promot_t5x.models import parameter_names
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.training import optimizers, stages, trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +79,10 @@ class Traced:
 def parameters(training: Training) -> tuple[Any, Any]:
     """(trainable, frozen) parameters of a stage, abstract, as `train.train` holds them."""
     which = stages.stage(training.stage)
-    flat = initialize.wanted_params(training.model, training.partitioner)
+    flat = loading.wanted_params(training.model, training.partitioner)
     if not which.attaches_prompt:
-        flat.pop(layout.PROMPT, None)
-    trainable, frozen = stages.partition(layout.unflatten(flat), which)
+        flat.pop(parameter_names.PROMPT, None)
+    trainable, frozen = stages.partition(parameter_names.unflatten(flat), which)
     return trainable, stages.held_in(frozen, training.frozen_weights_dtype)
 
 
@@ -93,7 +97,7 @@ def training_step(training: Training) -> Traced:
     which, partitioner = stages.stage(training.stage), training.partitioner
     partitioner.check_rows(training.batch_size // training.num_microbatches)
     trainable, frozen = parameters(training)
-    optimizer = stages.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), which)
+    optimizer = optimizers.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), which)
     shardings = trainer.state_shardings(optimizer, trainable)
     slots = _abstract(jax.eval_shape(optimizer.init, trainable), shardings[1])
     step = trainer.make_step(training.model, optimizer, 0, training.num_microbatches, shardings)
@@ -128,9 +132,9 @@ _TRAINING_FEATURES = {
 
 
 def _answering(asked: Answering, function: Any, names: set[str]) -> Traced:
-    flat = initialize.wanted_params(asked.model, asked.partitioner)
-    flat.pop(layout.PROMPT, None)
-    params, batch = layout.unflatten(flat), _batch(asked, asked.batch_size, names)
+    flat = loading.wanted_params(asked.model, asked.partitioner)
+    flat.pop(parameter_names.PROMPT, None)
+    params, batch = parameter_names.unflatten(flat), _batch(asked, asked.batch_size, names)
     first = jax.ShapeDtypeStruct((), jnp.int32, sharding=asked.partitioner.replicated())
     with asked.partitioner.context():
         traced = function.trace(asked.model, params, batch, first)

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promot_t5x import columns
-from promot_t5x.parameter_table import Group
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning.chips import Topology
 from promot_t5x.planning.measures import GIB, Measured
+from promot_t5x.runtime.text import aligned
+from promot_t5x.training.parameter_table import Group
 
 _NO = "-"
 
@@ -70,7 +70,7 @@ def _parameters(plan: Plan) -> str:
         first = next(iter(found.values()))
         held = [f"{found[s].state} {found[s].dtype}" if s in found else _NO for s in states]
         rows.append((name, f"{first.count:,}", f"{first.bytes / GIB:.2f}", first.sharding, *held))
-    return columns.aligned(rows, numbers=(1, 2))
+    return aligned(rows, numbers=(1, 2))
 
 
 def _memory(programs: Mapping[str, Measured]) -> str:
@@ -79,7 +79,7 @@ def _memory(programs: Mapping[str, Measured]) -> str:
         temporaries, total = (_NO, _NO) if m.temporaries is None else (_gib(m.temporaries), _gib(m.needed))
         peak = _gib(m.peak) if m.peak else _NO
         rows.append((name, _gib(m.arguments), temporaries, total, peak, _gib(m.hbm), "yes" if m.fits else "NO"))
-    return columns.aligned(rows, numbers=range(1, 6))
+    return aligned(rows, numbers=range(1, 6))
 
 
 def _work(programs: Mapping[str, Measured]) -> str:
@@ -88,7 +88,7 @@ def _work(programs: Mapping[str, Measured]) -> str:
     for name, m in programs.items():
         counted = (_NO,) * 2 if m.flops_hlo is None else (f"{m.flops_hlo:.4g}", f"{m.flops_hlo / m.flops_jaxpr:.3f}")
         rows.append((name, f"{m.flops_jaxpr:.4g}", *counted, f"{m.weight_gradient_flops:.4g}", *_seconds(m)))
-    return columns.aligned(rows, numbers=range(1, 8))
+    return aligned(rows, numbers=range(1, 8))
 
 
 def _traffic(measured: Measured) -> str:
@@ -97,7 +97,7 @@ def _traffic(measured: Measured) -> str:
     rows += [(row.kind, row.axes, f"{row.count:,}", f"{row.bytes / 1e6:,.2f}") for row in shown]
     rows.append(("all", "", "", f"{measured.traffic / 1e6:,.2f}"))
     rows.append(("sums over data", "", "", f"{measured.data_axis_reductions / 1e6:,.2f}"))
-    return columns.aligned(rows, numbers=(2, 3))
+    return aligned(rows, numbers=(2, 3))
 
 
 def comparison(candidates: Sequence[tuple[Partitioner, Measured]]) -> str:
@@ -105,7 +105,7 @@ def comparison(candidates: Sequence[tuple[Partitioner, Measured]]) -> str:
     rows: list[tuple[str, ...]] = [("preset and mesh", "GiB needed", "fits", "compute s", "traffic s", "bound s")]
     for partitioner, m in candidates:
         rows.append((mesh_name(partitioner), _gib(m.needed), "yes" if m.fits else "NO", *_seconds(m)))
-    return columns.aligned(rows, numbers=(1, 3, 4, 5))
+    return aligned(rows, numbers=(1, 3, 4, 5))
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

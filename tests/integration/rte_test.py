@@ -6,8 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from promot_t5x import checkpoints, launcher, layout, pipeline, train
-from promot_t5x.trainer import _Progress
+from promot_t5x import pipeline, train
+from promot_t5x.checkpoints import fingerprints, saving
+from promot_t5x.configuration import program
+from promot_t5x.models import parameter_names
+from promot_t5x.training.trainer import _Progress
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +35,8 @@ def losses(monkeypatch):
 
 
 def _leaves(folder):
-    best = folder if checkpoints.is_checkpoint(folder) else folder / f"checkpoint_{checkpoints.best_step(folder)}"
-    return checkpoints.read_params(best, checkpoints.shapes(best))
+    best = folder if saving.is_checkpoint(folder) else folder / f"checkpoint_{saving.best_step(folder)}"
+    return saving.read_params(best, saving.shapes(best))
 
 
 def test_both_stages_on_rte(shared_dir, vocabulary_file, tmp_path, losses, capsys):
@@ -42,15 +45,17 @@ def test_both_stages_on_rte(shared_dir, vocabulary_file, tmp_path, losses, capsy
         pytest.skip(f"needs RTE in {data_dir / 'RTE' / 'train.jsonl'}")
     two_flags = [f"--gin.DATA_DIR={data_dir}", f"--gin.VOCABULARY_FILE={vocabulary_file}"]
     argv = ["--gin_file=recipes/trial_rte.gin", *two_flags, f"--gin.WORK_DIR={tmp_path}"]
-    assert launcher.run_main(pipeline.main, argv) == 0
+    assert program.run_main(pipeline.main, argv) == 0
     assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
     assert all(loss < 2 * math.log(32128) for loss in losses), "at most about chance"
     shown = capsys.readouterr().out
     assert "stage prompt_tuning: 1,280 parameters train" in shown and "1,280 are frozen" in shown
 
     base, stage_1 = _leaves(tmp_path / "random_weights"), tmp_path / "seed0" / "prompt_tuning"
-    facts = checkpoints.read_metadata(stage_1 / "checkpoint_10")
-    assert facts["base"]["fingerprint"] == checkpoints.fingerprint(layout.unflatten(base)), "the base is untouched"
+    facts = saving.read_metadata(stage_1 / "checkpoint_10")
+    assert facts["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(base)), (
+        "the base is untouched"
+    )
     prompt = np.asarray(_leaves(stage_1)["soft_prompt/embedding"])
     assert prompt.shape == (1, 20, 64) and np.all(np.isfinite(prompt))
     # From uniform in [-0.5, 0.5] ten steps of Adafactor at 0.2 lead far out.
@@ -79,13 +84,13 @@ def test_own_jsonl_file(vocabulary_file, tmp_path, losses, capsys):
     argv += [f"--gin.DATA_DIR={tmp_path / 'data'}", f"--gin.VOCABULARY_FILE={vocabulary_file}"]
     argv += [f"--gin.MODEL_DIR={tmp_path / 'run'}", "--gin.INITIAL_CHECKPOINT_PATH=None"]
     argv += ["--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 4}", "--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=8"]
-    assert launcher.run_main(train.main, argv) == 0
+    assert program.run_main(train.main, argv) == 0
     assert all(math.isfinite(loss) for loss in losses) and losses
     assert json.loads((tmp_path / "run" / "finished.json").read_text())["best_step"] == 2
     assert "soft_prompt" in capsys.readouterr().out
 
     (tmp_path / "data" / "train.jsonl").write_text('{"input": "a", "answer": "b"}\n')
     again = [flag for flag in argv if "MODEL_DIR" not in flag]
-    assert launcher.run_main(train.main, [*again, f"--gin.MODEL_DIR={tmp_path / 'other'}"]) == 1
+    assert program.run_main(train.main, [*again, f"--gin.MODEL_DIR={tmp_path / 'other'}"]) == 1
     sentence = f"error: {tmp_path}/data/train.jsonl line 1 has no column 'target', only input, answer"
     assert sentence in capsys.readouterr().err

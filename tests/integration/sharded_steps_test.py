@@ -20,6 +20,13 @@ from unittest import mock
 
 import pytest
 
+from promot_t5x.checkpoints import fingerprints, saving
+from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.training import optimizers, run_folder, stages, trainer
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, ROWS, INPUT_LENGTH, TARGET_LENGTH, VOCAB = 5, 16, 6, 5, 64
 MESHES: dict[str, dict[str, Any]] = {
@@ -60,32 +67,27 @@ def _run(case: Case) -> tuple[list[float], dict[str, Any], str]:
     """(loss of every step, the leaves that trained, the fingerprint of all leaves before)"""
     import jax
 
-    from promot_t5x import layout
-
     with tempfile.TemporaryDirectory() as folder:
         losses = []
         if case.begun is not None:
             mesh, preset = case.begun
             losses, _, _ = _steps(dataclasses.replace(case, mesh=mesh, preset=preset), 3, folder)
         more_losses, trainable, fingerprint = _steps(case, STEPS, folder)
-    return losses + more_losses, jax.device_get(layout.flatten(trainable)), fingerprint
+    return losses + more_losses, jax.device_get(parameter_names.flatten(trainable)), fingerprint
 
 
 def _steps(case: Case, last_step: int, folder: str) -> tuple[list[float], Any, str]:
     """The steps from the newest checkpoint in the folder, or else from the first, to some step."""
     import jax
 
-    from promot_t5x import checkpoints, run_folder, stages, trainer
-    from promot_t5x.partitioning import Partitioner
-
     mesh = dict(MESHES[case.mesh])
     partitioner = Partitioner(case.preset, devices=tuple(jax.devices()[: mesh.pop("count")]), **mesh)
     model, params = _network(case)
     params = jax.tree.map(jax.device_put, params, partitioner.shardings(model.logical_axes(), params))
-    fingerprint = checkpoints.fingerprint(params)
+    fingerprint = fingerprints.fingerprint(params)
     which = stages.stage(case.stage)
     trainable, frozen = stages.partition(params, which)
-    optimizer = stages.staged_optimizer(stages.adafactor(0.05), params, which)
+    optimizer = optimizers.staged_optimizer(optimizers.adafactor(0.05), params, which)
     places = trainer.state_shardings(optimizer, trainable)
     losses, made, make_step = [], [], trainer.make_step
 
@@ -100,7 +102,7 @@ def _steps(case: Case, last_step: int, folder: str) -> tuple[list[float], Any, s
         def flush(self):
             pass
 
-    with contextlib.closing(checkpoints.RunCheckpoints(folder, checkpoints.CheckpointConfig())) as run_checkpoints:
+    with contextlib.closing(saving.RunCheckpoints(folder, saving.CheckpointConfig())) as run_checkpoints:
         state = run_folder.restored(run_checkpoints, trainer.init_state(optimizer, trainable), frozen, None)
         assert places == _places(state), "the optimizer's state begins where its parameters are"
         with mock.patch.object(trainer, "make_step", recorded):
@@ -132,10 +134,6 @@ def _places(state):
 def _network(case: Case):
     import numpy as np
 
-    from promot_t5x import layout
-    from promot_t5x.architecture import T5Config
-    from promot_t5x.model import EncoderDecoderModel
-
     depth = 2 if case.scan_layers else 1
     config = T5Config(VOCAB, 16, 4, 8, 32, depth, depth, prompt_length=4, dropout_rate=0.0)
     if case.factored:  # query, key and value kernels are square
@@ -150,7 +148,7 @@ def _network(case: Case):
         noise = rng.normal(size=like.shape) / np.sqrt(fan_in)
         return np.asarray(1 + 0.1 * noise if name.endswith("scale") else noise, like.dtype)
 
-    return model, layout.map_with_names(draw, model.abstract_params())
+    return model, parameter_names.map_with_names(draw, model.abstract_params())
 
 
 def _batch(number: int) -> dict[str, Any]:
@@ -179,15 +177,13 @@ def _compare(cases: list[Case]) -> list[dict[str, Any]]:
     import jax
     import numpy as np
 
-    from promot_t5x import layout
-
     reference = functools.cache(_run)
     reports = []
     for case in cases:
         started = time.monotonic()
         expected_losses, expected, fingerprint = reference(case.reference)
         losses, found, same_fingerprint = _run(case)
-        start = layout.flatten(_network(case)[1])
+        start = parameter_names.flatten(_network(case)[1])
         norms = {
             n: [float(np.linalg.norm(np.ravel(x))) for x in (found[n] - e, e - start[n], start[n])]
             for n, e in expected.items()

@@ -8,11 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from promot_t5x import initialize, layout, stages
-from promot_t5x.architecture import T5Config
-from promot_t5x.interop import stored, t5x_layouts
-from promot_t5x.model import DecodingConfig, EncoderDecoderModel
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.checkpoints import loading, stored_leaves
+from promot_t5x.checkpoints.t5x import layouts
+from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import DecodingConfig, EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.training import optimizers
 
 CONFIGS = {
     "t5": T5Config(384, 32, 4, 8, 64, 2, 2, dropout_rate=0.0),
@@ -28,7 +30,7 @@ ONE_BEAM = DecodingConfig("beam", num_beams=1, alpha=0.6)
 def _load(shared_dir, kind, written, **changes):
     model = EncoderDecoderModel(dataclasses.replace(CONFIGS[kind], **changes), decoding=ONE_BEAM)
     folder = shared_dir / "fixtures" / "t5x_tiny" / f"{kind}_{written}" / "checkpoint_0"
-    return model, initialize.load(folder, model, Partitioner()).params
+    return model, loading.load(folder, model, Partitioner()).params
 
 
 def _fixture(shared_dir, kind):
@@ -66,7 +68,7 @@ def test_logits_loss_scores_and_beam_are_t5x(shared_dir, kind, written):
 def test_gradients_are_t5x(shared_dir, kind, written):
     model, params = _load(shared_dir, kind, written)
     fixture, batch = _fixture(shared_dir, kind)
-    gradients = layout.flatten(jax.jit(jax.grad(lambda p: model.loss_sum(p, batch, None)[0]))(params))
+    gradients = parameter_names.flatten(jax.jit(jax.grad(lambda p: model.loss_sum(p, batch, None)[0]))(params))
     norms = {name.removeprefix("gradnorm/"): x for name, x in fixture.items() if name.startswith("gradnorm/")}
     assert {_t5x_name(name) for name in gradients} == set(norms)
     for name, gradient in gradients.items():
@@ -79,19 +81,19 @@ def test_gradients_are_t5x(shared_dir, kind, written):
 def test_one_adafactor_step_is_t5x(shared_dir, kind, written):
     model, params = _load(shared_dir, kind, written)
     _, batch = _fixture(shared_dir, kind)
-    gradients = layout.flatten(jax.jit(jax.grad(lambda p: model.loss_sum(p, batch, None)[0]))(params))
+    gradients = parameter_names.flatten(jax.jit(jax.grad(lambda p: model.loss_sum(p, batch, None)[0]))(params))
     after = np.load(shared_dir / "fixtures" / "t5x_tiny" / f"{kind}_after_one_adafactor_step.npz")
-    leaves = {name: stored.from_array(after[name], name) for name in after.files if name != "lr"}
-    expected = t5x_layouts.from_scanned(leaves)
+    leaves = {name: stored_leaves.from_array(after[name], name) for name in after.files if name != "lr"}
+    expected = layouts.from_scanned(leaves)
     assert set(expected) == set(gradients)
-    for name, leaf in layout.flatten(params).items():
+    for name, leaf in parameter_names.flatten(params).items():
         # T5X factors the moments of stacked matrices however small they are; ours, and T5X's other leaves, from 128 on.
         stacked = "/layers/" in name
         small = optax.adafactor(1e-3, min_dim_size_to_factor=1)
-        transform = small if stacked and name.endswith("/kernel") else stages.adafactor(1e-3)
-        transform = stages._per_layer(transform) if stacked else transform
+        transform = small if stacked and name.endswith("/kernel") else optimizers.adafactor(1e-3)
+        transform = optimizers._per_layer(transform) if stacked else transform
         tree = {name: leaf}
         updates, _ = jax.jit(transform.update)({name: gradients[name]}, transform.init(tree), tree)
-        found, wanted = optax.apply_updates(tree, updates)[name], stored.whole(expected[name])
+        found, wanted = optax.apply_updates(tree, updates)[name], stored_leaves.whole(expected[name])
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5, err_msg=name)
         assert np.max(np.abs(wanted - leaf)) > 1e-5, name

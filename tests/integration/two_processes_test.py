@@ -17,7 +17,7 @@ _PROGRAM = """
 import dataclasses, hashlib, json, sys
 import jax, numpy as np, seqio, tensorflow as tf
 
-from promot_t5x import checkpoints, data, distributed, initialize, soft_prompt, stages, train, trainer
+from promot_t5x.checkpoints import saving, data, distributed, initialize, soft_prompt, stages, train, trainer
 from promot_t5x.partitioning import Partitioner
 from promot_t5x.architecture import T5Config
 from promot_t5x.model import EncoderDecoderModel
@@ -71,12 +71,12 @@ report["mesh"] = dict(partitioner.mesh().shape)
 result = train.train(
     model,
     asked["stage"],
-    stages.adafactor(0.05),
-    data.DatasetConfig("two", {"inputs": 8, "targets": 3}, batch_size=8, shards=4),
+    optimizers.adafactor(0.05),
+    training_batches.DatasetConfig("two", {"inputs": 8, "targets": 3}, batch_size=8, shards=4),
     trainer.LoopConfig(asked["steps"], log_period=1),
     asked["folder"],
-    checkpoints.CheckpointConfig(period=2),
-    prompt_init=soft_prompt.random_uniform(),
+    saving.CheckpointConfig(period=2),
+    prompt_init=prompt_initializers.random_uniform(),
     partitioner=partitioner,
 )
 report["best"] = result.best_step

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from promot_t5x import stages
-from promot_t5x.architecture import T5Config
-from promot_t5x.model import EncoderDecoderModel
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import flops, programs
+from promot_t5x.training import optimizers
 
 
 def _total(function, *shapes, unknown_trips=1):
@@ -127,7 +127,7 @@ MLP = 2 * D * F + F * D
 def _step(stage, num_microbatches=1, **changes):
     model = EncoderDecoderModel(T5Config(**{**vars(CONFIG), **changes}))
     lengths, partitioner = {"inputs": T, "targets": U}, Partitioner(devices=tuple(jax.devices()[:1]))
-    training = programs.Training(model, stage, stages.adafactor(1e-3), lengths, B, partitioner, num_microbatches)
+    training = programs.Training(model, stage, optimizers.adafactor(1e-3), lengths, B, partitioner, num_microbatches)
     traced = programs.training_step(training)
     jaxpr = traced.traced.jaxpr.jaxpr
     return flops.total(flops.products(jaxpr)), flops.weight_gradient_flops(jaxpr, traced.larger)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from promot_t5x.architecture import T5Config
-from promot_t5x.model import DecodingConfig, EncoderDecoderModel
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import DecodingConfig, EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import chips, measures, programs
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured

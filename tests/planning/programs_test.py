@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from promot_t5x import answering, layout, stages, trainer
-from promot_t5x.architecture import T5Config
-from promot_t5x.model import DecodingConfig, EncoderDecoderModel
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.evaluation import answering
+from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import DecodingConfig, EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import programs
+from promot_t5x.training import optimizers, stages, trainer
 
 ROWS, T, U, P = 8, 6, 5, 4
 CONFIG = T5Config(64, 16, 4, 8, 32, 2, 1, prompt_length=P, dropout_rate=0.1, scan_layers=True)
@@ -39,7 +41,7 @@ class Device:
 
 def _training(stage, partitioner=None, **changes):
     partitioner = partitioner or Partitioner(num_partitions=2, devices=tuple(Device(i) for i in range(8)))
-    optimizer = stages.adafactor(0.05)
+    optimizer = optimizers.adafactor(0.05)
     return programs.Training(EncoderDecoderModel(CONFIG), stage, optimizer, LENGTHS, ROWS, partitioner, **changes)
 
 
@@ -66,9 +68,9 @@ def test_arguments_of_a_step(stage):
     assert _facts(batch) == BATCH | prompts
     assert {leaf.sharding.spec for leaf in batch.values()} == {PartitionSpec(("replica", "data"))}
 
-    found = {name: leaf for tree in (trainable, frozen) for name, leaf in layout.flatten(tree).items()}
+    found = {name: leaf for tree in (trainable, frozen) for name, leaf in parameter_names.flatten(tree).items()}
     found = {name: leaf for name, leaf in found.items() if leaf is not None}
-    shapes = layout.flatten(EncoderDecoderModel(CONFIG).abstract_params())
+    shapes = parameter_names.flatten(EncoderDecoderModel(CONFIG).abstract_params())
     if not which.attaches_prompt:
         del shapes["soft_prompt/embedding"]
     assert {name: leaf.shape for name, leaf in found.items()} == {name: leaf.shape for name, leaf in shapes.items()}
@@ -184,7 +186,7 @@ def test_a_step_of_training(stage, changes, monkeypatch):
         del params["soft_prompt"], batch["soft_prompt_ids"]
     trainable, frozen = stages.partition(params, which)
     frozen = stages.held_in(frozen, training.frozen_weights_dtype)
-    optimizer = stages.staged_optimizer(training.optimizer, params, which)
+    optimizer = optimizers.staged_optimizer(training.optimizer, params, which)
     make_step, lowered = trainer.make_step, []
 
     def recorded(*args):
@@ -240,4 +242,4 @@ def test_programs_of_evaluation():
     assert found.shape == (ROWS, U) and math.prod(found.shape) > np.sum(np.asarray(found) == 0)
     for traced in (scoring, decoding):
         assert traced.larger is None
-        assert not any(name.startswith("soft_prompt") for name in layout.flatten(traced.arguments[0]))
+        assert not any(name.startswith("soft_prompt") for name in parameter_names.flatten(traced.arguments[0]))

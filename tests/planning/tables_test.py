@@ -7,11 +7,11 @@ import re
 import jax
 import pytest
 
-from promot_t5x.parameter_table import Group
-from promot_t5x.partitioning import Partitioner
+from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import chips, tables
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured
+from promot_t5x.training.parameter_table import Group
 
 PROMPT_TUNING = Measured(
     arguments=int(1.5 * GIB),

@@ -1,0 +1,1 @@
+"""Checkpoints and soft prompts in every format, read and written."""

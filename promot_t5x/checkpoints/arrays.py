@@ -1,0 +1,123 @@
+"""Arrays on disk that tensorstore reads: zarr folders, and those that Orbax' metadata list."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from promot_t5x.checkpoints import stored_leaves
+from promot_t5x.checkpoints.stored_leaves import StoredLeaf
+
+ORBAX_FILE = "_METADATA"
+
+
+class StoredArray(NamedTuple):
+    """An array on disk: where it is, and what the checkpoint's index says it is (None: the index does not say)."""
+
+    location: str
+    spec: dict[str, Any]
+    shape: tuple[int, ...] | None
+    dtype: np.dtype | None
+
+
+def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, StoredArray]:
+    """The arrays that Orbax' metadata list, under their names joined by `/`.
+
+    Args:
+      folder: with `_METADATA`.
+      prefix: keys that the names begin with; others are left out, and the prefix is.
+
+    Raises:
+      FileNotFoundError: the arrays' store is missing.
+      ValueError: the metadata are damaged.
+    """
+    index = folder / ORBAX_FILE
+    try:
+        content = json.loads(index.read_text())
+        key_paths = [
+            tuple(str(part["key"]) for part in entry["key_metadata"]) for entry in content["tree_metadata"].values()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(damaged(index, f"it is not complete Orbax metadata ({line(error)})")) from error
+    driver = "zarr3" if content.get("use_zarr3") else "zarr"
+    ocdbt = (folder / "manifest.ocdbt").exists()
+    if not ocdbt and content.get("use_ocdbt"):
+        raise FileNotFoundError(f"{folder} has no manifest.ocdbt, which holds its arrays: copy the checkpoint again.")
+    found = {}
+    for key_path in key_paths:
+        if key_path[: len(prefix)] != prefix:
+            continue
+        key = ".".join(key_path)
+        if ocdbt:
+            store: Any = {"driver": "ocdbt", "base": kvstore(folder), "path": key + "/"}
+        else:
+            store = kvstore(folder / key)
+        name = "/".join(key_path[len(prefix) :])
+        found[name] = StoredArray(str(folder / key), {"driver": driver, "kvstore": store}, None, None)
+    return found
+
+
+def kvstore(folder: epath.Path) -> "str | dict[str, str]":
+    """tensorstore's way of naming a folder."""
+    if "://" in str(folder):
+        return str(folder) + "/"
+    return {"driver": "file", "path": str(folder.resolve()) + "/"}
+
+
+def opened(arrays: Mapping[str, StoredArray]) -> dict[str, StoredLeaf]:
+    """Opens arrays together, which reads their headers only, and compares them with what the index says.
+
+    Raises:
+      FileNotFoundError: an array is missing.
+      ValueError: one is damaged, or not what the index says.
+    """
+    context = ts.Context({"file_io_concurrency": {"limit": 64}})
+    futures = {}
+    for name, array in arrays.items():
+        # Without the last option a lost chunk would be read as zeros.
+        spec = ts.Spec({**array.spec, "fill_missing_data_reads": False})
+        futures[name] = ts.open(spec, read=True, open=True, context=context)
+    return {name: _leaf(name, arrays[name], future) for name, future in futures.items()}
+
+
+def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
+    try:
+        store = future.result()
+    except Exception as error:
+        if "NOT_FOUND" in str(error):
+            raise FileNotFoundError(
+                f"The array {array.location} of the parameter {name} does not exist, though the checkpoint's index "
+                "lists it: copy the checkpoint again."
+            ) from error
+        raise ValueError(damaged(array.location, f"the array cannot be opened: {line(error)}")) from error
+    shape, dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+    if array.shape is not None and (shape, dtype) != (array.shape, array.dtype):
+        raise ValueError(
+            damaged(array.location, f"it is {dtype}{shape} where the index says {array.dtype}{array.shape}")
+        )
+
+    def read(index: stored_leaves.Index) -> np.ndarray:
+        try:
+            block = stored_leaves.empty([i.stop - i.start for i in index], dtype)
+            ts.array(block, dtype=store.dtype, copy=False).write(store[index].translate_to[0]).result()
+            return block
+        except MemoryError:  # the machine is too small, the file is not to blame
+            raise
+        except Exception as error:
+            raise ValueError(damaged(array.location, f"the array cannot be read: {line(error)}")) from error
+
+    return StoredLeaf(shape, dtype, array.location, read)
+
+
+def damaged(location: epath.PathLike, found: str) -> str:
+    """The sentence about a damaged file."""
+    return f"The checkpoint file {location} is damaged: {found}; copy the checkpoint again."
+
+
+def line(error: Exception) -> str:
+    """An error's first line, cut, for use inside a sentence."""
+    text = str(error) or type(error).__name__
+    return text.splitlines()[0].split(" [")[0][:160].rstrip(".")

@@ -1,0 +1,116 @@
+"""A soft prompt as an adapter of PEFT (prompt tuning of an encoder-decoder), in and out, without torch or peft.
+
+A folder there holds adapter_config.json and adapter_model.safetensors with one tensor, the prompt [P, D]. PEFT's own
+default for encoder-decoders, num_transformer_submodules 2, has as many rows again, which stand before the decoder's
+input; ours stand before the encoder's alone, which is 1.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from promot_t5x.checkpoints import stored_leaves
+from promot_t5x.checkpoints.huggingface import safetensors_file
+from promot_t5x.runtime import files, processes
+
+_CONFIG = "adapter_config.json"
+
+_WEIGHTS = "adapter_model.safetensors"
+
+_PICKLED = "adapter_model.bin"
+
+_TENSOR = "prompt_embeddings"
+
+_KIND = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 1}
+
+
+def write_adapter(folder: epath.PathLike, prompt_PxD: np.ndarray, base_model_name_or_path: str) -> None:
+    """Writes one soft prompt as an adapter that PeftModel.from_pretrained of PEFT reads.
+
+    adapter_config.json, without which the folder is no adapter, comes last. Of several processes only the first writes.
+
+    Args:
+      folder: an adapter that is there is replaced.
+      prompt_PxD: one prompt, such as prompt_NxPxD[0]; float32, bfloat16 or float16.
+      base_model_name_or_path: the model that the prompt belongs to, as transformers finds it.
+
+    Raises:
+      ValueError: the prompt is no matrix, or of another dtype.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> write_adapter(folder, np.ones((3, 4), np.float32), "google/mt5-small")
+    >>> read_adapter(folder).shape
+    (1, 3, 4)
+    """
+    path = epath.Path(folder).expanduser()
+    prompt_PxD = np.asarray(prompt_PxD)
+    if prompt_PxD.ndim != 2 or not prompt_PxD.size:
+        raise ValueError(
+            f"The prompt for the adapter {path} has the shape {prompt_PxD.shape}, expected [length, embed]: give one "
+            "prompt, such as prompt_NxPxD[0]."
+        )
+    length, embed = prompt_PxD.shape
+    values = {
+        **_KIND,
+        "base_model_name_or_path": str(base_model_name_or_path),
+        "inference_mode": True,
+        "num_virtual_tokens": length,
+        "token_dim": embed,
+        "prompt_tuning_init": "RANDOM",  # of a prompt that is trained on; PEFT replaces it by the stored one
+    }
+    if processes.speaks():
+        (path / _CONFIG).unlink(missing_ok=True)
+    leaf = stored_leaves.from_array(prompt_PxD, "the soft prompt")
+    safetensors_file.write(path / _WEIGHTS, {_TENSOR: leaf})
+    files.write_json(path / _CONFIG, values)
+
+
+def read_adapter(folder: epath.PathLike) -> np.ndarray:
+    """The soft prompt of an adapter, in the dtype it is stored in.
+
+    Args:
+      folder: a local folder.
+
+    Returns:
+      prompt_1xPxD.
+
+    Raises:
+      FileNotFoundError: one of the two files is missing.
+      ValueError: a file is damaged or pickled, or the adapter is no prompt of an encoder's.
+    """
+    path = epath.Path(folder).expanduser()
+    values = _config(path / _CONFIG)
+    for key, expected in _KIND.items():
+        if values.get(key) != expected:
+            raise ValueError(
+                f"{key} is {values.get(key)!r} in {path / _CONFIG}, expected {expected!r}: only a prompt before the "
+                "encoder's input can be read."
+            )
+    if not (path / _WEIGHTS).is_file() and (path / _PICKLED).is_file():
+        raise ValueError(
+            f"{path} holds no {_WEIGHTS} but {_PICKLED}, which is not read (unpickling runs whatever code a file "
+            "holds): load the adapter with PEFT and save it with save_pretrained(folder), as safetensors."
+        )
+    tensors = safetensors_file.leaves(path / _WEIGHTS)
+    shape = (values.get("num_virtual_tokens"), values.get("token_dim"))
+    if {name: leaf.shape for name, leaf in tensors.items()} != {_TENSOR: shape}:
+        found = ", ".join(f"{name} {leaf.shape}" for name, leaf in tensors.items()) or "nothing"
+        raise ValueError(
+            f"{path / _WEIGHTS} holds {found}, expected {_TENSOR} {shape} as {_CONFIG} says: copy both files again."
+        )
+    return stored_leaves.whole(tensors[_TENSOR])[None]
+
+
+def _config(file: epath.Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: give the folder of an adapter of PEFT.")
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged, it is no JSON object: copy it again.")
+    return values

@@ -1,0 +1,350 @@
+"""Weights of transformers' T5, mT5 and umT5 (the classes for conditional generation) as safetensors, in and out.
+
+A folder there holds config.json and model.safetensors, or several such files and model.safetensors.index.json. Neither
+torch nor transformers is needed, and nothing is unpickled. The bits stay what they are: names change, and matrices are
+transposed, since torch keeps a Linear's weight as [out, in].
+
+The output matrix is what versions of transformers disagree on. Here a model without its own (`lm_head.weight`) shares
+the embedding, scaled by 1/sqrt(D) as `network.scaled_for_embedding` does it, where transformers computes the same;
+where it computes without the scale, the transposed embedding becomes `logits_dense`. A model with its own has no scale.
+(transformers 5 scales umT5's logits nevertheless, which leaves greedy answers as they are, but not scores, beams and
+samples; with `model.config.tie_word_embeddings = False` after loading it does not.)
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from promot_t5x.checkpoints import stored_leaves
+from promot_t5x.checkpoints.huggingface import config_file, safetensors_file
+from promot_t5x.checkpoints.stored_leaves import StoredLeaf
+from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.runtime import files, processes
+
+_CONFIG = "config.json"
+
+_GENERATION = "generation_config.json"
+
+_WEIGHTS = "model.safetensors"
+
+_INDEX = "model.safetensors.index.json"
+
+_EMBEDDING = "shared.weight"
+
+_OUTPUT = "lm_head.weight"
+
+# The same bits as the embedding wherever they are stored; some converters have kept one of them in its place.
+_EMBEDDING_AGAIN = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+# Part of the first T5 checkpoints; no version of transformers that reads safetensors uses it.
+_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+_LISTED = 5  # names in one message
+
+
+def is_huggingface(folder: epath.PathLike) -> bool:
+    """Whether a folder holds a model of transformers, of any kind and also a damaged one.
+
+    >>> is_huggingface("/nothing/here")
+    False
+    """
+    path = _as_folder(folder)
+    if not path.is_dir():
+        return False
+    if any((path / name).is_file() for name in (_WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")):
+        return True
+    return (path / _CONFIG).is_file() and b'"model_type"' in (path / _CONFIG).read_bytes()
+
+
+def read_config(folder: epath.PathLike) -> dict[str, Any]:
+    """The fields of T5Config that a model's folder decides: sizes, activations, relative positions, output matrix.
+
+    The headers of the weights are read as well: whether the embedding is the output matrix, config.json alone does not
+    say.
+
+    Args:
+      folder: a local folder.
+
+    Returns:
+      Arguments of T5Config.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read`.
+    """
+    return _opened(folder)[0]
+
+
+def read(folder: epath.PathLike) -> dict[str, StoredLeaf]:
+    """The weights of a model under our names, a leaf a layer, in the dtype they are stored in; read when asked for.
+
+    Names and shapes are compared with config.json before any weight is read.
+
+    Args:
+      folder: a local folder.
+
+    Returns:
+      Leaves sorted by name; a block of a kernel is read from the transposed block of the file.
+
+    Raises:
+      FileNotFoundError: the folder, config.json or one of the files of weights is missing.
+      ValueError: it is another model, its weights are pickled, a file is damaged, or weights are missing, unknown, or
+        not of the sizes in config.json.
+    """
+    return _opened(folder)[1]
+
+
+def write(
+    folder: epath.PathLike,
+    leaves: stored_leaves.Leaves,
+    config: T5Config,
+    *,
+    model_type: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a model that from_pretrained of transformers reads: weights, config.json and generation_config.json.
+
+    One block of one tensor is in memory at a time. config.json comes last, without which the folder is no model; of
+    several processes only the first writes. The vocabulary is not written: for a tokenizer copy spiece.model and
+    tokenizer_config.json (or tokenizer.json) from the folder of the model that this one was trained from, such as
+    google/mt5-small.
+
+    Args:
+      folder: may exist, but holds no model.
+      leaves: the network's, a leaf a layer or stacks of layers, without the soft prompt.
+      config: the network's.
+      model_type: "t5", "mt5" or "umt5"; None finds it, see `huggingface_config.model_type_of`.
+      max_shard_bytes: what one file of weights may hold; a larger tensor has a file of its own.
+
+    Raises:
+      FileExistsError: the folder holds a model.
+      ValueError: the leaves are not those of the network, or transformers has no class for it.
+      records.NoRoomError: the disk is full.
+    """
+    path = _as_folder(folder)
+    model_type = config_file.model_type_of(config, model_type)
+    tensors = as_named(leaves, config)
+    dtypes = {str(leaf.dtype) for leaf in tensors.values()}
+    values = config_file.values_of(config, model_type, dtypes.pop() if len(dtypes) == 1 else None)
+    if not processes.speaks():
+        return
+    if there := _model_files(path):
+        raise FileExistsError(f"{path} holds {_some(there)} already: give another folder, or remove these files.")
+    shards = _sharded(tensors, max_shard_bytes)
+    try:
+        for file, names in shards.items():
+            safetensors_file.write(path / file, {name: tensors[name] for name in names})
+        if list(shards) != [_WEIGHTS]:
+            total = sum(stored_leaves.num_bytes(leaf) for leaf in tensors.values())
+            weight_map = {name: file for file, names in shards.items() for name in names}
+            files.write_json(path / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        files.write_json(path / _GENERATION, config_file.generation_values())
+        files.write_json(path / _CONFIG, values)
+    except BaseException:
+        for file in (*shards, _INDEX, _GENERATION):
+            (path / file).unlink(missing_ok=True)
+        raise
+
+
+def _opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
+    path = _as_folder(folder)
+    if not path.exists():
+        raise FileNotFoundError(f"The Hugging Face folder {path} does not exist: check the path.")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file, expected a folder with {_CONFIG} and {_WEIGHTS}.")
+    values = config_file.load(path / _CONFIG)
+    fields = config_file.fields(values, path / _CONFIG)
+    tensors = _tensors(path)
+    tensors.pop(_UNUSED, None)
+    for name in _EMBEDDING_AGAIN:
+        if name in tensors:
+            tensors.setdefault(_EMBEDDING, tensors.pop(name))
+    if config_file.tied(values) and _OUTPUT in tensors:
+        tensors.setdefault(_EMBEDDING, tensors[_OUTPUT])
+    fields["logits_via_embedding"] = _shares_embedding(values, tensors, path)
+    if fields["logits_via_embedding"]:
+        tensors.pop(_OUTPUT, None)
+    elif _OUTPUT not in tensors and _EMBEDDING in tensors and config_file.tied(values):
+        tensors[_OUTPUT] = tensors[_EMBEDDING]  # shared, but without the scale
+    table = {theirs: (ours, shape) for ours, theirs, shape in _table(T5Config(**fields))}
+    _compare({theirs: _file_shape(ours, shape) for theirs, (ours, shape) in table.items()}, tensors, path)
+    leaves = {ours: _turned(ours, tensors[theirs]) for theirs, (ours, _) in table.items()}
+    return fields, dict(sorted(leaves.items()))
+
+
+def _shares_embedding(values: Mapping[str, Any], tensors: Mapping[str, StoredLeaf], path: epath.Path) -> bool:
+    """Whether the embedding is the output matrix in the way that T5Config.logits_via_embedding has it: scaled."""
+    if not config_file.scales_output(values):
+        return False
+    if _OUTPUT not in tensors or _EMBEDDING not in tensors:
+        return True
+    if stored_leaves.equal(tensors[_OUTPUT], tensors[_EMBEDDING]):
+        return True
+    if values["model_type"] == "t5":
+        raise ValueError(
+            f"{_OUTPUT} in {path} is not {_EMBEDDING}, though its {_CONFIG} says that the embedding is the output "
+            "matrix: for a T5 1.1 set tie_word_embeddings (and scale_decoder_outputs, if it is there) to false in it."
+        )
+    return False
+
+
+def _tensors(path: epath.Path) -> dict[str, StoredLeaf]:
+    """All tensors in a folder's files, under their names there."""
+    if (path / _WEIGHTS).is_file():
+        return safetensors_file.leaves(path / _WEIGHTS)
+    if (path / _INDEX).is_file():
+        return _indexed_tensors(path)
+    others = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"))
+    if others:
+        raise ValueError(
+            f"{path} holds no {_WEIGHTS} but {_some(others)}, which is not read (unpickling runs whatever code a file "
+            "holds): load the model with transformers and save it with save_pretrained(folder), as safetensors."
+        )
+    raise FileNotFoundError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}: copy the weights there.")
+
+
+def _indexed_tensors(path: epath.Path) -> dict[str, StoredLeaf]:
+    index = path / _INDEX
+    try:
+        weight_map = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged, it maps no tensors to files ({error!r}): copy it again.") from error
+    names = sorted(set(weight_map.values()))
+    if elsewhere := [file for file in names if "/" in file or os.sep in file]:
+        raise ValueError(f"{index} names {elsewhere[0]}, expected files of its own folder: copy it again.")
+    if missing := [file for file in names if not (path / file).is_file()]:
+        raise FileNotFoundError(
+            f"{path} lacks {len(missing)} of the {len(names)} files of weights that {_INDEX} names "
+            f"({_some(missing)}): copy them there."
+        )
+    by_file = {file: safetensors_file.leaves(path / file) for file in names}
+    for name, file in weight_map.items():
+        if name not in by_file[file]:
+            raise ValueError(f"{path / file} lacks {name}, which {_INDEX} says is in it: copy both files again.")
+    return {name: by_file[file][name] for name, file in weight_map.items()}
+
+
+def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, StoredLeaf], path: epath.Path) -> None:
+    """Raises ValueError where the tensors of a folder are not what its config.json says."""
+    problems = []
+    if missing := [name for name in expected if name not in tensors]:
+        problems.append(f"lack {len(missing)} tensors ({_some(missing)})")
+    if unknown := [name for name in tensors if name not in expected]:
+        problems.append(f"have {len(unknown)} that are unknown ({_some(unknown)})")
+    shapes = {name: (tensors[name].shape, shape) for name, shape in expected.items() if name in tensors}
+    if other := [f"{name} {found} for {shape}" for name, (found, shape) in shapes.items() if found != shape]:
+        problems.append(f"have {len(other)} of other shapes ({_some(other)})")
+    if problems:
+        raise ValueError(
+            f"The weights in {path} are not those of its {_CONFIG}: they {', and '.join(problems)}; put the "
+            f"{_CONFIG} of these weights there."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+
+
+def as_named(leaves: stored_leaves.Leaves, config: T5Config) -> dict[str, StoredLeaf]:
+    """Our leaves as transformers has them."""
+    if parameter_names.PROMPT in leaves:
+        raise ValueError(
+            f"{parameter_names.PROMPT} has no place in a model of transformers: leave it out "
+            "and write it as an adapter of PEFT."
+        )
+    table = {ours: (theirs, shape) for ours, theirs, shape in _table(config)}
+    leaves = stored_leaves.as_stored_in(leaves, table)
+    wrong = [f"{name} (missing)" for name in table if name not in leaves]
+    wrong += [f"{name} (unknown)" for name in leaves if name not in table]
+    shapes = {name: (leaves[name].shape, shape) for name, (_, shape) in table.items() if name in leaves}
+    wrong += [f"{name} ({found} for {shape})" for name, (found, shape) in shapes.items() if found != shape]
+    if wrong:
+        raise ValueError(f"The parameters are not those of the network in T5Config: {_some(wrong)}; give its own.")
+    return {theirs: _turned(ours, leaves[ours]) for ours, (theirs, _) in table.items()}
+
+
+def _table(config: T5Config) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(our name, transformers' name, our shape) of every parameter but the soft prompt."""
+    c = config
+    width, bias = c.num_heads * c.head_dim, (c.num_heads, c.relative_bias_buckets)
+    gates = ["wi"] if len(c.mlp_activations) == 1 else [f"wi_{i}" for i in range(len(c.mlp_activations))]
+    attentions = {
+        "encoder": [("attention", "SelfAttention", "pre_attention_layer_norm")],
+        "decoder": [
+            ("self_attention", "SelfAttention", "pre_self_attention_layer_norm"),
+            ("encoder_decoder_attention", "EncDecAttention", "pre_cross_attention_layer_norm"),
+        ],
+    }
+    depths = {"encoder": c.num_encoder_layers, "decoder": c.num_decoder_layers}
+    bias_name = "block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    yield "token_embedder/embedding", _EMBEDDING, (c.vocab_size, c.embed_dim)
+    for side, depth in depths.items():
+        for i in range(depth):
+            ours, theirs = f"{side}/layers_{i}", f"{side}.block.{i}.layer"
+            for j, (attention, their_attention, norm) in enumerate(attentions[side]):
+                for part, their_part in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+                    shape = (width, c.embed_dim) if part == "out" else (c.embed_dim, width)
+                    yield (
+                        f"{ours}/{attention}/{part}/kernel",
+                        f"{theirs}.{j}.{their_attention}.{their_part}.weight",
+                        shape,
+                    )
+                yield f"{ours}/{norm}/scale", f"{theirs}.{j}.layer_norm.weight", (c.embed_dim,)
+            j = len(attentions[side])
+            for gate in gates:
+                yield (
+                    f"{ours}/mlp/{gate}/kernel",
+                    f"{theirs}.{j}.DenseReluDense.{gate}.weight",
+                    (c.embed_dim, c.mlp_dim),
+                )
+            yield f"{ours}/mlp/wo/kernel", f"{theirs}.{j}.DenseReluDense.wo.weight", (c.mlp_dim, c.embed_dim)
+            yield f"{ours}/pre_mlp_layer_norm/scale", f"{theirs}.{j}.layer_norm.weight", (c.embed_dim,)
+            if c.relative_bias == "per_layer":
+                yield f"{ours}/relpos_bias/rel_embedding", f"{side}.{bias_name.format(i)}", bias
+        if c.relative_bias == "shared":
+            yield f"{side}/relpos_bias/rel_embedding", f"{side}.{bias_name.format(0)}", bias
+        yield f"{side}/{side}_norm/scale", f"{side}.final_layer_norm.weight", (c.embed_dim,)
+    if not c.logits_via_embedding:
+        yield "decoder/logits_dense/kernel", _OUTPUT, (c.embed_dim, c.vocab_size)
+
+
+def _is_transposed(ours: str) -> bool:
+    return ours.endswith(("/kernel", "/rel_embedding"))
+
+
+def _turned(ours: str, leaf: StoredLeaf) -> StoredLeaf:
+    """From our form of a parameter to transformers', or back."""
+    return stored_leaves.transposed(leaf, (1, 0)) if _is_transposed(ours) else leaf
+
+
+def _file_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[::-1] if _is_transposed(ours) else shape
+
+
+def _sharded(tensors: Mapping[str, StoredLeaf], max_shard_bytes: int) -> dict[str, list[str]]:
+    """File names to the tensors in each, in order."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, leaf in tensors.items():
+        more = stored_leaves.num_bytes(leaf)
+        if shards[-1] and size + more > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += more
+    if len(shards) == 1:
+        return {_WEIGHTS: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def _model_files(path: epath.Path) -> list[str]:
+    """What of a model a folder holds already; also weights that a writer left when it was killed."""
+    names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+    return [n for n in names if n in (_CONFIG, _INDEX) or (n.startswith("model") and n.endswith(".safetensors"))]
+
+
+def _as_folder(folder: epath.PathLike) -> epath.Path:
+    return epath.Path(str(folder).rstrip("/") or "/").expanduser()

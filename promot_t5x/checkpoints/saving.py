@@ -1,0 +1,291 @@
+"""Checkpoints of a training run: Orbax folders, what a run needs to resume, and the fingerprint of a model.
+
+A run's folder holds `checkpoint_<step>/{params,opt_state,metadata}`. `params` are the trained leaves and the soft
+prompt; leaves that a stage froze are not stored again: `metadata` names the base they came from by path and
+fingerprint. Restoring is strict, metadata are compared before any array is read.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from promot_t5x.models import parameter_names
+
+FORMAT = "promot_t5x 1"
+
+_PREFIX = "checkpoint"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a run saves and what it keeps.
+
+    Attributes:
+      period: steps between checkpoints; each is evaluated before it is saved. The last step is always saved.
+      keep_latest: newest checkpoints kept for resuming; the best one is always kept beside them.
+    """
+
+    period: int = 1000
+    keep_latest: int = 1
+
+    def __post_init__(self):
+        if self.period < 1 or self.keep_latest < 1:
+            raise ValueError(
+                f"CheckpointConfig has period={self.period}, keep_latest={self.keep_latest}: expected at least 1 each."
+            )
+
+
+def _best(scores: Mapping[int, float | None]) -> int:
+    """The step with the highest score, the earliest of equals; without scores the newest."""
+    return max(scores, key=lambda step: (-math.inf, step) if scores[step] is None else (scores[step], -step))
+
+
+class _KeepBestAndNewest:
+    """Tells Orbax which checkpoints stay, by the scores in our own metadata: these outlive a restart of the run."""
+
+    def __init__(self, scores: dict[int, float | None], keep_latest: int):
+        self._scores, self._keep_latest = scores, keep_latest
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [info.step for info in checkpoints]
+        best = [_best({step: self._scores.get(step) for step in steps})] if steps else []
+        kept = {*best, *sorted(steps)[-self._keep_latest :]}
+        return [step in kept for step in steps]
+
+
+class RunCheckpoints:
+    """The checkpoints of one run folder, saved in the background, the newest and the best kept.
+
+    Args:
+      folder: the run's MODEL_DIR.
+      config: how many to keep.
+    """
+
+    def __init__(self, folder: str | epath.Path, config: CheckpointConfig):
+        self.folder = absolute(folder)
+        self._scores = _scores(self.folder)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=("params", "opt_state", "metadata"),
+            options=ocp.CheckpointManagerOptions(
+                step_prefix=_PREFIX,
+                preservation_policy=_KeepBestAndNewest(self._scores, config.keep_latest),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step, None for an empty folder."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, params: Mapping, opt_state: Any, metadata: dict[str, Any], score: float | None) -> None:
+        """Starts saving; waits only for the save before.
+
+        Args:
+          step: steps done.
+          params: what is stored, None leaves left out.
+          opt_state: the optimizer's state, any tree of arrays.
+          metadata: anything JSON, see `read_metadata`.
+          score: of the evaluation at this step, None without one.
+        """
+        leaves, names = _numbered(opt_state)
+        facts = {"format": FORMAT, "step": step, "score": score, "opt_state": names, **metadata}
+        items = {
+            "params": ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
+            "metadata": ocp.args.JsonSave(facts),
+        }
+        if leaves:  # plain gradient descent has none, and Orbax refuses to save nothing
+            items["opt_state"] = ocp.args.StandardSave(leaves)
+        self._scores[step] = score
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def restore_opt_state(self, step: int, opt_state_like: Any) -> Any:
+        """The optimizer's state of a checkpoint, in the structure and sharding of `opt_state_like`.
+
+        Raises:
+          ValueError: it belongs to another optimizer or other parameters.
+        """
+        folder = checkpoint_folder(self.folder, step)
+        leaves, names = _numbered(opt_state_like)
+        stored = read_metadata(folder)["opt_state"]
+        if stored != names:
+            only_stored, only_wanted = sorted(set(stored) - set(names)), sorted(set(names) - set(stored))
+            raise ValueError(
+                f"The optimizer state in {folder} is another optimizer's: it has {only_stored[:3]} where this run has "
+                f"{only_wanted[:3]}; use the run's own configuration or a new MODEL_DIR."
+            )
+        restored = _restore(folder / "opt_state", leaves) if leaves else {}
+        return jax.tree.unflatten(jax.tree.structure(opt_state_like), [restored[key] for key in sorted(restored)])
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _numbered(tree: Any) -> tuple[dict[str, Any], list[str]]:
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = {f"{i:05d}": leaf for i, (_, leaf) in enumerate(paths)}
+    return leaves, [f"{jax.tree_util.keystr(path)} {tuple(np.shape(leaf))} {leaf.dtype}" for path, leaf in paths]
+
+
+def absolute(path: str | epath.Path) -> epath.Path:
+    """A path that means the same from any working folder, as Orbax demands; one in a bucket (gs://…) stays as it is.
+
+    >>> absolute("gs://bucket/run")
+    PosixGPath('gs://bucket/run')
+    """
+    # epath's own resolve() would take gs://bucket for a folder here.
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+
+
+def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
+    """Where a run keeps the checkpoint of a step."""
+    return epath.Path(run_folder) / f"{_PREFIX}_{step}"
+
+
+def is_checkpoint(folder: str | epath.Path) -> bool:
+    """Whether a folder is one whole checkpoint written by this module (not a run folder that holds several)."""
+    folder = epath.Path(folder)
+    return (folder / "metadata" / "metadata").exists() and ocp.path.step.is_path_finalized(folder)
+
+
+def all_steps(run_folder: str | epath.Path) -> list[int]:
+    """The steps of the whole checkpoints in a run folder, ascending."""
+    folder = epath.Path(run_folder)
+    if not folder.is_dir():
+        return []
+    # A checkpoint that is still being written has a longer name, or in a bucket, where Orbax renames nothing, no commit
+    # file, which is_checkpoint looks for.
+    names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
+    return sorted(int(match[1]) for name, match in names.items() if match and is_checkpoint(folder / name))
+
+
+def best_step(run_folder: str | epath.Path) -> int:
+    """The step with the highest score, the earliest of equals; without scores the newest.
+
+    Raises:
+      FileNotFoundError: the folder holds no checkpoint.
+    """
+    scores = _scores(run_folder)
+    if not scores:
+        raise FileNotFoundError(f"There is no checkpoint in {run_folder}; expected folders {_PREFIX}_<step>.")
+    return _best(scores)
+
+
+def _scores(run_folder: str | epath.Path) -> dict[int, float | None]:
+    return {step: read_metadata(checkpoint_folder(run_folder, step))["score"] for step in all_steps(run_folder)}
+
+
+def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
+    """The facts of one checkpoint: format, step, score, stage, base (path and fingerprint), batches consumed.
+
+    Raises:
+      ValueError: not a checkpoint of this format.
+    """
+    file = epath.Path(folder) / "metadata" / "metadata"
+    try:
+        facts = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is not a readable checkpoint: {type(error).__name__} reading {file}.") from error
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{folder} has the checkpoint format {found!r}; expected {FORMAT!r}.")
+    return facts
+
+
+def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Names, shapes and dtypes of a checkpoint's parameters; reads no array.
+
+    Raises:
+      ValueError: unreadable.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(absolute(folder) / "params")
+        tree: Any = metadata.item_metadata.tree  # pyright: ignore[reportOptionalMemberAccess]
+    except Exception as error:  # Orbax has no common error class for a damaged checkpoint
+        raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in parameter_names.flatten(tree).items()}
+
+
+def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat parameters of a checkpoint.
+
+    Args:
+      folder: one checkpoint.
+      like: flat names to arrays or ShapeDtypeStructs; must be what the checkpoint holds. A leaf is read to where its
+        sharding says, one without a sharding into a numpy array.
+
+    Raises:
+      ValueError: names, shapes or dtypes differ, all listed side by side; or a damaged checkpoint.
+    """
+    compare(shapes(folder), like, str(folder))
+    return parameter_names.flatten(_restore(epath.Path(folder) / "params", parameter_names.unflatten(like)))
+
+
+def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
+    """Checks that two sets of leaves agree in names, shapes and dtypes.
+
+    Raises:
+      ValueError: lists what is missing, unexpected, misshapen or of another dtype.
+    """
+    rows = []
+    for name in sorted(set(stored) | set(wanted)):
+        facts = [f"{tuple(x[name].shape)} {x[name].dtype}" if name in x else "-" for x in (stored, wanted)]
+        if facts[0] != facts[1]:
+            kind = "missing" if facts[0] == "-" else "unexpected" if facts[1] == "-" else "differs"
+            rows.append(f"  {kind:10} {name:60} stored {facts[0]:28} wanted {facts[1]}")
+    if rows:
+        more = [f"  ... and {len(rows) - 20} more"] if len(rows) > 20 else []
+        raise ValueError(
+            f"{source} does not hold this network's parameters; {len(rows)} leaves differ, check the model's gin "
+            "file:\n" + "\n".join(rows[:20] + more)
+        )
+
+
+def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[str, Any]) -> None:
+    """Writes parameters alone, without optimizer state, as one checkpoint that anything here can start from."""
+    facts = {"format": FORMAT, "score": None, **metadata}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            absolute(folder),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
+                metadata=ocp.args.JsonSave(facts),
+            ),
+            force=True,  # what a run that was stopped here had written
+        )
+
+
+def _restore(folder: epath.Path, like: Any) -> Any:
+    def abstract(leaf):
+        if sharding := getattr(leaf, "sharding", None):
+            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+        return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))  # one number, whatever the shape
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(absolute(folder), jax.tree.map(abstract, like))
+    except Exception as error:  # Orbax has no common error class for a damaged checkpoint
+        if _out_of_memory(error):
+            raise
+        raise ValueError(f"{folder} cannot be read, a file of it is missing or damaged: {_line(error)}.") from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the machine is too small for the checkpoint, which is then not to blame."""
+    on_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return on_device or isinstance(error, MemoryError)
+
+
+def _line(error: Exception) -> str:
+    """An error's first line, cut, for use inside a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".")

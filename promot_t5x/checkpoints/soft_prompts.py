@@ -1,0 +1,162 @@
+"""Soft prompts as files of their own: read, written in another format, attached to a model.
+
+| format | is |
+|---|---|
+| soft_prompt | a folder with `soft_prompt.safetensors` and `soft_prompt.json`, as prompt tuning writes it |
+| npy | one array [P, D] (or [N, P, D]), as the prompt-tuning code of Lester et al. has them |
+| peft | a folder with an adapter of PEFT, one prompt |
+"""
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+from jax.experimental import multihost_utils
+
+from promot_t5x.checkpoints import formats, stored_leaves
+from promot_t5x.checkpoints.huggingface import peft
+from promot_t5x.models import parameter_names
+from promot_t5x.runtime import files
+
+FORMATS = ("soft_prompt", "npy", "peft")
+_DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
+
+
+def is_prompt(path: epath.Path) -> bool:
+    """Whether a path is a soft prompt in one of these formats; a run of prompt tuning is a checkpoint first."""
+    if path.suffix in (".npy", ".safetensors") and path.is_file():
+        return True
+    return (path / "adapter_config.json").is_file() or (path / "soft_prompt.safetensors").is_file()
+
+
+def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """(prompt_NxPxD, what `soft_prompt.json` beside it says, else nothing).
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: it is no soft prompt, or damaged.
+    """
+    if (path / "adapter_config.json").is_file():
+        return peft.read_adapter(path), {}
+    description = (path if path.is_dir() else path.parent) / "soft_prompt.json"
+    if path.suffix == ".npy" or not description.is_file():
+        return load(path), {}
+    try:
+        return load(path), json.loads(description.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{description} is damaged, it is not JSON ({error}); copy it again.") from error
+
+
+def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
+    """Writes a prompt.
+
+    Args:
+      path: the file for npy, else the folder.
+      to_format: one of FORMATS.
+      prompt_NxPxD: for PEFT one prompt only.
+      description: what `soft_prompt.json` says; PEFT's adapter takes the base model's path from it.
+
+    Raises:
+      ValueError: several prompts for PEFT.
+    """
+    if to_format == "soft_prompt":
+        save(path, prompt_NxPxD, description)
+    elif to_format == "npy":
+        content = io.BytesIO()
+        np.save(content, prompt_NxPxD[0] if len(prompt_NxPxD) == 1 else prompt_NxPxD, allow_pickle=False)
+        files.write_whole(path, content.getvalue())
+    else:
+        if len(prompt_NxPxD) != 1:
+            raise ValueError(f"There are {len(prompt_NxPxD)} soft prompts, an adapter of PEFT holds one.")
+        base = (description.get("base") or {}).get("path", "")
+        peft.write_adapter(path, prompt_NxPxD[0], base)
+
+
+def attached(source: formats.Source, path: epath.Path, force: bool = False) -> formats.Source:
+    """A model with a soft prompt from a file, in place of any that it had.
+
+    Args:
+      source: the model.
+      path: the prompt.
+      force: attach a prompt that was trained on another model, too.
+
+    Raises:
+      ValueError: the prompt is of another width, or was trained on a model with another fingerprint.
+    """
+    prompt_NxPxD, description = read(path)
+    prompts, length, embed = prompt_NxPxD.shape
+    if embed != source.config.embed_dim:
+        raise ValueError(
+            f"The soft prompt {path} is {embed} wide, the model in {source.folder} is {source.config.embed_dim} wide; "
+            "give a prompt that was trained on this model."
+        )
+    trained_on = (description.get("base") or {}).get("fingerprint")
+    if trained_on and not force and trained_on != (found := formats.fingerprint(source.leaves)):
+        raise ValueError(
+            f"The soft prompt {path} was trained on a model with fingerprint {trained_on}, the one in {source.folder} "
+            f"has {found}; give its own model, or --force."
+        )
+    leaves = {**source.leaves, parameter_names.PROMPT: stored_leaves.from_array(prompt_NxPxD, str(path))}
+    return formats.with_leaves(source, leaves)
+
+
+def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
+    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each whole or not at all.
+
+    Args:
+      folder: made when it is missing.
+      prompt_NxPxD: the prompts.
+      description: what a reader needs to use it: base checkpoint path and fingerprint, task, step.
+    """
+    folder = epath.Path(folder)
+    prompts, length, embed = prompt_NxPxD.shape
+    tensors = {"soft_prompt/embedding": np.ascontiguousarray(prompt_NxPxD)}
+    files.write_whole(folder / "soft_prompt.safetensors", safetensors.numpy.save(tensors))
+    facts = {"prompts": prompts, "length": length, "embed": embed, **description}
+    files.write_json(folder / "soft_prompt.json", facts)
+
+
+def load(path: str | epath.Path) -> np.ndarray:
+    """Reads prompt_NxPxD that `save` wrote (file or folder), or a .npy of one prompt [P, D] or several [N, P, D].
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: the file is no prompt.
+    """
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / "soft_prompt.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(f"There is no soft prompt at {file}; expected soft_prompt.safetensors or a .npy file.")
+    try:
+        if file.suffix == ".npy":
+            with file.open("rb") as stream:
+                prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would take archives as well
+        else:
+            # Not safetensors.numpy.load, which knows no bfloat16.
+            stored = dict(safetensors.deserialize(file.read_bytes()))["soft_prompt/embedding"]
+            prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
+    except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
+    if prompt.ndim == 2:
+        prompt = prompt[None]
+    if prompt.ndim != 3:
+        raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
+    return prompt
+
+
+def fingerprint(prompt_NxPxD: jax.Array) -> str:
+    """A short name for the exact bits of a prompt.
+
+    >>> fingerprint(jnp.zeros((1, 2, 3))) == fingerprint(jnp.zeros((1, 3, 2)))
+    False
+    """
+    array = np.asarray(multihost_utils.process_allgather(prompt_NxPxD, tiled=True))
+    return hashlib.sha256(f"{array.shape} {array.dtype}\n".encode() + array.tobytes()).hexdigest()[:16]

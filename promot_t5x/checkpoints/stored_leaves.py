@@ -1,0 +1,263 @@
+"""Parameters in files of any format, read block by block, so that no host ever holds a whole model.
+
+A format's reader lists its leaves under our names (see `layout.py`), a leaf a layer or a stack of layers, and gives for
+each a function that reads any block of it. A format's writer takes such leaves, so that each pair of formats converts.
+Where a format lays an array out in another way, its leaf is a view: `transposed`, `joined`, `split`.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from promot_t5x.models import parameter_names
+
+Index = tuple[slice, ...]
+
+_BLOCK = 2**24  # elements that are read at once where a leaf need not be whole
+
+_ALIGNMENT = 64  # bytes
+
+_READERS = 4  # leaves that are read at the same time
+
+
+class StoredLeaf(NamedTuple):
+    """One parameter in a file.
+
+    Attributes:
+      shape: of the leaf, whatever the file's own.
+      dtype: as stored, ml_dtypes.bfloat16 included.
+      source: file and the name in it, for messages.
+      read: from one slice with start, stop and no step for each dimension to that block, an array of `dtype`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    source: str
+    read: Callable[[Index], np.ndarray]
+
+
+Leaves = Mapping[str, StoredLeaf]
+
+"""Names, such as `encoder/layers_0/mlp/wo/kernel`, to leaves; sorted by name."""
+
+
+def everything(shape: Sequence[int]) -> Index:
+    """The index of a whole array."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def whole(leaf: StoredLeaf) -> np.ndarray:
+    """All of a leaf.
+
+    >>> whole(from_array(np.arange(3), "an example")).tolist()
+    [0, 1, 2]
+    """
+    return leaf.read(everything(leaf.shape))
+
+
+def from_array(array: np.ndarray, source: str) -> StoredLeaf:
+    """A leaf that is in memory already."""
+    return StoredLeaf(array.shape, array.dtype, source, array.__getitem__)
+
+
+def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """numpy.empty at an address that JAX' CPU devices can take over as it is, without a copy of the array."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def transposed(leaf: StoredLeaf, axes: Sequence[int]) -> StoredLeaf:
+    """numpy.transpose of a leaf.
+
+    >>> transposed(from_array(np.zeros((2, 3)), "an example"), (1, 0)).shape
+    (3, 2)
+    """
+
+    def read(index: Index) -> np.ndarray:
+        original = [slice(None)] * len(axes)
+        for position, axis in enumerate(axes):
+            original[axis] = index[position]
+        return leaf.read(tuple(original)).transpose(axes)
+
+    return leaf._replace(shape=tuple(leaf.shape[axis] for axis in axes), read=read)
+
+
+def joined(leaf: StoredLeaf, axis: int) -> StoredLeaf:
+    """A leaf whose dimensions `axis` and `axis` + 1 are one; whole rows of the second are read.
+
+    >>> joined(from_array(np.zeros((2, 3, 4)), "an example"), 1).shape
+    (2, 12)
+    """
+    inner = leaf.shape[axis + 1]
+
+    def read(index: Index) -> np.ndarray:
+        start, stop = index[axis].start, index[axis].stop
+        first, last = start // inner, math.ceil(stop / inner)
+        block = leaf.read((*index[:axis], slice(first, last), slice(0, inner), *index[axis + 1 :]))
+        flat = block.reshape(*block.shape[:axis], -1, *block.shape[axis + 2 :])
+        return flat[(slice(None),) * axis + (slice(start - first * inner, stop - first * inner),)]
+
+    size = leaf.shape[axis] * inner
+    return leaf._replace(shape=(*leaf.shape[:axis], size, *leaf.shape[axis + 2 :]), read=read)
+
+
+def split(leaf: StoredLeaf, axis: int, inner: int) -> StoredLeaf:
+    """The inverse of `joined`: the dimension becomes two, the second of `inner`.
+
+    >>> split(from_array(np.zeros((2, 12)), "an example"), 1, 4).shape
+    (2, 3, 4)
+
+    Raises:
+      ValueError: `inner` does not divide the dimension.
+    """
+    if leaf.shape[axis] % inner:
+        raise ValueError(f"{leaf.source} has a dimension of {leaf.shape[axis]}, which is no multiple of {inner}.")
+
+    def read(index: Index) -> np.ndarray:
+        outer, within = index[axis], index[axis + 1]
+        rows = slice(outer.start * inner, outer.stop * inner)
+        block = leaf.read((*index[:axis], rows, *index[axis + 2 :]))
+        parts = block.reshape(*block.shape[:axis], -1, inner, *block.shape[axis + 1 :])
+        return parts[(slice(None),) * (axis + 1) + (within,)]
+
+    return leaf._replace(
+        shape=(*leaf.shape[:axis], leaf.shape[axis] // inner, inner, *leaf.shape[axis + 1 :]), read=read
+    )
+
+
+def stack(leaves: Sequence[StoredLeaf]) -> StoredLeaf:
+    """Leaves of one shape as one leaf with a new leading axis.
+
+    Raises:
+      ValueError: they differ in shape or dtype.
+    """
+    first = leaves[0]
+    for leaf in leaves:
+        if (leaf.shape, leaf.dtype) != (first.shape, first.dtype):
+            raise ValueError(
+                f"{leaf.source} is {leaf.dtype}{leaf.shape} where {first.source} is {first.dtype}{first.shape}: the "
+                "layers of one stack must be alike."
+            )
+
+    def read(index: Index) -> np.ndarray:
+        chosen = leaves[index[0]]
+        result = empty((len(chosen), *(i.stop - i.start for i in index[1:])), first.dtype)
+        for row, leaf in zip(result, chosen, strict=True):
+            row[...] = leaf.read(index[1:])
+        return result
+
+    return StoredLeaf((len(leaves), *first.shape), first.dtype, first.source, read)
+
+
+def layer(stacked: StoredLeaf, number: int) -> StoredLeaf:
+    """One leaf of a stack."""
+
+    def read(index: Index) -> np.ndarray:
+        return stacked.read((slice(number, number + 1), *index))[0]
+
+    return stacked._replace(shape=stacked.shape[1:], read=read)
+
+
+def as_stored_in(leaves: Leaves, names: Any) -> dict[str, StoredLeaf]:
+    """The leaves in the layout, a leaf a layer or stacks, that `names` are written in."""
+    if parameter_names.is_scanned(names) == parameter_names.is_scanned(leaves):
+        return dict(leaves)
+    return (
+        parameter_names.unstack_layers(leaves, layer)
+        if parameter_names.is_scanned(leaves)
+        else parameter_names.stack_layers(leaves, stack)
+    )
+
+
+def blocks(shape: Sequence[int], most: int) -> Iterator[Index]:
+    """Indices of blocks of at most `most` elements that make up an array, cut along its leading dimensions.
+
+    >>> [[(i.start, i.stop) for i in index] for index in blocks((3, 4), 8)]
+    [[(0, 2), (0, 4)], [(2, 3), (0, 4)]]
+    """
+    sizes = block_shape(shape, most)
+    starts = (range(0, size, step) for size, step in zip(shape, sizes, strict=True))
+    for corner in itertools.product(*starts):
+        yield tuple(slice(at, min(at + step, size)) for at, step, size in zip(corner, sizes, shape, strict=True))
+
+
+def block_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
+    """The largest blocks of `blocks`.
+
+    >>> block_shape((3, 4), 8), block_shape((3, 4), 2), block_shape((3, 4), 100)
+    ((2, 4), (1, 2), (3, 4))
+    """
+    sizes = list(shape)
+    for axis, size in enumerate(shape):
+        sizes[axis] = max(1, min(size, most // max(1, math.prod(shape[axis + 1 :]))))
+    return tuple(sizes)
+
+
+def num_bytes(leaf: StoredLeaf) -> int:
+    """The size of a whole leaf in bytes.
+
+    >>> num_bytes(from_array(np.zeros((2, 3), np.float16), "an example"))
+    12
+    """
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def equal(one: StoredLeaf, other: StoredLeaf) -> bool:
+    """Whether two leaves hold the same bits, compared block by block."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return all(one.read(index).tobytes() == other.read(index).tobytes() for index in blocks(one.shape, _BLOCK))
+
+
+def bit_sum(leaf: StoredLeaf) -> int:
+    """The sum of all elements' bits as unsigned integers, modulo 2**32 (see `checkpoints.fingerprint`)."""
+    unsigned = np.dtype(f"u{leaf.dtype.itemsize}")
+    found = (leaf.read(index) for index in blocks(leaf.shape, _BLOCK))
+    return sum(int(np.sum(np.ascontiguousarray(x).view(unsigned), dtype=np.uint64)) for x in found) % 2**32
+
+
+def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Reads leaves to where they belong: every process reads the blocks of its own devices, a few leaves at a time.
+
+    Args:
+      leaves: in either layout.
+      wanted: the same names in the network's layout, to ShapeDtypeStructs with a sharding. A leaf stored in another
+        floating dtype is converted.
+
+    Raises:
+      ValueError: a file is damaged, or holds numbers that are not finite.
+    """
+    leaves = as_stored_in(leaves, wanted)
+
+    def read(name: str) -> jax.Array:
+        leaf, like = leaves[name], wanted[name]
+
+        def block(index: Any) -> np.ndarray:
+            found = leaf.read(tuple(slice(*i.indices(size)[:2]) for i, size in zip(index, leaf.shape, strict=True)))
+            return found.astype(like.dtype, copy=False)
+
+        return jax.make_array_from_callback(like.shape, like.sharding, block)
+
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        placed = dict(zip(wanted, pool.map(read, wanted), strict=True))
+    for name, array in placed.items():
+        if not bool(_is_finite(array)):
+            raise ValueError(
+                f"{leaves[name].source} holds numbers that are not finite (NaN or infinity): its run had failed, or it "
+                "is damaged; take an earlier checkpoint or copy it again."
+            )
+    return placed
+
+
+@jax.jit
+def _is_finite(array: jax.Array) -> jax.Array:
+    # The largest size is NaN when any number is; a comparison of each would write an array.
+    return jnp.isfinite(jnp.max(jnp.abs(array)))

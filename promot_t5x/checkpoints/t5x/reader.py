@@ -1,0 +1,165 @@
+"""Reads the parameters of checkpoints written by T5X, in both formats and both layouts, without T5X.
+
+Legacy: a folder with a msgpack file `checkpoint` = {version: 3, optimizer: {state, target}}, in which a large leaf is a
+tensorstore spec naming a zarr folder beside the file and a small leaf is stored inline. Orbax: a folder (or its
+subfolder `state`) with `_METADATA` and one array per leaf, usually inside an OCDBT key-value store. Only the parameters
+(`target`) are read, never the optimizer's state. Nothing is unpickled.
+
+Source: https://github.com/google-research/t5x, `checkpoints.py`, and the Orbax documentation.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax import serialization, traverse_util
+
+from promot_t5x.checkpoints import arrays, stored_leaves
+from promot_t5x.checkpoints.arrays import StoredArray
+from promot_t5x.checkpoints.stored_leaves import StoredLeaf
+from promot_t5x.checkpoints.t5x import layouts
+
+LEGACY_VERSION = 3
+
+LEGACY_FILE = "checkpoint"
+
+_PARAMETERS = "target"
+
+_Leaves = dict[str, "StoredArray | np.ndarray"]
+
+
+def is_t5x_checkpoint(path: epath.PathLike) -> bool:
+    """Whether a folder is one T5X checkpoint, of either format; False also when there is nothing there.
+
+    Only the opening of the folder's index is looked at: a damaged T5X checkpoint is still one.
+
+    Args:
+        path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
+    """
+    folder = _as_folder(path)
+    return folder.is_dir() and (_is_legacy(folder) or _orbax_folder(folder) is not None)
+
+
+def checkpoints_in(path: epath.PathLike) -> list[str]:
+    """The names of the folders `checkpoint_N` in a folder, by their number."""
+    folder = _as_folder(path)
+    names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
+    found = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
+    return [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
+
+
+def read(path: epath.PathLike) -> dict[str, StoredLeaf]:
+    """The parameters of a checkpoint under our names; arrays are opened together, which reads their headers only.
+
+    Args:
+        path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
+
+    Returns:
+        Names such as `encoder/layers_0/attention/query/kernel`, sorted; stacks of layers (`encoder/layers/...`) where
+        the checkpoint is of the `scalable_t5` layout.
+
+    Raises:
+        FileNotFoundError: if the folder, or an array that its index lists, does not exist.
+        ValueError: if it is not a T5X checkpoint, has another version, or is damaged; of a damaged chunk when it is
+            read.
+    """
+    leaves = _leaves(path)
+    opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
+    inline = f"{_as_folder(path) / LEGACY_FILE}: "
+    found = {
+        name: stored_leaves.from_array(leaf, inline + name) if isinstance(leaf, np.ndarray) else opened[name]
+        for name, leaf in leaves.items()
+    }
+    return layouts.from_scanned(found) if layouts.is_scanned(found) else found
+
+
+def _as_folder(path: epath.PathLike) -> epath.Path:
+    return epath.Path(str(path).rstrip("/") or "/").expanduser()
+
+
+def _is_legacy(folder: epath.Path) -> bool:
+    """A folder with a file `checkpoint` that opens as T5X's map does (TensorFlow has a text file of that name)."""
+    index = folder / LEGACY_FILE
+    if not index.is_file():
+        return False
+    with index.open("rb") as file:
+        start = file.read(16)
+    # A msgpack map of up to 15 entries (0x80 + n) whose first key is a short string (0xa0 + length).
+    return start[:1] in (b"\x81", b"\x82", b"\x83") and start[1:].startswith((b"\xa7version", b"\xa9optimizer"))
+
+
+def _orbax_folder(folder: epath.Path) -> epath.Path | None:
+    """The folder with the Orbax metadata of a tree that holds `target`, if there is one here or in `state`."""
+    for candidate in (folder, folder / "state"):
+        if (candidate / arrays.ORBAX_FILE).is_file():
+            # Looked for as text, so that a damaged file is still recognised and reported as damaged.
+            return candidate if f"('{_PARAMETERS}'," in (candidate / arrays.ORBAX_FILE).read_text() else None
+    return None
+
+
+def _leaves(path: epath.PathLike) -> _Leaves:
+    """The parameters as listed by the checkpoint's index, sorted by name."""
+    folder = _as_folder(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"The T5X checkpoint folder {folder} does not exist: check the path.")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a T5X checkpoint folder such as checkpoint_1000000.")
+    if _is_legacy(folder):
+        leaves = _legacy_leaves(folder)
+    elif (state := _orbax_folder(folder)) is not None:
+        leaves = arrays.of_orbax(state, (_PARAMETERS,))
+    else:
+        raise ValueError(_not_a_checkpoint(folder))
+    return dict(sorted(leaves.items()))
+
+
+def _not_a_checkpoint(folder: epath.Path) -> str:
+    if names := checkpoints_in(folder):
+        return f"{folder} is not a checkpoint but holds {len(names)} of them, {', '.join(names)}: give the path of one."
+    return (
+        f"{folder} is not a T5X checkpoint: expected a msgpack file `{LEGACY_FILE}` of T5X, or an Orbax "
+        f"`{arrays.ORBAX_FILE}` (here or in `state`) that lists parameters under `{_PARAMETERS}`."
+    )
+
+
+def _legacy_leaves(folder: epath.Path) -> _Leaves:
+    index = folder / LEGACY_FILE
+    try:
+        content: Any = serialization.msgpack_restore(index.read_bytes())
+    except Exception as error:
+        raise ValueError(arrays.damaged(index, f"it is not complete msgpack ({arrays.line(error)})")) from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != LEGACY_VERSION:
+        raise ValueError(f"{index} has version {version}, expected {LEGACY_VERSION}: save it again with a current T5X.")
+    optimizer = content.get("optimizer")
+    target = optimizer.get(_PARAMETERS) if isinstance(optimizer, dict) else None
+    if not isinstance(target, dict) or not target:
+        raise ValueError(arrays.damaged(index, f"it has no parameters under optimizer/{_PARAMETERS}"))
+    flat = traverse_util.flatten_dict(target, is_leaf=lambda _, node: "driver" in node, sep="/")
+    return {name: _legacy_leaf(folder, name, leaf) for name, leaf in flat.items()}
+
+
+def _legacy_leaf(folder: epath.Path, name: str, leaf: Any) -> "StoredArray | np.ndarray":
+    if not isinstance(leaf, Mapping):
+        if not isinstance(leaf, np.ndarray | np.generic):
+            raise ValueError(
+                arrays.damaged(folder / LEGACY_FILE, f"the parameter {name} is a {type(leaf).__name__}, not an array")
+            )
+        return np.asarray(leaf)
+    # T5X wraps an array that it saved in another dtype than it trained in; the stored one is inside.
+    spec = leaf["base"] if leaf.get("driver") == "cast" else leaf
+    try:
+        # The writer's store (gfile, gcs) does not matter: every array folder lies directly in the checkpoint's.
+        array_folder = folder / spec["kvstore"]["path"].rstrip("/").rsplit("/", 1)[-1]
+        shape = tuple(spec["metadata"]["shape"])
+        dtype = np.dtype(spec["metadata"].get("dtype") or spec["dtype"])
+        driver = spec["driver"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            arrays.damaged(
+                folder / LEGACY_FILE, f"the array spec of {name} cannot be understood ({arrays.line(error)})"
+            )
+        ) from error
+    return StoredArray(str(array_folder), {"driver": driver, "kvstore": arrays.kvstore(array_folder)}, shape, dtype)

@@ -1,0 +1,146 @@
+"""What a parsed gin configuration lacks, told before anything runs: macros, required values, types, unused flags."""
+
+from __future__ import annotations
+
+import collections.abc
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from gin import config as gin_config
+
+from promot_t5x.configuration import gin_statements
+from promot_t5x.configuration.flags import ConfigError
+from promot_t5x.runtime.text import did_you_mean
+
+
+def check_macros() -> None:
+    """Finds what would fail later: undefined or circular macros, values still to be given or of another type.
+
+    Raises:
+      ConfigError: one sentence with everything found and the flags that set it.
+    """
+    problems: list[str] = []
+    macros = _macros()
+    for (_, selector, parameter), origin, value in _bound():
+        resolved = with_macros_resolved(value, (origin.written,) if selector == "gin.macro" else ())
+        for reference in gin_config.iterate_references({"": value}):
+            name = "/".join(reference.scopes)
+            if reference.selector == "gin.constant" and name == "gin.REQUIRED":
+                problems.append(
+                    f"{origin.where}: {origin.written} is required and has no value: pass --gin.{origin.written}=VALUE"
+                )
+            elif reference.selector == "gin.macro" and name not in macros:
+                problems.append(
+                    f"{origin.where}: {origin.written} uses %{name}, which is defined nowhere"
+                    f"{did_you_mean(name, macros, cutoff=0.7)}: pass --gin.{name}=VALUE"
+                )
+        if selector != "gin.macro":
+            hint = _type_hint(selector, parameter)
+            if not _fits(resolved, hint):
+                expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
+                source = f" (from {_written(value)})" if _written(value) else ""
+                problems.append(f"{origin.where}: {origin.written} is {resolved!r}{source}, expected {expected}")
+    if problems:
+        raise ConfigError("; ".join(dict.fromkeys(problems)))
+
+
+def unused_flag_macros() -> set[str]:
+    """The macros that a flag sets and nothing uses."""
+    used = {
+        "/".join(reference.scopes)
+        for _, _, value in _bound()
+        for reference in gin_config.iterate_references({"": value})
+        if reference.selector == "gin.macro"
+    }
+    return {
+        macro
+        for (macro, selector, _), origin, _ in _bound()
+        if selector == "gin.macro" and origin.from_flag and macro not in used
+    }
+
+
+def check_flags(unused: Iterable[str] | None = None) -> None:
+    """Refuses flags that change nothing: most often a misspelt name.
+
+    Args:
+      unused: macros that nothing uses; None asks `unused_flag_macros`.
+
+    Raises:
+      ConfigError: one sentence with every such macro and the name it may have meant.
+    """
+    unused = unused_flag_macros() if unused is None else unused
+    known = _macros() - set(unused)
+    told = [
+        f"{gin_statements.ORIGINS[macro, 'gin.macro', 'value'].where}: nothing uses {macro}{did_you_mean(macro, known)}"
+        for macro in sorted(unused)
+    ]
+    if told:
+        raise ConfigError("; ".join(told))
+
+
+def with_macros_resolved(value: Any, seen: tuple[str, ...] = ()) -> Any:
+    """Replaces defined macros inside a bound value by what they stand for.
+
+    Args:
+      value: what gin's configuration holds: numbers, text, references, containers of these.
+      seen: the macros being resolved.
+
+    Raises:
+      ConfigError: a macro is defined by itself.
+    """
+    if isinstance(value, gin_config.ConfigurableReference) and value.selector == "gin.macro":
+        name = "/".join(value.scopes)
+        if name in seen:
+            raise ConfigError(f"macro {name} is defined by itself: {' -> '.join((*seen, name))}")
+        bound = gin_config._CONFIG.get((name, "gin.macro"))
+        return with_macros_resolved(bound["value"], (*seen, name)) if bound else value
+    if isinstance(value, dict):
+        return {key: with_macros_resolved(item, seen) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(with_macros_resolved(item, seen) for item in value)
+    return value
+
+
+def _bound() -> Iterator[tuple[tuple[str, str, str], gin_statements.Origin, Any]]:
+    """Every binding: (scope, selector, parameter), where it was made, and its value."""
+    for (scope, selector, parameter), origin in gin_statements.ORIGINS.items():
+        yield (scope, selector, parameter), origin, gin_config._CONFIG.get((scope, selector), {}).get(parameter)
+
+
+def _macros() -> set[str]:
+    return {scope for scope, selector in gin_config._CONFIG if selector == "gin.macro"}
+
+
+def _written(value: Any) -> str:
+    return "%" + "/".join(value.scopes) if isinstance(value, gin_config.ConfigurableReference) else ""
+
+
+def _type_hint(selector: str, parameter: str) -> Any:
+    """The annotation of a configurable's parameter; Any where there is none that can be read."""
+    wrapped = gin_config._REGISTRY[selector].wrapped
+    try:
+        return typing.get_type_hints(wrapped.__init__ if isinstance(wrapped, type) else wrapped).get(parameter, Any)
+    except (NameError, TypeError):  # an annotation that only a type checker can read
+        return Any
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value may be what a parameter is annotated with; what cannot be told from here fits."""
+    if isinstance(value, gin_config.ConfigurableReference) or hint is Any:
+        return True
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if origin is collections.abc.Sequence:
+        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
+    if origin is not None or not isinstance(hint, type):
+        return not isinstance(origin, type) or isinstance(value, origin)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if getattr(hint, "_is_protocol", False):
+        return callable(value)
+    return isinstance(value, hint)

@@ -1,0 +1,143 @@
+"""A command from its flags to its exit code, with one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging as python_logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+from absl import logging
+
+from promot_t5x.configuration import gin_checks, gin_files, gin_statements
+from promot_t5x.configuration.flags import Invocation, parse_flags
+from promot_t5x.runtime import files, processes
+
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
+    """What every binary does first: reads flags and gin files, finds missing macros, prints them for a dry run.
+
+    Args:
+      argv: the arguments without the program's name.
+      parser: from `flags.flag_parser`, with the binary's own options added.
+
+    Returns:
+      The command as parsed.
+
+    Raises:
+      ConfigError, FileNotFoundError: a mistake in a flag or gin file, in one sentence.
+    """
+    invocation = parse_flags(argv, parser)
+    configure(invocation)
+    return invocation
+
+
+def configure(invocation: Invocation) -> None:
+    """Joins the command's processes and makes gin's configuration its own; the second half of `start`."""
+    processes.start(invocation.processes)
+    gin_files.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
+    gin_checks.check_macros()
+    if invocation.dry_run:
+        print(gin_files.resolved_config())
+    if invocation.tfds_data_dir:
+        import seqio  # heavy, and only this flag needs it here
+
+        seqio.set_tfds_data_dir_override(invocation.tfds_data_dir)
+
+
+def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a binary's main function; a user's mistake is printed as `error: <sentence>` and gives exit code 1.
+
+    Args:
+      main: takes the arguments without the program's name, returns an exit code or None for success.
+      argv: defaults to the process's arguments.
+
+    Returns:
+      The exit code. Errors that are not a user's (and all of them with PROMOT_TRACEBACK=1) keep their traceback.
+    """
+    _show_progress()
+    try:
+        return main(sys.argv[1:] if argv is None else argv) or 0
+    except Exception as error:
+        sentence = _user_error(error)
+        if sentence is None:
+            raise
+        if os.environ.get("PROMOT_TRACEBACK") == "1":
+            traceback.print_exc()
+        hint = " (PROMOT_TRACEBACK=1 shows where it was raised)" if _in_other_words(error) else ""
+        print(f"error: {sentence}{hint}", file=sys.stderr)
+        return 1
+
+
+def _in_other_words(error: Exception) -> bool:
+    """Whether a sentence is a library's, which may not say enough."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, ValueError) and not raised_in.startswith(_PACKAGE)
+
+
+def _show_progress() -> None:
+    """Lets this package's own progress lines through, and warnings from anywhere; libraries' notices stay quiet."""
+    if not absl_flags.FLAGS.is_parsed():
+        absl_flags.FLAGS(["promot_t5x"])  # absl logs nothing of its own accord before its flags are parsed
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if not handler.filters:
+        handler.addFilter(_worth_showing)
+    if getattr(sys.unraisablehook, "func", None) is not _skip_closed_loops:
+        sys.unraisablehook = functools.partial(_skip_closed_loops, following=sys.unraisablehook)
+
+
+def _worth_showing(record: python_logging.LogRecord) -> bool:
+    # Orbax looks for facts of its own beside every item of a checkpoint and warns that ours has none there.
+    harmless = str(record.msg).startswith("Metadata file does not exist")
+    return _PACKAGE in record.pathname or (record.levelno >= python_logging.WARNING and not harmless)
+
+
+def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> None:
+    """Drops the traceback of a read that Orbax still had under way when a damaged checkpoint stopped it."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        following(unraisable)
+
+
+_MISTAKES = (
+    *(ValueError, FloatingPointError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, files.NoRoomError),
+    TimeoutError,
+)
+
+
+def _user_error(error: Exception) -> str | None:
+    """Returns the sentence for a user's mistake, without what gin appends to it, or None for any other error."""
+    text = str(error)
+    message = re.split(r"\n  (?:In call to configurable|No values supplied by Gin)", text)[0]
+    unset = re.match(r"(?:.*\.)?(\w+?)(?:\.__init__|\.__new__)?\(\) missing \d+ required .*?: (.*)", message)
+    inside = re.search(
+        r"In call to configurable '(.*?)' \(<(?:function|class) '?([\w.]+).*?\)(?: in scope '(.*)')?", text
+    )
+    if isinstance(error, TypeError) and unset and inside and unset[1] == inside[2].split(".")[-1]:
+        if inside[1] == "macro":
+            return f"macro {inside[3]} is used but defined nowhere: pass --gin.{inside[3]}=VALUE"
+        return _value_needed(inside[1], re.findall(r"'(\w+)'", unset[2]))
+    if isinstance(error, RuntimeError):
+        required = re.match(r"Required bindings for `(.*)` not provided in config: (.*)", message)
+        return _value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
+    if isinstance(error, _MISTAKES):
+        return re.sub(r"^\[Errno \d+\] ", "", message)
+    return None
+
+
+def _value_needed(name: str, parameters: Sequence[str]) -> str:
+    written = next((known for known in gin_statements.MENTIONED if known.split(".")[-1] == name.split(".")[-1]), name)
+    flags = " ".join(f"--gin.{written}.{parameter}=VALUE" for parameter in parameters)
+    return f"{written} needs {', '.join(parameters)} and nothing gives a value: pass {flags}"

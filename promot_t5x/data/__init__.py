@@ -1,0 +1,1 @@
+"""Batches for training and examples for evaluation, out of seqio tasks."""

@@ -1,0 +1,184 @@
+"""One split of one seqio task, read for evaluation: in order, once, whole.
+
+Dimensions: B batch rows, T encoder length, U decoder length, N examples.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from promot_t5x.data import features, vocabularies
+
+# Inputs are padded to the next of these widths, so that few programs serve all lengths and short inputs cost little. An
+# example's width depends on its own length alone: in whatever batch it stands, it runs through the same program.
+_NARROWEST = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationExamples:
+    """One split of one task, in the order of its source.
+
+    Args:
+      task_name: the seqio task.
+      split: the split.
+      examples: N examples as the task made them for these lengths, with inputs_pretokenized and targets_pretokenized
+        where the task has them.
+      targets: N targets after the task's postprocessing, as its metrics want them.
+      features: encoder_input_tokens NxT (T as wide as the longest input's batch), decoder_input_tokens,
+        decoder_target_tokens and decoder_loss_weights NxU.
+      truncated: number of prompts that lost something to the length of inputs.
+      cuts: what was lost: the sums of `features.CUTS` of a task that has them, otherwise the number of examples with
+        `input_cut`; and of those with `target_cut`, which predictions do not suffer from.
+    """
+
+    task_name: str
+    split: str
+    examples: tuple[dict[str, Any], ...]
+    targets: list[Any]
+    features: dict[str, np.ndarray]
+    truncated: int
+    cuts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def evaluation_examples(
+    task_name: str, task_feature_lengths: Mapping[str, int], split: str, *, limit: int | None = None
+) -> EvaluationExamples:
+    """Reads a split for evaluation, unshuffled; a second call for the same task object gives what the first one read.
+
+    Args:
+      task_name: a task, not a mixture, of seqio's registry.
+      task_feature_lengths: {"inputs": T, "targets": U}; longer examples are trimmed as seqio does, and counted.
+      split: the split to read.
+      limit: take the first examples only; None takes all.
+
+    Returns:
+      The examples. `soft_prompt_ids` is not among the features: whether a prompt is attached is evaluation's choice.
+
+    Raises:
+      FileNotFoundError: no vocabulary file.
+      ValueError: unknown task or split, an empty split, bad lengths, or a file that is no vocabulary.
+    """
+    features.check_lengths(task_feature_lengths, "task_feature_lengths")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit!r}, expected a positive number of examples, or None for all of them.")
+    task = features.find(task_name, "task_name")
+    if not isinstance(task, seqio.Task):
+        raise ValueError(f"task_name={task_name!r} is a mixture, expected one task: name its tasks one by one.")
+    features.check_split(task, split)
+    vocabularies.open_vocabularies(task)
+    return _read(task, tuple(task_feature_lengths.items()), split, limit)
+
+
+# A run evaluates the same splits at every checkpoint, a recipe for every method; reading takes longer than decoding.
+@functools.lru_cache(maxsize=32)
+def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, limit: int | None) -> EvaluationExamples:
+    task_feature_lengths = dict(lengths)
+
+    def read(lengths: Mapping[str, int] | None) -> list[dict[str, Any]]:
+        dataset = task.get_dataset(lengths, split=split, shuffle=False)
+        return list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
+
+    found = read(task_feature_lengths)
+    if not found:
+        raise ValueError(
+            f"Split {split!r} of task {task.name!r} is empty, expected examples: look at the task's source."
+        )
+    truncated, cuts = _cuts(found, task_feature_lengths, whole=functools.cache(functools.partial(read, None)))
+    longest = max(len(example["inputs"]) for example in found)
+    widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
+    arrays = features.converted({k: features.padded([ex[k] for ex in found], n) for k, n in widths.items()})
+    targets = [_target(task, example) for example in found]
+    return EvaluationExamples(task.name, split, tuple(found), targets, arrays, truncated, cuts)
+
+
+def forget() -> None:
+    """Drops what `eval_examples` keeps in memory."""
+    _read.cache_clear()
+
+
+def _cuts(
+    found: list[dict[str, Any]], lengths: Mapping[str, int], whole: Callable[[], list[dict[str, Any]]]
+) -> tuple[int, dict[str, int]]:
+    """How many prompts lost something, and how often what was lost.
+
+    A task that shortens its prompts says so itself. Of others an example can only have been trimmed if it is as long as
+    it may be; then all are read again, whole.
+    """
+    too_long = {k: np.zeros(len(found), bool) for k in lengths}
+    for k, length in lengths.items():
+        at_limit = any(len(example[k]) >= length for example in found)
+        if at_limit and not (k == "inputs" and features.CUTS[0] in found[0]):
+            too_long[k] = np.array([len(example[k]) > length for example in whole()])
+    cuts = {"input_cut": int(too_long["inputs"].sum()), "target_cut": int(too_long["targets"].sum())}
+    lost = too_long["inputs"]
+    if features.CUTS[0] in found[0]:
+        counted = {name: np.array([int(example[name]) for example in found]) for name in features.CUTS}
+        cuts |= {name: int(counts.sum()) for name, counts in counted.items()}
+        lost |= (counted["exemplars_dropped"] > 0) | (counted["input_cut"] > 0)
+    return int(lost.sum()), cuts
+
+
+def _width(length: Any) -> Any:
+    """The narrowest width of a batch for inputs of a length, or of many."""
+    doublings = np.ceil(np.log2(np.maximum(np.asarray(length) / _NARROWEST, 1))).astype(int)
+    return _NARROWEST * 2**doublings
+
+
+def _target(task: seqio.Task, example: dict[str, Any]) -> Any:
+    if "targets_pretokenized" in example:
+        text = tf.compat.as_text(example["targets_pretokenized"])
+    else:
+        text = task.output_features["targets"].vocabulary.decode([int(i) for i in example["targets"]])
+    return task.postprocess_fn(text, example=example, is_target=True)
+
+
+def evaluation_batches(
+    arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Cuts features into batches of few shapes; a batch that is not full is filled up with rows of zeros (padding).
+
+    Inputs of similar length share a batch and are no wider than they need to be: 128 tokens, 256, 512, ... The widest
+    come first, so that what does not fit in memory shows at once.
+
+    Args:
+      arrays: features with encoder_input_tokens NxT among them.
+      batch_size: rows of every batch.
+      rows: the rows to take; None takes all.
+
+    Returns:
+      An iterator over (the numbers of the batch's real rows, the features with batch_size rows).
+
+    Raises:
+      ValueError: batch_size is not positive.
+
+    >>> tokens_NxT = np.array([[5, 1, 0], [6, 1, 0], [7, 8, 1]])
+    >>> batches = evaluation_batches({"encoder_input_tokens": tokens_NxT}, batch_size=2)
+    >>> [(numbers, batch["encoder_input_tokens"][:, 0].tolist()) for numbers, batch in batches]
+    [([0, 1], [5, 6]), ([2], [7, 0])]
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1.")
+    tokens_NxT = arrays["encoder_input_tokens"]
+    chosen = np.arange(len(tokens_NxT)) if rows is None else np.asarray(rows, int)
+    used_N = (np.cumsum(tokens_NxT[chosen] != 0, axis=1).argmax(axis=1) if chosen.size else chosen) + 1
+    width_N = np.minimum(_width(used_N), tokens_NxT.shape[1])
+
+    def cut() -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+        for width in sorted(set(width_N.tolist()), reverse=True):
+            together = chosen[width_N == width]
+            for start in range(0, len(together), batch_size):
+                taken = together[start : start + batch_size]
+                batch = {k: v[taken] for k, v in arrays.items()}
+                batch["encoder_input_tokens"] = batch["encoder_input_tokens"][:, :width]
+                padding = batch_size - len(taken)
+                yield (
+                    taken.tolist(),
+                    {k: np.pad(v, [(0, padding)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()},
+                )
+
+    return cut()

@@ -1,0 +1,151 @@
+"""From a seqio task's examples to the arrays of a model, and looking tasks up in seqio's registry.
+
+The features are seqio's encoder-decoder ones plus the prompt of each row, the rank-0 feature `soft_prompt_ids`. Nothing
+is packed: a prompt belongs to one example. Dimensions: B batch rows, T encoder length, U decoder length.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+SOFT_PROMPT_IDS = "soft_prompt_ids"
+
+TASK_FEATURES = ("inputs", "targets")
+
+CUTS = ("exemplars_dropped", "input_cut", "article_cut")
+
+"""Rank-0 features of a task that shortens its own prompts: what an example lost."""
+
+CHOICES = "choices"
+
+"""Rank-1 feature: the texts of the targets that an example's answer is among."""
+
+
+def with_prompt(example: dict[str, Any], soft_prompt_id: int) -> dict[str, Any]:
+    """The example's inputs, targets and prompt; `soft_prompt_id` for tasks without a feature of that name."""
+    prompt_id = tf.cast(example.get(SOFT_PROMPT_IDS, soft_prompt_id), tf.int32)
+    return {**{k: example[k] for k in TASK_FEATURES}, SOFT_PROMPT_IDS: prompt_id}
+
+
+def converted(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Model features of padded rows, as seqio's EncDecFeatureConverter makes them one example at a time.
+
+    Args:
+      tokens: inputs BxT, targets BxU, and soft_prompt_ids B where each row says its prompt.
+
+    Returns:
+      encoder_input_tokens BxT, decoder_input_tokens (the targets, shifted), decoder_target_tokens BxU,
+      decoder_loss_weights BxU (float32, 0 on padding), and soft_prompt_ids B if they were given.
+    """
+    targets_BxU = tokens["targets"]
+    return {
+        "encoder_input_tokens": tokens["inputs"],
+        "decoder_input_tokens": np.pad(targets_BxU[:, :-1], ((0, 0), (1, 0))),
+        "decoder_target_tokens": targets_BxU,
+        "decoder_loss_weights": (targets_BxU != 0).astype(np.float32),
+        **{name: ids_B for name, ids_B in tokens.items() if name == SOFT_PROMPT_IDS},
+    }
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
+    """Rows of tokens as one array, padded with zeros.
+
+    >>> padded([[5, 1], [6, 7, 1]], 4)
+    array([[5, 1, 0, 0],
+           [6, 7, 1, 0]], dtype=int32)
+    """
+    array = np.zeros((len(rows), length), np.int32)
+    for row, tokens in zip(array, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return array
+
+
+def choices(example: Mapping[str, Any]) -> list[str]:
+    """The targets that an example's answer is among; empty where any text may be the answer.
+
+    >>> choices({"choices": np.array([b"yes", b"no"])})
+    ['yes', 'no']
+    """
+    return [tf.compat.as_text(choice) for choice in example.get(CHOICES, ())]
+
+
+def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int) -> None:
+    """Refuses ids that the network has no row for; looking one up would give NaN.
+
+    Args:
+      batch: model features on the host, some or all of those of `converted`.
+      vocab_size: rows of the embedding.
+      num_prompts: soft prompts of the network.
+
+    Raises:
+      ValueError: names the id and the parameter that it does not fit.
+
+    >>> check_ids({"encoder_input_tokens": np.array([[31, 1, 0]]), "soft_prompt_ids": np.array([-1])}, 32, 1)
+    """
+    for key, name in (("encoder_input_tokens", "inputs"), ("decoder_target_tokens", "targets")):
+        largest = int(batch[key].max(initial=0)) if key in batch else 0
+        if largest >= vocab_size:
+            raise ValueError(
+                f"The {name} have the token {largest}, but the network's vocabulary has {vocab_size} "
+                "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
+            )
+    prompt_ids_B = batch.get(SOFT_PROMPT_IDS, np.array([-1]))
+    wrong = prompt_ids_B[(prompt_ids_B < -1) | (prompt_ids_B >= num_prompts)]
+    if wrong.size:
+        raise ValueError(
+            f"A row has the soft prompt {int(wrong[0])}, but the network has {num_prompts}, from 0 on "
+            f"(architecture.T5Config.num_prompts), and -1 is none; correct the task's {SOFT_PROMPT_IDS} or "
+            "training_batches.DatasetConfig.soft_prompt_id."
+        )
+
+
+def padded_batch(ds: tf.data.Dataset, lengths: Mapping[str, int], rows: int, drop_remainder: bool) -> tf.data.Dataset:
+    """Batches of `with_prompt` examples, padded with zeros to their lengths."""
+    shapes = {**{k: [lengths[k]] for k in TASK_FEATURES}, SOFT_PROMPT_IDS: []}
+    return ds.padded_batch(rows, padded_shapes=shapes, drop_remainder=drop_remainder)
+
+
+def check_lengths(lengths: Mapping[str, int], parameter: str) -> None:
+    """Raises ValueError unless both features have a positive length; `parameter` is gin's name of it."""
+    good = isinstance(lengths, Mapping) and set(lengths) == set(TASK_FEATURES)
+    if not good or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths.values()):
+        raise ValueError(
+            f'{parameter} is {lengths!r}, expected positive token counts for both: {{"inputs": T, "targets": U}}.'
+        )
+
+
+def find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
+    """Looks a name up in seqio's registry, or says which registered names are nearest to it."""
+    names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    if name in names:
+        return seqio.get_mixture_or_task(name)
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
+    hint = f"the nearest registered names are {', '.join(near)}" if near else "nothing is registered"
+    raise ValueError(
+        f"{parameter}={name!r} is not a registered seqio task or mixture; {hint}: "
+        "correct the name, or import the module that registers it."
+    )
+
+
+def check_split(task: seqio.Task, split: str) -> None:
+    """Raises ValueError, naming the splits there are, unless the task has this one."""
+    if split not in task.splits:
+        raise ValueError(
+            f"Task {task.name!r} has no split {split!r}, only {', '.join(task.splits)}: name one of these."
+        )
+
+
+def as_numpy(ds: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+    """Iterates in a fixed order, on few threads: the cores are the model's."""
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False  # hundreds of small ops; tuning them costs more than running them
+    options.threading.private_threadpool_size = 1
+    options.experimental_optimization.map_fusion = True
+    options.threading.max_intra_op_parallelism = 1
+    iterator: Any = ds.with_options(options).as_numpy_iterator()
+    return iterator

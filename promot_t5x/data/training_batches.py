@@ -1,0 +1,234 @@
+"""From a seqio task or mixture to batches of numpy arrays, in an order that no machine layout changes.
+
+The training data of a run is cut into a fixed number S of virtual shards (`DatasetConfig.shards`), each an endless
+stream of its own, shuffled anew every epoch. Row r of every batch comes from shard r mod S, and a process reads only
+the shards of its own rows: the order of the data is the same on one host and on many. The position in the data is a
+number of whole batches: a stream is rebuilt from the task and the seed, then skips.
+
+Dimensions: B batch rows, T encoder length, U decoder length.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from promot_t5x.data import features, vocabularies
+
+# A split of at most this many examples, of a source that cannot be read in pieces, is read once and kept in memory.
+_EXAMPLES_IN_MEMORY = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """The training data of a run.
+
+    Args:
+      mixture_or_task_name: a task or mixture of seqio's registry.
+      task_feature_lengths: {"inputs": T, "targets": U}, in tokens; longer examples are trimmed.
+      split: the split that is trained on.
+      batch_size: rows of one global batch, over all processes.
+      seed: fixes the order and whatever the preprocessors draw.
+      shards: number of virtual shards; it divides `batch_size` and is part of what fixes the order.
+      soft_prompt_id: the prompt of the rows of tasks without a `soft_prompt_ids` feature; -1 for none.
+
+    Raises:
+      ValueError: an argument is out of its range; the sentence names it as gin does.
+
+    >>> DatasetConfig("my_task", {"inputs": 8, "targets": 4}, batch_size=6, shards=3).shards
+    3
+    """
+
+    mixture_or_task_name: str
+    task_feature_lengths: Mapping[str, int]
+    split: str = "train"
+    batch_size: int = 64
+    seed: int = 0
+    shards: int = 8
+    soft_prompt_id: int = 0
+
+    def __post_init__(self):
+        features.check_lengths(self.task_feature_lengths, "training_batches.DatasetConfig.task_feature_lengths")
+        for name, least in (("batch_size", 1), ("shards", 1), ("seed", 0), ("soft_prompt_id", -1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"training_batches.DatasetConfig.{name} is {value!r}, expected a whole number of at least {least}."
+                )
+        if self.batch_size % self.shards:
+            raise ValueError(
+                f"training_batches.DatasetConfig.batch_size={self.batch_size} is not a multiple of "
+                f"training_batches.DatasetConfig.shards={self.shards}: set shards to a divisor of the batch size."
+            )
+
+
+class _ShardedSource(seqio.DataSource):
+    """One split of another source, cut into virtual shards that are each shuffled anew in every epoch.
+
+    seqio repeats a source's examples before it shuffles them, which mixes epochs, and it reads a whole function source
+    once per shard; here shuffling comes first, and what cannot be read in pieces is read once and shared by the shards.
+    """
+
+    def __init__(self, task: seqio.Task, config: DatasetConfig):
+        super().__init__(splits=(config.split,))
+        self._task, self._config = task, config
+        self._sharded_by_file = task.source.supports_arbitrary_sharding or (
+            config.shards > 1 and len(task.source.list_shards(config.split)) >= config.shards
+        )
+        if task.shuffle_buffer_size is None and not task.source.performs_internal_shuffling:
+            raise ValueError(
+                f"Task {task.name!r} has shuffle_buffer_size=None, which forbids shuffling, but training shuffles: "
+                "give the task a shuffle_buffer_size."
+            )
+        self._buffer = task.shuffle_buffer_size or 1
+        if not self._sharded_by_file:
+            self._examples = self._read()
+
+    def _read(self) -> tf.data.Dataset:
+        """The unsharded examples in their fixed order, kept in memory where they are few enough."""
+        task, shards = self._task, self._config.shards
+        examples = task.source.get_dataset(split=self._config.split, shuffle=False)
+        known = task.source.num_input_examples(self._config.split) or int(examples.cardinality())
+        if known == tf.data.INFINITE_CARDINALITY or known > _EXAMPLES_IN_MEMORY:
+            return examples
+        cached = examples.take(_EXAMPLES_IN_MEMORY + 1).cache()
+        # Going through it once fills the cache, which all pipelines built on this dataset share.
+        count = int(cached.reduce(np.int64(0), lambda n, _: n + 1))
+        if count < shards:
+            found = f"has {count} examples" if count else "is empty"
+            raise ValueError(
+                f"Split {self._config.split!r} of task {task.name!r} {found}, fewer than "
+                f"training_batches.DatasetConfig.shards={shards}: set shards to at most the number "
+                "of examples, or give it more data."
+            )
+        if count > _EXAMPLES_IN_MEMORY:
+            return examples
+        self._buffer = -(-count // shards)
+        return cached
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return True
+
+    @property
+    def caching_permitted(self) -> bool:
+        return self._task.source.caching_permitted
+
+    def list_shards(self, split: str) -> list[str]:
+        return [f"{split}-{i}" for i in range(self._config.shards)]
+
+    def num_input_examples(self, split: str) -> int | None:
+        return self._task.source.num_input_examples(split)
+
+    def get_dataset(
+        self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **_: Any
+    ) -> tf.data.Dataset:
+        if self._sharded_by_file:
+            # One seed for all shards, so that they stay disjoint parts of the same order of files.
+            shard = self._task.source.get_dataset(split, True, self._config.seed, shard_info)
+        else:
+            shard = self._examples.shard(shard_info.num_shards, shard_info.index)
+        return shard.shuffle(self._buffer, seed=seed, reshuffle_each_iteration=True)
+
+
+class _TrainingStreams:
+    """Builds the endless stream of any virtual shard of a task or mixture."""
+
+    def __init__(self, config: DatasetConfig):
+        self._config = config
+        provider = features.find(config.mixture_or_task_name, "training_batches.DatasetConfig.mixture_or_task_name")
+        self._mixture = provider if isinstance(provider, seqio.Mixture) else None
+        tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
+        if self._mixture:  # as seqio does, a task without the split is left out of the mixture
+            tasks = [task for task in tasks if config.split in task.splits] or tasks
+        self._tasks = []
+        for task in tasks:
+            features.check_split(task, config.split)
+            vocabularies.open_vocabularies(task)
+            self._tasks.append(task.replace(source=_ShardedSource(task, config)))
+            self._check_not_empty(self._tasks[-1])
+        if self._mixture:
+            self._rates = [self._mixture.get_rate(task) for task in tasks]
+
+    def _check_not_empty(self, task: seqio.Task) -> None:
+        if not any(True for _ in self._task_dataset(task, 0, num_epochs=1).take(1)):
+            raise ValueError(
+                f"Split {self._config.split!r} of task {task.name!r} is empty after its preprocessors, expected "
+                "examples: look at the task's source and filters."
+            )
+
+    def _task_dataset(self, task: seqio.Task, shard: int, num_epochs: int | None) -> tf.data.Dataset:
+        config = self._config
+        seed = _seed(config.seed, shard, task.name)
+        examples = task.get_dataset(
+            config.task_feature_lengths,
+            split=config.split,
+            shuffle=False,  # the source shuffles
+            seed=seed,
+            shard_info=seqio.ShardInfo(shard, config.shards),
+            num_epochs=num_epochs,
+            try_in_mem_cache=False,  # it would freeze the first epoch's order
+        )
+        return examples.map(functools.partial(features.with_prompt, soft_prompt_id=config.soft_prompt_id))
+
+    def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
+        """The padded rows of one shard, B/S at a time, from a batch on."""
+        config = self._config
+        streams = [self._task_dataset(task, shard, num_epochs=None) for task in self._tasks]
+        if self._mixture:
+            seed = _seed(config.seed, shard, config.mixture_or_task_name)
+            examples = self._mixture._sample_fn(streams, self._rates, seed)
+        else:
+            (examples,) = streams
+        rows = config.batch_size // config.shards
+        return features.padded_batch(
+            examples.skip(start_batch * rows), config.task_feature_lengths, rows, drop_remainder=True
+        )
+
+
+def _seed(seed: int, shard: int, name: str) -> int:
+    return int(np.random.SeedSequence([seed, shard, zlib.crc32(name.encode())]).generate_state(1)[0])
+
+
+def training_batches(
+    config: DatasetConfig, *, start_batch: int = 0, rows: Sequence[int] | np.ndarray | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """The endless, shuffled batches of a run; each example comes once an epoch of its shard.
+
+    A split whose source cannot be read in pieces (most functions, a single file) is read once, by every process, and
+    kept in memory up to 100,000 examples; beyond that every shard reads through all of it.
+
+    Args:
+      config: what is read.
+      start_batch: whole batches to pass over; the stream then equals a fresh one from there on, byte for byte.
+      rows: the b rows of each global batch that this process needs (`Partitioner.rows`); only their shards are read.
+        None reads all.
+
+    Returns:
+      An iterator over these rows of each global batch: encoder_input_tokens bxT, decoder_input_tokens bxU,
+      decoder_target_tokens bxU and soft_prompt_ids b as int32, decoder_loss_weights bxU as float32.
+
+    Raises:
+      FileNotFoundError: no vocabulary file.
+      ValueError: unknown task, mixture or split, a split smaller than the number of shards, rows outside the batch, or
+        a file that is no vocabulary.
+    """
+    rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
+    if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
+        raise ValueError(
+            f"rows are {rows.tolist()}, expected some from 0 to {config.batch_size - 1}, "
+            "training_batches.DatasetConfig.batch_size minus one."
+        )
+    if start_batch < 0:
+        raise ValueError(f"start_batch is {start_batch}, expected the number of batches already consumed.")
+    shards, position = np.unique(rows % config.shards, return_inverse=True)
+    streams = _TrainingStreams(config)
+    zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
+    stacked = zipped.map(lambda *batches: {k: tf.stack([b[k] for b in batches]) for k in batches[0]})
+    iterator = features.as_numpy(stacked.prefetch(8))
+    return (features.converted({k: v[position, rows // config.shards] for k, v in batch.items()}) for batch in iterator)

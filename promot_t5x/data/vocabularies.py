@@ -1,0 +1,73 @@
+"""Vocabularies: opened, named, hashed, and compared with the network."""
+
+import hashlib
+
+import seqio
+import tensorflow as tf
+
+
+def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
+    """Opens a SentencePiece vocabulary's file, local or in a bucket, before seqio does so in the midst of reading rows.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file cannot be read, or is not a SentencePiece model.
+    """
+    if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        return
+    file, advice = vocabulary.sentencepiece_model_file, "set VOCABULARY_FILE to the model's SentencePiece file"
+    try:
+        vocabulary.encode("")
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(f"There is no vocabulary file {file}; {advice}.") from error
+    except Exception as error:  # of TensorFlow, protobuf or SentencePiece, which share no class
+        found = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"The vocabulary file {file} cannot be read as a SentencePiece model ({found}); {advice}."
+        ) from error
+
+
+def vocabulary_name(vocabulary: seqio.Vocabulary) -> str:
+    """A vocabulary's file, or its class, and its size.
+
+    >>> vocabulary_name(seqio.ByteVocabulary())
+    'ByteVocabulary (259 pieces)'
+    """
+    name = getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)
+    return f"{name} ({vocabulary.vocab_size} pieces)"
+
+
+def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
+    """A short name for what a vocabulary does: of the SentencePiece model's bytes, or the class, and of the size.
+
+    >>> vocabulary_hash(seqio.ByteVocabulary()) == vocabulary_hash(seqio.ByteVocabulary(extra_ids=100))
+    False
+    """
+    is_file = isinstance(vocabulary, seqio.SentencePieceVocabulary)
+    content = bytes(vocabulary.sp_model or b"") if is_file else type(vocabulary).__name__.encode()
+    return hashlib.sha256(content + f" {vocabulary.vocab_size}".encode()).hexdigest()[:16]
+
+
+def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
+    """Refuses a vocabulary that cannot be the checkpoint's: larger than the network's, or much smaller.
+
+    Embeddings are padded to a multiple of at most 256 rows (T5: 32,100 to 32,128; mT5: 250,100 to 250,112).
+
+    Raises:
+      ValueError: names both sizes.
+
+    >>> check_vocabulary(seqio.ByteVocabulary(), 384)
+    """
+    size = vocabulary.vocab_size
+    if not size <= vocab_size < size + 256:
+        raise ValueError(
+            f"The vocabulary {vocabulary_name(vocabulary)} does not match the network, which has {vocab_size} "
+            "(architecture.T5Config.vocab_size); set VOCABULARY_FILE and EXTRA_IDS to the vocabulary that the model "
+            "was trained with."
+        )
+
+
+def open_vocabularies(task: seqio.Task) -> None:
+    """Opens what the task's tokens come from; raises as `open_vocabulary`."""
+    for feature in task.output_features.values():
+        open_vocabulary(feature.vocabulary)

@@ -1,0 +1,1 @@
+"""Answers, scores and the suites of tasks they are made for."""

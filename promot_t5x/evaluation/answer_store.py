@@ -1,0 +1,133 @@
+"""Answers of an evaluation on disk: what is finished is kept, and an interrupted evaluation goes on where it stopped.
+
+An answer is known by its key, a hash of everything that makes it: the prompt, the checkpoint, the way of answering.
+While a task is being answered its answers gather in parts, `<name>.unfinished/00000.jsonl` and so on, each written
+whole; at its end `<name>.jsonl` takes their place. Answers that were not asked for this time, because the task was
+limited or another checkpoint was asked, stay in `<name>.others.jsonl`.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from promot_t5x.data import features
+from promot_t5x.data.evaluation_examples import EvaluationExamples
+from promot_t5x.evaluation.answering import Answer
+from promot_t5x.runtime import files, processes
+
+_SECONDS_A_PART = 10.0
+
+
+def input_text(example: Mapping[str, Any]) -> str:
+    """The prompt of an example as text; empty for a task that has tokens only."""
+    text = example.get("inputs_pretokenized", b"")
+    return text.decode() if isinstance(text, bytes) else str(text)
+
+
+def keys(examples: EvaluationExamples, made_by: Mapping[str, Any], numbered: bool = False) -> list[str]:
+    """One key an example; equal prompts of one task have equal keys, and equal answers.
+
+    Args:
+      examples: what is asked.
+      made_by: what else decides an answer, JSON values only: checkpoint, prompt, decoding.
+      numbered: whether an example's place decides it too, as it does in sampling.
+    """
+    common = json.dumps(made_by, sort_keys=True)
+
+    def key(number: int, example: Mapping[str, Any]) -> str:
+        tokens = [int(token) for token in example["inputs"]]
+        asked = [input_text(example), tokens, features.choices(example), numbered and number]
+        return hashlib.sha256(f"{common}\n{json.dumps(asked)}".encode()).hexdigest()[:32]
+
+    return [key(number, example) for number, example in enumerate(examples.examples)]
+
+
+class Answers:
+    """The answers of one task on disk.
+
+    Args:
+      folder: of the evaluation.
+      name: of the task's run.
+      keys: of its examples.
+
+    Attributes:
+      known: the answers found on disk, and those added since, by the number of the example.
+    """
+
+    def __init__(self, folder: epath.Path, name: str, keys: Sequence[str]):
+        self._file, self._parts = folder / f"{name}.jsonl", folder / f"{name}.unfinished"
+        self._others_file = folder / f"{name}.others.jsonl"
+        self._keys = keys
+        found = self._read()
+        self.known = {number: found[key] for number, key in enumerate(keys) if key in found}
+        self._others = {key: answer for key, answer in found.items() if key not in set(keys)}
+        self._waiting: list[int] = []
+        self._written = time.monotonic()
+
+    def _read(self) -> dict[str, Answer]:
+        """Answers by key; none where a file is damaged."""
+        parts = sorted(self._parts.glob("*.jsonl")) if self._parts.exists() else []
+        found: dict[str, Answer] = {}
+        for file in (self._others_file, self._file, *parts):
+            try:
+                if file.exists():
+                    *lines, end = file.read_text(encoding="utf-8").split("\n")
+                    found |= dict(map(_parse, [*lines, end] if end else lines))
+            except (ValueError, KeyError, TypeError):  # of bytes that are no text, of JSON, of other fields
+                logging.warning("%s is damaged; all answers of this task are made again", file)
+                for part in parts:
+                    part.unlink(missing_ok=True)
+                return {}
+        return found
+
+    def add(self, numbers: Sequence[int], answers: Sequence[Answer]) -> None:
+        """Takes answers; they are on disk a few seconds later at most."""
+        self.known |= zip(numbers, answers, strict=True)
+        self._waiting += numbers
+        if time.monotonic() - self._written > _SECONDS_A_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what has been added since the last part."""
+        if self._waiting:
+            number = len(list(self._parts.glob("*.jsonl"))) if self._parts.exists() else 0
+            while (self._parts / f"{number:05}.jsonl").exists():
+                number += 1
+            lines = [_line(self._keys[n], self.known[n]) for n in self._waiting]
+            files.write_whole(self._parts / f"{number:05}.jsonl", _joined(lines))
+        self._waiting, self._written = [], time.monotonic()
+
+    def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the task's file, each example's answer with what belongs to it, in place of the parts.
+
+        Args:
+          rows: for each example what to write besides its answer, JSON values only.
+        """
+        if self._others:
+            files.write_whole(self._others_file, _joined([_line(key, answer) for key, answer in self._others.items()]))
+        lines = [{**row, **_line(self._keys[n], self.known[n])} for n, row in enumerate(rows)]
+        files.write_whole(self._file, _joined(lines))
+        if self._parts.exists() and processes.speaks():
+            self._parts.rmtree()
+
+
+def _line(key: str, answer: Answer) -> dict[str, Any]:
+    scores = {} if answer.scores is None else {"choice_scores": answer.scores}
+    return {"output": answer.output, **scores, "key": key}
+
+
+def _parse(line: str) -> tuple[str, Answer]:
+    found = json.loads(line)
+    if not isinstance(found, dict) or not isinstance(found["output"], str):
+        raise ValueError("no answer")
+    scores = found.get("choice_scores")
+    return found["key"], Answer(found["output"], None if scores is None else tuple(scores))
+
+
+def _joined(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines).encode()

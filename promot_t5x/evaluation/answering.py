@@ -1,0 +1,199 @@
+"""A model and examples -> answers, by generation or by ranking the answers to choose from.
+
+Dimensions: B batch rows, T encoder length, U decoder length, N examples, C choices of one example.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import seqio
+from jax.sharding import PartitionSpec
+
+from promot_t5x.data import features
+from promot_t5x.data.evaluation_examples import EvaluationExamples, evaluation_batches
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+
+WAYS = ("generate", "rank")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model said to one example.
+
+    Attributes:
+      output: the decoded text, or the text of the choice with the highest score.
+      scores: of the choices in their order, their log-likelihoods (per token if length-normalised); None if generated.
+    """
+
+    output: str
+    scores: tuple[float, ...] | None = None
+
+
+def check_prompt(params: Mapping[str, Any], prompt_id: int | None) -> None:
+    """Raises ValueError where a prompt is to be attached that the parameters do not have."""
+    if prompt_id is None:
+        return
+    if "soft_prompt" not in params:
+        raise ValueError(
+            "A prompt was to be attached, but the checkpoint has none; evaluate with the prompt removed "
+            "(--gin.PROMPTS=\"('removed',)\" in eval, PROMPT_ID=None in infer)."
+        )
+    count = params["soft_prompt"]["embedding"].shape[0]
+    if not 0 <= prompt_id < count:
+        raise ValueError(f"The prompt {prompt_id} was to be attached, but the checkpoint has {count}, from 0 on.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runner:
+    """Runs batches of one checkpoint with its prompt attached or removed."""
+
+    model: EncoderDecoderModel
+    params: Mapping[str, Any]
+    prompt_id: int | None
+    partitioner: Partitioner
+
+    def __post_init__(self):
+        check_prompt(self.params, self.prompt_id)
+        if self.prompt_id is None:
+            without = {name: subtree for name, subtree in self.params.items() if name != "soft_prompt"}
+            object.__setattr__(self, "params", without)
+
+    def __call__(self, function, arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None):
+        """Yields (numbers of the rows, what `function` makes of them)."""
+        features.check_ids(arrays, self.model.config.vocab_size, self.model.config.num_prompts)
+        for numbers, batch in evaluation_batches(arrays, batch_size, rows):
+            if self.prompt_id is not None:
+                batch = {**batch, features.SOFT_PROMPT_IDS: np.full(batch_size, self.prompt_id, np.int32)}
+            with self.partitioner.context():
+                found = function(self.model, self.params, self.partitioner.place_batch(batch), numbers[0])
+            yield numbers, np.asarray(found)[: len(numbers)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(model: EncoderDecoderModel, params, batch, first):
+    """tokens_BxU of a placed batch, on every device; called within `Partitioner.context`.
+
+    Args:
+      model: decodes as its `decoding` says.
+      params: placed.
+      batch: placed.
+      first: the number of the batch's first row, which only sampling depends on.
+    """
+    # Only sampling draws; each batch then has numbers of its own.
+    tokens_BxU = model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), first))
+    return jax.lax.with_sharding_constraint(tokens_BxU, PartitionSpec())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score(model: EncoderDecoderModel, params, batch, first):
+    """scores_B of a placed batch, on every device; takes what `predict` takes."""
+    del first
+    return jax.lax.with_sharding_constraint(model.score_batch(params, batch), PartitionSpec())
+
+
+def predict_tokens(
+    model: EncoderDecoderModel,
+    params: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    prompt_id: int | None,
+    batch_size: int,
+    partitioner: Partitioner,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Decodes examples, batch by batch.
+
+    Args:
+      model: decodes as its `decoding` says.
+      params: the network's parameters; a soft prompt that is not attached plays no part.
+      arrays: encoder_input_tokens NxT and decoder_input_tokens NxU, whose width is that of the predictions.
+      prompt_id: the soft prompt in front of every row; None runs the plain (m)T5's program.
+      batch_size: rows a call.
+      partitioner: places batches.
+      rows: the rows to decode; None decodes all.
+
+    Returns:
+      An iterator over (numbers of the rows, their tokens_BxU).
+
+    Raises:
+      ValueError: a token outside the network's vocabulary, or no such prompt to attach.
+    """
+    return _Runner(model, params, prompt_id, partitioner)(predict, arrays, batch_size, rows)
+
+
+def ways(examples: EvaluationExamples, way: str) -> str:
+    """How a task is answered: "rank" only where every example has choices, otherwise "generate"."""
+    return way if all(features.choices(example) for example in examples.examples) else "generate"
+
+
+def answers(
+    model: EncoderDecoderModel,
+    params: Mapping[str, Any],
+    examples: EvaluationExamples,
+    way: str,
+    *,
+    length_normalized: bool = False,
+    prompt_id: int | None,
+    batch_size: int,
+    partitioner: Partitioner,
+    rows: Sequence[int] | None = None,
+) -> Iterator[tuple[list[int], list[Answer]]]:
+    """Answers examples, batch by batch.
+
+    Args:
+      model: decodes as its `decoding` says.
+      params: the network's parameters.
+      examples: what `examples.eval_examples` read.
+      way: "generate", or "rank": the likeliest of the example's choices, the first of equals.
+      length_normalized: compare log-likelihoods per token (end of sequence included) instead of their sums.
+      prompt_id, batch_size, partitioner, rows: see `predict_tokens`.
+
+    Returns:
+      An iterator over (numbers of the examples, their answers).
+
+    Raises:
+      ValueError: see `predict_tokens`.
+    """
+    vocabulary = seqio.TaskRegistry.get(examples.task_name).output_features["targets"].vocabulary
+    run = _Runner(model, params, prompt_id, partitioner)
+    if way == "generate":
+        for numbers, tokens_BxU in run(predict, examples.features, batch_size, rows):
+            yield numbers, [Answer(decode(vocabulary, tokens_U)) for tokens_U in tokens_BxU]
+        return
+    texts = [features.choices(example) for example in examples.examples]
+    tokens = {
+        choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for found in texts for c in found}
+    }
+    width = max(map(len, tokens.values()))  # one for the whole task, so that batches do not change the program
+    inputs = {"encoder_input_tokens": examples.features["encoder_input_tokens"]}
+    for numbers, _ in evaluation_batches(inputs, batch_size, rows):  # examples of one width together
+        flat = [(number, choice) for number in numbers for choice in texts[number]]
+        rows_of_flat = inputs["encoder_input_tokens"][[number for number, _ in flat]]
+        targets = features.padded([tokens[choice] for _, choice in flat], width)
+        arrays = features.converted({"inputs": rows_of_flat, "targets": targets})
+        scores = np.zeros(len(flat))
+        for places, scores_B in run(score, arrays, batch_size, None):
+            scores[places] = scores_B
+        if length_normalized:
+            scores /= [len(tokens[choice]) for _, choice in flat]
+        ends = np.cumsum([len(texts[number]) for number in numbers])
+        per_example = np.split(scores, ends[:-1])
+        yield numbers, [_likeliest(texts[n], scores_C) for n, scores_C in zip(numbers, per_example, strict=True)]
+
+
+def _likeliest(choices: Sequence[str], scores_C: np.ndarray) -> Answer:
+    return Answer(choices[int(np.argmax(scores_C))], tuple(float(score) for score in scores_C))
+
+
+def decode(vocabulary: seqio.Vocabulary, tokens: np.ndarray) -> str:
+    """The text of decoded tokens, padding left out.
+
+    >>> decode(seqio.ByteVocabulary(), np.array([107, 108, 1, 0]))
+    'hi'
+    """
+    return vocabulary.decode([int(token) for token in tokens if token])

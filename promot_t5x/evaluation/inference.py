@@ -1,0 +1,103 @@
+"""The infer binary: answers of a checkpoint to the inputs in a JSONL file, with the soft prompt removed or attached.
+
+    python -m promot_t5x.infer --gin_file=models/mt5_xxl.gin --gin_file=suites/infer.gin \
+        --gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.OUTPUTS=out.jsonl
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import seqio
+from etils import epath
+
+from promot_t5x.checkpoints import loading
+from promot_t5x.data import features, vocabularies
+from promot_t5x.evaluation import answering, scoring
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import files
+
+
+def infer(
+    model: EncoderDecoderModel,
+    checkpoint_path: str,
+    vocabulary: seqio.Vocabulary,
+    inputs: str,
+    outputs: str,
+    config: scoring.EvaluationConfig,
+    prompt_id: int | None = None,
+    partitioner: Partitioner = Partitioner(),
+) -> int:
+    """Writes the input file's rows again, each with a `prediction`; says how many inputs were too long and were cut.
+
+    Args:
+      model: the network and how it decodes.
+      checkpoint_path: a checkpoint or run folder of ours or of T5X.
+      vocabulary: the checkpoint's.
+      inputs: a JSONL file with a column `input`; blank lines are passed over.
+      outputs: the JSONL file to write; whole or not at all.
+      config: lengths, batch size, limit.
+      prompt_id: the soft prompt in front of every input, None for none.
+      partitioner: the mesh.
+
+    Returns:
+      The number of rows.
+
+    Raises:
+      FileNotFoundError: no input file, or no vocabulary file.
+      ValueError: a row without a text `input`, a file that is no vocabulary, a vocabulary that is not the network's, or
+        another network's checkpoint.
+    """
+    rows = _read(inputs)[: config.limit]
+    vocabularies.open_vocabulary(vocabulary)
+    vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
+    arrays, truncated = _tokenized(rows, vocabulary, config)
+    params = loading.load(checkpoint_path, model, partitioner).params
+    found: dict[int, str] = {}
+    for numbers, tokens_BxU in answering.predict_tokens(
+        model, params, arrays, prompt_id=prompt_id, batch_size=config.batch_size, partitioner=partitioner
+    ):
+        found |= {n: answering.decode(vocabulary, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)}
+    lines = [json.dumps({**row, "prediction": found[n]}, ensure_ascii=False) for n, row in enumerate(rows)]
+    files.write_whole(epath.Path(outputs), ("\n".join(lines) + "\n").encode())
+    length = config.task_feature_lengths["inputs"]
+    cut = f"; inputs cut to {length} tokens: {truncated}" if truncated else ""
+    print(f"{len(lines)} predictions in {outputs}{cut}")
+    return len(lines)
+
+
+def _read(inputs: str) -> list[dict[str, Any]]:
+    file = epath.Path(inputs)
+    if not file.exists():
+        raise FileNotFoundError(f"There is no file {inputs}; set INPUTS to a JSONL file with a column `input`.")
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            good = isinstance(row["input"], str)
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise ValueError(f"{inputs}, line {number} is not a JSON object with a text `input`: {line[:60]!r}.")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{inputs} is empty; expected one JSON object with a column `input` a line.")
+    return rows
+
+
+def _tokenized(
+    rows: list[dict[str, Any]], vocabulary: seqio.Vocabulary, config: scoring.EvaluationConfig
+) -> tuple[dict[str, np.ndarray], int]:
+    """The features of the inputs, and how many of these were cut."""
+    length, width = config.task_feature_lengths["inputs"], config.task_feature_lengths["targets"]
+    encoded = [vocabulary.encode(row["input"]) for row in rows]
+    # The end of the sequence stays, as in training.
+    kept = [[*tokens[: length - 1], vocabulary.eos_id] for tokens in encoded]
+    arrays = {
+        "encoder_input_tokens": features.padded(kept, length),
+        "decoder_input_tokens": np.zeros((len(rows), width), np.int32),
+    }
+    return arrays, sum(len(tokens) > length - 1 for tokens in encoded)

@@ -1,0 +1,187 @@
+"""A model and a seqio task -> answers and scores, with the soft prompt attached or removed."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+from absl import logging
+
+from promot_t5x.data.evaluation_examples import EvaluationExamples, evaluation_examples
+from promot_t5x.evaluation import answering
+from promot_t5x.evaluation.answering import Answer
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated, and how it is answered.
+
+    Attributes:
+      task_feature_lengths: tokens of inputs and targets; longer inputs are cut, predictions are at most this long.
+      batch_size: rows decoded together; only sampling depends on it.
+      limit: only the first examples of a split; None for all.
+      answering: "generate", or "rank" for tasks whose examples have choices: the likeliest of these is the answer.
+      length_normalized: rank choices by their log-likelihood per token.
+    """
+
+    task_feature_lengths: Mapping[str, int]
+    batch_size: int = 64
+    limit: int | None = None
+    answering: str = "generate"
+    length_normalized: bool = False
+
+    def __post_init__(self):
+        if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError(
+                f"EvaluationConfig has batch_size={self.batch_size}, limit={self.limit}: expected at least 1, and for "
+                "limit also None."
+            )
+        if self.answering not in answering.WAYS:
+            raise ValueError(f"EvaluationConfig.answering is {self.answering!r}: expected generate or rank.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The outcome of one task.
+
+    Attributes:
+      metric: name of the task's first metric, the one `value` is.
+      value: the score, from 0 to 100 for all tasks of this package.
+      own_stderr: the standard error of `value` that the metric computed itself; None of one that does not.
+      metrics: everything the task's metrics computed.
+      notes: what they said in words, such as BLEU's signature.
+      predictions: the postprocessed answers.
+    """
+
+    metric: str
+    value: float
+    own_stderr: float | None
+    metrics: Mapping[str, float]
+    notes: Mapping[str, str]
+    predictions: list[Any]
+
+
+def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation:
+    """Postprocesses answers and computes the task's metrics.
+
+    Args:
+      examples: what was asked.
+      answers: one an example.
+
+    Raises:
+      ValueError: a task without metrics.
+    """
+    task = seqio.TaskRegistry.get(examples.task_name)
+    predictions = [
+        task.postprocess_fn(answer.output, example=example, is_target=False)
+        for example, answer in zip(examples.examples, answers, strict=True)
+    ]
+    metrics: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    for metric_fn in task.predict_metric_fns:
+        found: Mapping[str, Any] = metric_fn(examples.targets, predictions)
+        for name, value in found.items():
+            if isinstance(value, seqio.metrics.Text):
+                notes[name] = str(value.textdata)
+            else:
+                metrics[name] = _number(value)
+    if not metrics:
+        raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
+    metric = next(iter(metrics))
+    stderr = metrics.pop(f"{metric}_stderr", None)
+    return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions)
+
+
+def _number(value: Any) -> float:
+    return float(getattr(value, "value", value))  # seqio.metrics.Scalar has a value
+
+
+def example_scores(examples: EvaluationExamples, outcome: Evaluation) -> list[float | None]:
+    """The task's first metric of every example alone; None where one example does not define it."""
+    metric_fn = seqio.TaskRegistry.get(examples.task_name).predict_metric_fns[0]
+
+    def alone(target: Any, prediction: Any) -> float | None:
+        try:
+            found = _number(metric_fn([target], [prediction])[outcome.metric])
+        except Exception:  # whatever a metric of somebody else's raises for want of more examples
+            return None
+        return found if math.isfinite(found) else None
+
+    return [alone(*pair) for pair in zip(examples.targets, outcome.predictions, strict=True)]
+
+
+def standard_error(outcome: Evaluation, alone: Sequence[float | None]) -> float | None:
+    """The standard error of a score over examples.
+
+    Args:
+      outcome: what was scored.
+      alone: its `example_scores`.
+
+    Returns:
+      The metric's own; otherwise sample standard deviation / sqrt(n) where the metric is the mean of its values on
+      single examples; None of any other metric, and of fewer than two examples.
+    """
+    if outcome.own_stderr is not None:
+        return outcome.own_stderr
+    known = [score for score in alone if score is not None]
+    if len(known) < max(len(alone), 2) or not math.isclose(np.mean(known), outcome.value, rel_tol=1e-9, abs_tol=1e-6):
+        return None
+    return float(np.std(known, ddof=1) / math.sqrt(len(known)))
+
+
+def evaluate(
+    model: EncoderDecoderModel,
+    params: Mapping[str, Any],
+    task_name: str,
+    split: str,
+    config: EvaluationConfig,
+    *,
+    prompt_id: int | None,
+    partitioner: Partitioner,
+) -> Evaluation:
+    """Scores one task on one split.
+
+    Args:
+      model: decodes as its `decoding` says.
+      params: the network's parameters.
+      task_name: a seqio task with at least one metric.
+      split: the split to score.
+      config: lengths, batch size, limit.
+      prompt_id: the soft prompt to attach, None to remove it (ProMoT, section 4: attached for the fine-tuned task,
+        removed for every other).
+      partitioner: places batches.
+
+    Raises:
+      ValueError: unknown task or split, a task without metrics, or no prompt to attach.
+    """
+    started = time.monotonic()
+    examples = evaluation_examples(task_name, config.task_feature_lengths, split, limit=config.limit)
+    found: dict[int, Answer] = {}
+    for numbers, answers in answering.answers(
+        model,
+        params,
+        examples,
+        answering.ways(examples, config.answering),
+        length_normalized=config.length_normalized,
+        prompt_id=prompt_id,
+        batch_size=config.batch_size,
+        partitioner=partitioner,
+    ):
+        found |= zip(numbers, answers, strict=True)
+    outcome = score(examples, [found[number] for number in range(len(found))])
+    logging.info(
+        "%s/%s, prompt %s: %s %.2f on %d examples (%.0f examples/s)",
+        task_name,
+        split,
+        "removed" if prompt_id is None else f"{prompt_id} attached",
+        outcome.metric,
+        outcome.value,
+        len(found),
+        len(found) / (time.monotonic() - started),
+    )
+    return outcome

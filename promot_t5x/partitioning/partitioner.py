@@ -1,0 +1,257 @@
+"""Where arrays live: rules that map logical axis names to the axes of a (replica, data, model) mesh."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.linen import spmd
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from promot_t5x.models import parameter_names
+from promot_t5x.partitioning import meshes
+
+Axes = str | tuple[str, ...] | None
+
+Rules = tuple[tuple[str, Axes], ...]
+
+_WHOLE = dict.fromkeys(
+    ("embed_activation", "kv", "length", "layers", "relpos_buckets", "prompts", "prompt_length", "embed"), None
+)
+
+_CUT_BY_MODEL = dict.fromkeys(("vocab", "mlp", "heads", "joined_kv"), "model")
+
+_BATCH = {"batch": ("replica", "data")}
+
+_BATCH_EVERYWHERE = {"batch": ("replica", "data", "model")}
+
+PRESETS: Mapping[str, Mapping[str, Axes]] = {
+    # Every weight is cut along `data` on its embed axis and along `model` on the other; activations along `data` by
+    # batch and along `model` by heads, mlp and vocab. The least memory, and on a torus mostly the least traffic.
+    "mixed": _WHOLE | _CUT_BY_MODEL | _BATCH | {"embed": "data"},
+    # Weights are cut over all devices of a slice and gathered for use; activations by batch alone (ZeRO-3, FSDP).
+    "fully_sharded": _WHOLE | dict.fromkeys(_CUT_BY_MODEL, None) | _BATCH_EVERYWHERE | {"embed": ("data", "model")},
+    # Weights are cut along `model` alone, every row of the mesh holds the whole model (Megatron).
+    "tensor": _WHOLE | _CUT_BY_MODEL | _BATCH,
+    # Every device holds the whole model.
+    "data": _WHOLE | dict.fromkeys(_CUT_BY_MODEL, None) | _BATCH_EVERYWHERE,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioner:
+    """The mesh of a run and the sharding of everything on it.
+
+    Attributes:
+      preset: "mixed", "fully_sharded", "tensor" or "data" (see PRESETS).
+      num_partitions: size of the `model` axis; the other devices of a slice form the `data` axis (T5X's name and
+        meaning).
+      model_parallel_submesh: in its place, T5X's other spelling: the block of TPU hardware (x, y, z, cores) that one
+        `model` axis fills.
+      num_slices: size of the `replica` axis; None asks the devices.
+      rules: (logical axis, mesh axis, tuple of them or None) pairs that replace the preset's.
+      devices: None takes all devices of all processes.
+
+    >>> dict(Partitioner().mesh().shape)["model"]
+    1
+    """
+
+    preset: str = "mixed"
+    num_partitions: int = 1
+    model_parallel_submesh: tuple[int, ...] | None = None
+    num_slices: int | None = None
+    rules: Rules = ()
+    devices: tuple[Any, ...] | None = None
+
+    def __post_init__(self):
+        if self.preset not in PRESETS:
+            raise ValueError(f"Partitioner.preset is {self.preset!r}: expected one of {', '.join(PRESETS)}.")
+        if self.num_partitions < 1 or (self.num_slices is not None and self.num_slices < 1):
+            raise ValueError(
+                f"Partitioner has num_partitions={self.num_partitions}, num_slices={self.num_slices}: expected at least"
+                " 1, and for num_slices also None."
+            )
+        if self.model_parallel_submesh is not None:
+            submesh = tuple(self.model_parallel_submesh)
+            if min(submesh, default=0) < 1:
+                raise ValueError(f"Partitioner has model_parallel_submesh={submesh}: expected at least 1 everywhere.")
+            if self.num_partitions not in (1, math.prod(submesh)):
+                raise ValueError(
+                    f"Partitioner has num_partitions={self.num_partitions} and model_parallel_submesh={submesh}, which "
+                    f"is of {math.prod(submesh)} devices; give one of the two."
+                )
+            object.__setattr__(self, "model_parallel_submesh", submesh)
+            object.__setattr__(self, "num_partitions", math.prod(submesh))
+        rules = tuple((name, tuple(axes) if isinstance(axes, list) else axes) for name, axes in self.rules)
+        for name, axes in rules:
+            if name not in PRESETS["mixed"] or not set(_as_tuple(axes)) <= set(meshes.AXES):
+                raise ValueError(
+                    f"Partitioner.rules has {(name, axes)!r}: expected a logical axis among "
+                    f"{', '.join(sorted(PRESETS['mixed']))} and mesh axes among {', '.join(meshes.AXES)}."
+                )
+        object.__setattr__(self, "rules", rules)
+
+    def all_rules(self) -> Rules:
+        """The preset's rules with this partitioner's own in their place."""
+        return tuple({**PRESETS[self.preset], **dict(self.rules)}.items())
+
+    def mesh(self) -> Mesh:
+        """The (replica, data, model) mesh."""
+        return self._mesh
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        """Made once: every batch asks for the mesh, and ordering thousands of devices takes a while."""
+        devices = jax.devices() if self.devices is None else self.devices
+        return meshes.make_mesh(devices, self.num_partitions, self.model_parallel_submesh, self.num_slices)
+
+    @contextlib.contextmanager
+    def context(self):
+        """Within it the network's activation constraints (logical names) resolve to this mesh."""
+        with jax.set_mesh(self.mesh()), nn.logical_axis_rules(self.all_rules()):
+            yield
+
+    def specs(self, logical_axes: Any) -> Any:
+        """The mesh axes of every leaf of a tree of logical axis names; needs no device."""
+        return spmd.logical_to_mesh(logical_axes, self.all_rules())
+
+    def shardings(self, logical_axes: Any, shapes: Any) -> Any:
+        """The NamedSharding of every leaf of a parameter tree.
+
+        Args:
+          logical_axes: tree of PartitionSpecs of logical names (see EncoderDecoderModel.logical_axes).
+          shapes: the same tree of arrays or ShapeDtypeStructs, to check that they divide.
+
+        Raises:
+          ValueError: a dimension does not divide over its mesh axes; names the leaf, the axes and what would do.
+        """
+        mesh, specs = self.mesh(), self.specs(logical_axes)
+        sizes = dict(mesh.shape)
+        if wrong := _indivisible(specs, shapes, sizes):
+            name, size, axes = wrong
+            raise ValueError(
+                f"{name} has a dimension of {size}, which does not divide over the "
+                f"{_product(sizes, axes)} devices of mesh axis {axes!r}; {self._nearest(specs, shapes)}."
+            )
+        return jax.tree.map(
+            lambda spec: NamedSharding(mesh, _shortest(spec)), specs, is_leaf=lambda x: isinstance(x, PartitionSpec)
+        )
+
+    def _nearest(self, specs: Any, shapes: Any) -> str:
+        """What to choose instead, nearest first."""
+        sizes = dict(self.mesh().shape)
+        per_slice = sizes["data"] * sizes["model"]
+        fitting = [
+            model
+            for model in meshes.divisors(per_slice)
+            if not _indivisible(specs, shapes, sizes | {"data": per_slice // model, "model": model})
+        ]
+        if not fitting:
+            return "no mesh over these devices fits: choose another Partitioner.preset, other rules or another slice"
+        nearest = sorted(fitting, key=lambda model: abs(math.log(model / self.num_partitions)))[:3]
+        written = [f"{model} (data {per_slice // model} x model {model})" for model in nearest]
+        return f"Partitioner.num_partitions could be {', '.join(written)}, or choose another preset or other rules"
+
+    def batch_sharding(self) -> NamedSharding:
+        """Rows of a batch over the axes of the logical axis `batch`."""
+        return NamedSharding(self.mesh(), PartitionSpec(dict(self.all_rules())["batch"]))
+
+    def check_rows(self, batch_size: int) -> None:
+        """Raises ValueError where a batch cannot be shared evenly."""
+        sizes, axes = dict(self.mesh().shape), dict(self.all_rules())["batch"]
+        if batch_size % (devices := _product(sizes, axes)):
+            raise ValueError(
+                f"A batch has {batch_size} rows, which do not divide over the {devices} devices of mesh axis {axes!r}; "
+                "choose a batch size that is a multiple of it, or more num_partitions."
+            )
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """The rows of a batch that this process's devices need, ascending.
+
+        >>> Partitioner().rows(4)
+        array([0, 1, 2, 3])
+        """
+        self.check_rows(batch_size)
+        indices = self.batch_sharding().addressable_devices_indices_map((batch_size,)).values()
+        return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
+
+    def place_batch(
+        self, batch: Mapping[str, np.ndarray], rows: Sequence[int] | np.ndarray | None = None, batch_size: int = 0
+    ) -> dict[str, jax.Array]:
+        """Global device arrays of a batch.
+
+        Args:
+          batch: feature names to arrays, a row each.
+          rows: which rows of the global batch these are, ascending (see `rows`); None says all.
+          batch_size: rows of the global batch, with `rows`.
+
+        Raises:
+          ValueError: the rows cannot be shared evenly, or are not those of this process.
+        """
+        rows = np.arange(len(next(iter(batch.values())))) if rows is None else np.asarray(rows)
+        batch_size = batch_size or len(rows)
+        self.check_rows(batch_size)
+        sharding = self.batch_sharding()
+
+        def place(values: np.ndarray) -> jax.Array:
+            def of_device(index: Any) -> np.ndarray:
+                wanted = np.arange(batch_size)[index[0]]
+                found = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+                if not np.array_equal(rows[found], wanted):
+                    raise ValueError(f"A device here needs the rows {wanted.tolist()}, given were {rows.tolist()}.")
+                return values[found]
+
+            return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, of_device)
+
+        return {name: place(np.asarray(values)) for name, values in batch.items()}
+
+    def replicated(self) -> NamedSharding:
+        """On every device whole."""
+        return NamedSharding(self.mesh(), PartitionSpec())
+
+
+def pieces(logical_axis: str) -> int:
+    """Into how many the mesh in force cuts a logical axis; 1 outside of `Partitioner.context`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    spec: Any = spmd.logical_to_mesh_axes((logical_axis,))
+    return _product(dict(mesh.shape), spec[0])
+
+
+def on_one_cpu() -> bool:
+    """Whether the mesh in force is one CPU device; False outside of `Partitioner.context`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty or mesh.size > 1 else mesh.abstract_device
+    return device is not None and device.device_kind == "cpu"
+
+
+def _as_tuple(axes: Axes) -> tuple[str, ...]:
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
+def _product(sizes: Mapping[str, int], axes: Axes) -> int:
+    return math.prod(sizes[axis] for axis in _as_tuple(axes))
+
+
+def _indivisible(specs: Any, shapes: Any, sizes: Mapping[str, int]) -> tuple[str, int, Axes] | None:
+    """The first leaf with a dimension that does not divide over its mesh axes: (name, dimension, axes)."""
+    flat_shapes = parameter_names.flatten(shapes)
+    for name, spec in parameter_names.flatten(specs).items():
+        for size, axes in zip(flat_shapes[name].shape, spec, strict=False):
+            if size % _product(sizes, axes):
+                return name, size, axes
+    return None
+
+
+def _shortest(spec: PartitionSpec) -> PartitionSpec:
+    """Without the Nones at its end, as XLA writes it: the step's outputs would else look new and compile it again."""
+    axes = list(spec)
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)

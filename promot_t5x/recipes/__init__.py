@@ -1,0 +1,1 @@
+"""Graphs of runs that are compared with each other."""

@@ -1,0 +1,1 @@
+"""Results as tables, a plot and a page."""

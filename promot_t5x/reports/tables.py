@@ -1,0 +1,163 @@
+"""Results -> the lines and columns that every view shows, as Markdown and as text for the terminal."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from promot_t5x.reports import comparison
+
+MISSING = "–"
+
+"""Stands where nothing was measured or nothing applies."""
+
+_LABELS = {
+    "pretrained": "pretrained",
+    "prompt_tuning": "prompt tuning",
+    "fine_tuning": "standard fine-tuning",
+    "random_prompt": "fixed random prompt",
+    "promot": "ProMoT",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of every table: a method at one learning rate.
+
+    Attributes:
+      method: key of the method in the results.
+      label: the method's name for readers.
+      rate: the model's learning rate for readers, "–" where there is none.
+      values: a score or None per column of `columns`.
+      spreads: sample standard deviation over seeds or None, per column.
+    """
+
+    method: str
+    label: str
+    rate: str
+    values: tuple[float | None, ...]
+    spreads: tuple[float | None, ...]
+
+
+def in_context_tasks(results: Mapping[str, Any]) -> list[str]:
+    """Names of the in-context tasks of any method, in the order of their first appearance."""
+    return list(dict.fromkeys(task for _, _, entry in entries(results) for task in entry["in_context"]))
+
+
+def columns(results: Mapping[str, Any]) -> list[str]:
+    """Headings of the score columns: the target, every in-context task, their mean without and with the prompt."""
+    tasks = in_context_tasks(results)
+    return ["target", *tasks, "mean", "mean with prompt"] if tasks else ["target"]
+
+
+def rows(results: Mapping[str, Any]) -> list[Row]:
+    """Lines of the tables: methods from pretrained to ProMoT (unknown ones last), learning rates rising."""
+    tasks = in_context_tasks(results)
+    means = ("in_context_mean", "in_context_mean_with_prompt") if tasks else ()
+    lines = []
+    for method, key, entry in entries(results):
+        values = [entry["target"], *(entry["in_context"].get(task) for task in tasks), *(entry[mean] for mean in means)]
+        of_tasks = entry.get("in_context_std") or {}
+        spreads = [entry.get("target_std"), *(of_tasks.get(task) for task in tasks)]
+        spreads += [entry.get(f"{mean}_std") for mean in means]
+        lines.append(Row(method, label(method), rate(key), tuple(values), tuple(spreads)))
+    return lines
+
+
+def entries(results: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(method, learning rate key, scores) in the order of the tables: known methods first, learning rates rising."""
+    methods = results["methods"]
+    ordered = [method for method in _LABELS if method in methods] + [name for name in methods if name not in _LABELS]
+    found = []
+    for method in ordered:
+        rates = methods[method]["learning_rates"]
+        keys = sorted(rates, key=lambda key: -1.0 if key == comparison.NO_RATE else float(key))
+        found += [(method, key, rates[key]) for key in keys]
+    return found
+
+
+def label(method: str) -> str:
+    """A method's name for readers.
+
+    >>> label("promot"), label("joint_tuning")
+    ('ProMoT', 'joint tuning')
+    """
+    return _LABELS.get(method, method.replace("_", " "))
+
+
+def rate(key: str) -> str:
+    """A learning rate for readers.
+
+    >>> rate("0.0003"), rate("0.00015"), rate("0.05"), rate("none")
+    ('3e-4', '1.5e-4', '0.05', '–')
+    """
+    if key == comparison.NO_RATE:
+        return MISSING
+    if float(key) >= 0.01:
+        return f"{float(key):g}"
+    mantissa, exponent = f"{float(key):.5e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def best(lines: Sequence[Row]) -> set[tuple[int, int]]:
+    """(line, column) of the best score per column among the methods that train the model, unless all are equal."""
+    found: set[tuple[int, int]] = set()
+    trained = [index for index, row in enumerate(lines) if row.rate != MISSING]
+    for column in range(len(lines[0].values) if lines else 0):
+        shown = {index: lines[index].values[column] for index in trained}
+        scores = {index: round(value, 3) for index, value in shown.items() if value is not None}
+        if len(set(scores.values())) > 1:
+            found |= {(index, column) for index, score in scores.items() if score == max(scores.values())}
+    return found
+
+
+def number(value: float | None, spread: float | None = None) -> str:
+    """A score with three digits and its spread.
+
+    >>> number(0.87, 0.021), number(1.0), number(None)
+    ('0.870 ± 0.021', '1.000', '–')
+    """
+    text = MISSING if value is None else f"{value:.3f}"
+    return text if spread is None else f"{text} ± {spread:.3f}"
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """The results as a Markdown table; bold: best of the methods that train the model; ±: spread over seeds."""
+    lines = rows(results)
+    bold = best(lines)
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+
+    heads = columns(results)
+    text = line(["method", "learning rate", *heads]) + line(["---", "---:"] + ["---:"] * len(heads))
+    for index, row in enumerate(lines):
+        cells = [number(value, spread) for value, spread in zip(row.values, row.spreads, strict=True)]
+        marked = [f"**{cell}**" if (index, column) in bold else cell for column, cell in enumerate(cells)]
+        text += line([row.label, row.rate, *marked])
+    return text
+
+
+def text_table(results: Mapping[str, Any]) -> str:
+    """The results as an aligned table for the terminal; only target and means show their spread, to keep it narrow."""
+    heads = columns(results)
+    tasks = set(range(1, len(heads) - 2))
+    body = []
+    for row in rows(results):
+        pairs = enumerate(zip(row.values, row.spreads, strict=True))
+        numbers = [number(value, None if column in tasks else spread) for column, (value, spread) in pairs]
+        body.append([row.label, row.rate, *numbers])
+    stacked = [re.split(r"[_\s]+", head) for head in ("method", "rate", *heads)]
+    height = max(len(words) for words in stacked)
+    header = [
+        [words[line - height] if line >= height - len(words) else "" for words in stacked] for line in range(height)
+    ]
+    table = header + body
+    widths = [max(len(line[column]) for line in table) for column in range(len(stacked))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0])] + [c.rjust(width) for c, width in zip(cells[1:], widths[1:], strict=True)]
+        return "  ".join(padded).rstrip()
+
+    ruler = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return "\n".join([*map(line, header), ruler, *map(line, body)]) + "\n"

@@ -1,0 +1,1 @@
+"""Processes, files and text: what everything else stands on."""

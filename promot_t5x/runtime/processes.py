@@ -1,0 +1,106 @@
+"""Several processes as one run: the start with a roll call that names who is missing, and who speaks for all.
+
+Every process runs the same program on its own devices; folders that are read and written must be the same for all.
+"""
+
+import dataclasses
+import os
+import sys
+from typing import Any
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+from promot_t5x.runtime.roll_call import roll_call
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which processes make a run; with an address, count and index None, JAX asks the cluster (TPU pods, Slurm, …).
+
+    Attributes:
+      coordinator_address: HOST:PORT of process 0, reachable from all.
+      count: number of processes.
+      index: this one's, from 0.
+      timeout: seconds to wait for the others.
+    """
+
+    coordinator_address: str | None = None
+    count: int | None = None
+    index: int | None = None
+    timeout: int = 300
+
+    def __post_init__(self):
+        given = (self.coordinator_address, self.count, self.index)
+        if given != (None, None, None):
+            if self.coordinator_address is None or self.count is None or self.index is None:
+                raise ValueError(
+                    "Several processes need all of --coordinator_address, --process_count and --process_index, or "
+                    "--multiprocess alone where the cluster knows them."
+                )
+            if ":" not in self.coordinator_address or not 0 <= self.index < self.count:
+                raise ValueError(
+                    f"--coordinator_address={self.coordinator_address} --process_count={self.count} --process_index="
+                    f"{self.index}: expected HOST:PORT and an index from 0 to the count minus one."
+                )
+        if self.timeout < 1:
+            raise ValueError(f"--multiprocess_timeout is {self.timeout}: expected seconds, at least 1.")
+
+
+def start(processes: Processes | None) -> None:
+    """Joins this process to the others; only process 0 prints from then on, errors come from any.
+
+    Args:
+      processes: None for a run of one process.
+
+    Raises:
+      TimeoutError: not all came; the sentence says which.
+      ValueError: the cluster does not say who takes part.
+    """
+    if processes is None or jax.distributed.is_initialized():
+        return
+    address, count, index = _known(processes)
+    roll_call(address, count, index, processes.timeout)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, count, index, initialization_timeout=processes.timeout)
+    if index:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
+        logging.set_verbosity(logging.WARNING)
+    logging.info("process %d of %d, %d of %d devices", index, count, jax.local_device_count(), jax.device_count())
+
+
+def speaks() -> bool:
+    """Whether this process prints and writes for all; does not touch devices in a run of one process."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here: what one wrote before is there for the others."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(name)
+
+
+def agreed(value: Any) -> Any:
+    """Process 0's value for all, where what each of them sees on a disk decides what all do together."""
+    return multihost_utils.broadcast_one_to_all(value) if jax.distributed.is_initialized() else value
+
+
+_UNKNOWN = (
+    "--multiprocess: the cluster does not say which processes take part; give --coordinator_address, --process_count "
+    "and --process_index"
+)
+
+
+def _known(processes: Processes) -> tuple[str, int, int]:
+    from jax._src.clusters import cluster  # nothing public tells what initialize() would find out
+
+    try:
+        address, count, index, _ = cluster.ClusterEnv.auto_detect_unset_distributed_params(
+            processes.coordinator_address, processes.count, processes.index, None, None, processes.timeout
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{_UNKNOWN} ({type(error).__name__}: {error}).") from error
+    if address is None or count is None or index is None:
+        raise ValueError(f"{_UNKNOWN}.")
+    return address, count, index

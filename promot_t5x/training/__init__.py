@@ -1,0 +1,1 @@
+"""Stages, optimizers, the training loop and the folder of a run."""

@@ -1,0 +1,45 @@
+"""The parameters a run starts from, where no checkpoint holds them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from promot_t5x.checkpoints import loading
+from promot_t5x.models import parameter_names
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.training import prompt_initializers
+
+
+def random_parameters(model: EncoderDecoderModel, partitioner: Partitioner, seed: int) -> dict[str, Any]:
+    """Freshly initialised parameters, made where they belong; without the soft prompt."""
+    shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
+    params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(seed))
+    return {name: subtree for name, subtree in params.items() if name != "soft_prompt"}
+
+
+def with_new_prompt(
+    params: Mapping[str, Any],
+    init: prompt_initializers.Initializer,
+    model: EncoderDecoderModel,
+    partitioner: Partitioner,
+    seed: int,
+) -> dict[str, Any]:
+    """The parameters with a freshly initialised soft prompt, in place of any they had.
+
+    Raises:
+      ValueError: the network has no place for a prompt, or the initialiser cannot fill it.
+    """
+    c = model.config
+    if not c.prompt_length:
+        raise ValueError("The network has no soft prompt; set architecture.T5Config.prompt_length (the paper: 100).")
+    key = jax.random.fold_in(jax.random.key(seed), 0x50)  # apart from the key that initialised the weights
+    sharding = loading.wanted_params(model, partitioner)[parameter_names.PROMPT].sharding
+
+    def make(embedding_VxD):
+        return jnp.asarray(init(key, c.num_prompts, c.prompt_length, embedding_VxD), c.param_dtype)
+
+    placed = jax.jit(make, out_shardings=sharding)(params["token_embedder"]["embedding"])
+    return {**params, "soft_prompt": {"embedding": placed}}

@@ -1,0 +1,134 @@
+"""Optimizers over the leaves that a stage trains."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from promot_t5x.models import parameter_names
+from promot_t5x.training import adafactor_in_slabs, stages
+
+
+def labels(params: stages.Params, stage: stages.Stage) -> stages.Params:
+    """A label for every leaf: None when frozen, else the transform that updates it.
+
+    Layers that are stacked for scanning get a label for each side, so that Adafactor clips and scales each layer on
+    its own, as it would with one leaf a layer.
+    """
+
+    def label(name: str, leaf: Any) -> str | None:
+        if leaf is None or not stage.trains(name):
+            return None
+        for side in ("encoder", "decoder"):
+            if name.startswith(f"{side}/layers/"):
+                return f"{side}_layers"
+        return "single"
+
+    return parameter_names.map_with_names(label, params)
+
+
+def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`transform` applied to each layer of stacked leaves [L, …] on its own."""
+    transform = optax.with_extra_args_support(transform)
+
+    def update(updates, state, params=None, **of_all_leaves):
+        return jax.vmap(functools.partial(transform.update, **of_all_leaves))(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(jax.vmap(transform.init), update)
+
+
+def staged_optimizer(
+    transform: optax.GradientTransformation, params: stages.Params, stage: stages.Stage
+) -> optax.GradientTransformation:
+    """optax.multi_transform of `transform` over the stage's trainable leaves.
+
+    A transform sees the leaves of one label, and of stacked layers one layer at a time. What it needs to know of all
+    trainable leaves it gets as an extra argument: `gradient_norm`, sqrt(sum of g^2), which `adam` clips by.
+
+    Args:
+      transform: what updates one group of leaves.
+      params: the whole tree, arrays or shapes; the result works on `partition(params, stage)[0]`.
+      stage: the stage.
+    """
+    by_leaf = labels(params, stage)
+    present = sorted(set(jax.tree.leaves(by_leaf)))
+    by_label = optax.multi_transform(
+        {label: transform if label == "single" else _per_layer(transform) for label in present}, by_leaf
+    )
+
+    def update(updates, state, params=None):
+        return by_label.update(updates, state, params, gradient_norm=optax.tree.norm(updates))
+
+    return optax.GradientTransformation(by_label.init, update)
+
+
+def adafactor(
+    learning_rate: float | optax.Schedule,
+    multiply_by_parameter_scale: bool = True,
+    weight_decay_rate: float | None = None,
+    decay_rate: float = 0.8,
+) -> optax.GradientTransformation:
+    """T5X's Adafactor: factored second moments from 128 x 128 on, no momentum, updates clipped at 1.
+
+    The second moment of a soft prompt is never factored, however long the prompt, as in the prompt-tuning code: its
+    rows are vectors of their own, not a matrix. All else is the same for prompt and model, in `joint_tuning` too.
+
+    Args:
+      learning_rate: a constant or an optax schedule.
+      multiply_by_parameter_scale: T5X's default for model weights; off for prompts (Lester et al., section 3.2).
+      weight_decay_rate: 1e-5 for prompts.
+      decay_rate: exponent of the second moment's decay.
+    """
+
+    def with_moments(factored: bool) -> optax.GradientTransformation:
+        links = [
+            adafactor_in_slabs.scale_by_clipped_factored_rms(factored, decay_rate),
+            optax.scale_by_learning_rate(learning_rate, flip_sign=False),
+        ]
+        if multiply_by_parameter_scale:
+            links.append(optax.stateless_with_tree_map(_scale_by_parameter_rms))
+        if weight_decay_rate is not None:
+            links.append(optax.add_decayed_weights(weight_decay_rate))
+        return optax.chain(*links, optax.scale(-1.0))
+
+    return optax.multi_transform({"prompt": with_moments(False), "model": with_moments(True)}, _prompt_or_model)
+
+
+def _scale_by_parameter_rms(update: Any, param: Any) -> jax.Array:
+    """optax.scale_by_param_block_rms without its guard for gradients through it, which costs a copy of the matrix."""
+    return update * jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(param))), 1e-3)
+
+
+def _prompt_or_model(params: stages.Params) -> stages.Params:
+    def label(path, _):
+        return "prompt" if "soft_prompt" in jax.tree_util.keystr(path) else "model"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def adam(
+    learning_rate: float | optax.Schedule, b1: float = 0.9, b2: float = 0.999, clip_norm: float | None = None
+) -> optax.GradientTransformation:
+    """Adam behind an optional clip of the gradient's norm, the norm over all leaves that train.
+
+    Args:
+      learning_rate: a constant or an optax schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      clip_norm: gradients g become g * min(1, clip_norm / |g|); None leaves them as they are.
+    """
+    transform = optax.adam(learning_rate, b1=b1, b2=b2)
+    return transform if clip_norm is None else optax.chain(_clip(clip_norm), transform)
+
+
+def _clip(clip_norm: float) -> optax.GradientTransformationExtraArgs:
+    """optax.clip_by_global_norm, by the norm that `staged_optimizer` took over all labels, where it drives this."""
+
+    def update(updates, state, params=None, *, gradient_norm=None, **_):
+        norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm
+        scale = jnp.minimum(1.0, clip_norm / norm)
+        return jax.tree.map(lambda g: (g * scale).astype(g.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

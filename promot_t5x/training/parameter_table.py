@@ -1,0 +1,78 @@
+"""The table of parameters that every run prints: what trains, what is frozen, how much memory, where it lives."""
+
+import dataclasses
+import math
+from typing import Any
+
+from promot_t5x.models import parameter_names
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime.text import aligned
+from promot_t5x.training import stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Leaves of one part of the network.
+
+    Attributes:
+      name: the part, "encoder".
+      state: "trained" or "frozen".
+      count: parameters.
+      bytes: of all of them, on however many devices.
+      dtype: of the leaves, joined by a comma where they differ.
+      sharding: mesh axes of the largest leaf's dimensions, "-" for none.
+    """
+
+    name: str
+    state: str
+    count: int
+    bytes: int
+    dtype: str
+    sharding: str
+
+
+def parameter_groups(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel):
+    """The list of groups of a parameter tree.
+
+    Args:
+      params: arrays or ShapeDtypeStructs.
+      stage: says what trains.
+      partitioner: says where leaves live.
+      model: knows the logical axes.
+    """
+    specs = parameter_names.flatten(partitioner.specs(model.logical_axes()))
+    leaves: dict[str, dict[str, Any]] = {}
+    for name, leaf in parameter_names.flatten(params).items():
+        leaves.setdefault(_group(name), {})[name] = leaf
+
+    def group(name: str, leaves: dict[str, Any]) -> Group:
+        sizes = {name: math.prod(leaf.shape) for name, leaf in leaves.items()}
+        return Group(
+            name,
+            "trained" if stage.trains(next(iter(leaves))) else "frozen",
+            sum(sizes.values()),
+            sum(sizes[name] * leaf.dtype.itemsize for name, leaf in leaves.items()),
+            ",".join(sorted({str(leaf.dtype) for leaf in leaves.values()})),
+            "x".join(map(_axes, specs[max(sizes, key=sizes.__getitem__)])),
+        )
+
+    return [group(name, found) for name, found in leaves.items()]
+
+
+def parameter_table(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel) -> str:
+    """One line a group of leaves; takes what `parameter_groups` takes."""
+    groups = parameter_groups(params, stage, partitioner, model)
+    rows = [("group", "stage", "parameters", "MiB", "dtype", "sharding")]
+    rows += [(g.name, g.state, f"{g.count:,}", f"{g.bytes / 2**20:,.2f}", g.dtype, g.sharding) for g in groups]
+    totals = {state: sum(g.count for g in groups if g.state == state) for state in ("trained", "frozen")}
+    total = f"stage {stage.name}: {totals['trained']:,} parameters train, {totals['frozen']:,} are frozen"
+    return f"{aligned(rows)}\n{total}"
+
+
+def _axes(axes: Any) -> str:
+    return "-" if axes is None else axes if isinstance(axes, str) else "+".join(axes)
+
+
+def _group(name: str) -> str:
+    return "decoder/logits_dense" if name.startswith("decoder/logits_dense") else name.split("/")[0]

@@ -1,0 +1,142 @@
+"""Soft prompts: initialisers as plain functions, and the prompt as a file of a few kilobytes.
+
+An initialiser is called as `init(key, num_prompts, length, embedding_VxD)` and returns prompt_NxPxD in float32. The
+functions here that build one are what gin binds (Lester et al. 2021, section 3.2, compare them).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from promot_t5x.checkpoints import soft_prompts
+
+Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
+
+_FIRST_WORD_ID = 3  # 0, 1, 2 are padding, end of sequence and unknown in every T5 vocabulary
+
+
+def random_uniform(low: float = -0.5, high: float = 0.5) -> Initializer:
+    """Every component uniform in [low, high); Lester et al. state [-0.5, 0.5], their code draws from [0, 0.5).
+
+    >>> random_uniform()(jax.random.key(0), 1, 2, jnp.zeros((5, 3))).shape
+    (1, 2, 3)
+    """
+    if not low < high:
+        raise ValueError(f"prompt_initializers.random_uniform got low={low}, high={high}: expected low below high.")
+
+    def init(key, num_prompts, length, embedding_VxD):
+        return jax.random.uniform(key, (num_prompts, length, embedding_VxD.shape[1]), minval=low, maxval=high)
+
+    return init
+
+
+def sampled_vocabulary(population: int = 5000) -> Initializer:
+    """Embeddings of different tokens drawn from the `population` most frequent ones (the lowest ids).
+
+    Raises:
+      ValueError: (when called) fewer tokens than prompt positions.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        available = min(population, embedding_VxD.shape[0]) - _FIRST_WORD_ID
+        if available < length:
+            raise ValueError(
+                f"prompt_initializers.sampled_vocabulary has {available} tokens to draw from, fewer than the prompt "
+                f"length {length}; raise its population or shorten architecture.T5Config.prompt_length."
+            )
+        ids_NxP = jnp.stack(
+            [
+                _FIRST_WORD_ID + jax.random.choice(k, available, (length,), replace=False)
+                for k in jax.random.split(key, num_prompts)
+            ]
+        )
+        return jnp.take(embedding_VxD, ids_NxP, axis=0).astype(jnp.float32)
+
+    return init
+
+
+def class_labels(labels: Sequence[str], vocabulary: Any, population: int = 5000) -> Initializer:
+    """The embedding of each label (mean over its tokens) on the first positions, sampled vocabulary on the rest.
+
+    Args:
+      labels: the task's answers as the model writes them.
+      vocabulary: a seqio vocabulary.
+      population: see `sampled_vocabulary`.
+
+    Raises:
+      ValueError: (when called) no labels, more labels than prompt positions, or a label without tokens.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        if not 0 < len(labels) <= length:
+            raise ValueError(
+                f"prompt_initializers.class_labels got {len(labels)} labels for a prompt of length {length}: expected "
+                "between 1 and the length."
+            )
+        label_CxD = jnp.stack([_embedded("label", label, vocabulary, embedding_VxD).mean(axis=0) for label in labels])
+        prompt_NxPxD = sampled_vocabulary(population)(key, num_prompts, length, embedding_VxD)
+        return prompt_NxPxD.at[:, : len(labels)].set(label_CxD)
+
+    return init
+
+
+def text(text: str, vocabulary: Any) -> Initializer:
+    """The embeddings of a text's tokens, cut to the prompt length or repeated up to it.
+
+    Raises:
+      ValueError: (when called) the text has no tokens.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        del key
+        tokens_CxD = _embedded("text", text, vocabulary, embedding_VxD)
+        prompt_PxD = tokens_CxD[jnp.arange(length) % len(tokens_CxD)]
+        return jnp.broadcast_to(prompt_PxD, (num_prompts, *prompt_PxD.shape))
+
+    return init
+
+
+def _embedded(what: str, words: str, vocabulary: Any, embedding_VxD: jax.Array) -> jax.Array:
+    """The embeddings of the tokens of `words`, in float32, one row a token."""
+    ids = vocabulary.encode(words)
+    if not ids:
+        raise ValueError(f"The soft prompt is to start from the {what} {words!r}, which has no tokens; give it words.")
+    if max(ids) >= embedding_VxD.shape[0]:  # an array would be read at its last row, without a word
+        raise ValueError(
+            f"The soft prompt is to start from the {what} {words!r}, whose tokens go up to {max(ids)}, but the "
+            f"network's embedding has {embedding_VxD.shape[0]} rows; give the vocabulary of the network."
+        )
+    return jnp.asarray(embedding_VxD)[jnp.asarray(ids)].astype(jnp.float32)
+
+
+def from_file(path: str) -> Initializer:
+    """A prompt that was saved before: `soft_prompt.safetensors` (or its folder), or a .npy [P, D] or [N, P, D].
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: (when called) its shape is not the network's.
+    """
+
+    def init(key, num_prompts, length, embedding_VxD):
+        del key
+        prompt_NxPxD = soft_prompts.load(path)
+        expected = (num_prompts, length, embedding_VxD.shape[1])
+        if prompt_NxPxD.shape != expected:
+            raise ValueError(
+                f"The soft prompt in {path} has the shape {prompt_NxPxD.shape}, the network expects {expected} "
+                "(prompts, length, embed); set architecture.T5Config.prompt_length and num_prompts to the file's."
+            )
+        return jnp.asarray(prompt_NxPxD, jnp.float32)
+
+    return init
+
+
+def initializer_name(initializer: Initializer) -> str:
+    """What an initialiser of this module is called.
+
+    >>> initializer_name(sampled_vocabulary())
+    'sampled_vocabulary'
+    """
+    return getattr(initializer, "__qualname__", type(initializer).__name__).split(".")[0]

@@ -1,0 +1,157 @@
+"""A run's folder (MODEL_DIR): which configuration it belongs to, where it stands, and what is left when it is finished.
+
+config.gin  checkpoint_<step>/  finished.json  soft_prompt.safetensors, .json (when a prompt alone was trained)
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from etils import epath
+
+from promot_t5x.checkpoints import saving, soft_prompts
+from promot_t5x.configuration import gin_files
+from promot_t5x.models import parameter_names
+from promot_t5x.runtime import files, processes
+from promot_t5x.training import trainer
+
+_CONFIG_FILE, _FINISHED_FILE = "config.gin", "finished.json"
+
+# A run may go on with other ones of these: where it is, on which mesh, and how often it speaks.
+_MAY_CHANGE = (
+    "MODEL_DIR =",
+    "train.train.model_dir =",
+    "EVAL_BATCH_SIZE =",
+    "scoring.EvaluationConfig.batch_size =",
+    "partitioner.Partitioner.",
+    "PRESET =",
+    "NUM_PARTITIONS =",
+    "trainer.LoopConfig.log_period =",
+    "saving.CheckpointConfig.keep_latest =",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder, and the checkpoint with the best validation score (the last one without scores)."""
+
+    model_dir: str
+    best_step: int
+    best_score: float | None
+
+    @property
+    def best_checkpoint(self) -> str:
+        """The folder of the best checkpoint."""
+        return str(saving.checkpoint_folder(self.model_dir, self.best_step))
+
+
+def finished(folder: str) -> RunResult | None:
+    """The result of a finished run, None for one that is not.
+
+    Raises:
+      ValueError: it was another configuration's run.
+    """
+    file = epath.Path(folder) / _FINISHED_FILE
+    if not file.exists():
+        return None
+    _check_same_config(epath.Path(folder))
+    logging.info("%s is finished", folder)
+    return RunResult(folder, **json.loads(file.read_text()))
+
+
+def claim(folder: str) -> None:
+    """Writes the configuration that is in force into the folder.
+
+    Raises:
+      ValueError: the folder has checkpoints of another configuration.
+    """
+    _check_same_config(epath.Path(folder))
+    files.write_whole(epath.Path(folder) / _CONFIG_FILE, gin_files.operative_config().encode())
+
+
+def _check_same_config(folder: epath.Path) -> None:
+    """A folder holds one run: going on with other settings would report numbers that no configuration produces."""
+    file = folder / _CONFIG_FILE
+    if not file.exists() or not saving.all_steps(folder):  # a mistake that stopped it at once may be mended
+        return
+    before, now = _settings(file.read_text()), _settings(gin_files.operative_config())
+    changed = [line for line in now if line not in before] + [f"{line} (before)" for line in before if line not in now]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with another configuration, for example {'; '.join(changed[:4])}; use a new "
+            "MODEL_DIR or delete this one."
+        )
+
+
+def _settings(config: str) -> list[str]:
+    """The bindings of a configuration that decide what a run computes."""
+    return [line for line in gin_files.bindings(config) if not line.startswith(_MAY_CHANGE)]
+
+
+def restored(
+    run_checkpoints: saving.RunCheckpoints, fresh: trainer.TrainState, frozen: Any, base: dict[str, str] | None
+) -> trainer.TrainState:
+    """The state of the newest checkpoint, or `fresh` where there is none.
+
+    Args:
+      run_checkpoints: of the run.
+      fresh: the state before the first step; gives structure and placement.
+      frozen: the leaves that do not train.
+      base: path and fingerprint of the model that the run starts from.
+
+    Raises:
+      ValueError: the checkpoint was trained from another model or behind another prompt, or is damaged.
+    """
+    step = run_checkpoints.latest_step()
+    if step is None:
+        return fresh
+    folder = saving.checkpoint_folder(run_checkpoints.folder, step)
+    stored_base = saving.read_metadata(folder)["base"]
+    if (stored_base or {}).get("fingerprint") != (base or {}).get("fingerprint"):  # the model may have moved
+        raise ValueError(
+            f"{folder} was trained from {stored_base}, this run starts from {base}; use the same initial checkpoint "
+            "or a new MODEL_DIR."
+        )
+    # A frozen soft prompt is stored beside the trained leaves.
+    frozen_prompt = {n: leaf for n, leaf in parameter_names.flatten(frozen).items() if n == parameter_names.PROMPT}
+    read = saving.read_params(folder, parameter_names.flatten(fresh.trainable) | frozen_prompt)
+    if frozen_prompt and not jax.jit(jnp.array_equal)(
+        read[parameter_names.PROMPT], frozen_prompt[parameter_names.PROMPT]
+    ):
+        raise ValueError(
+            f"{folder} was trained behind another soft prompt than the initial checkpoint's; use the same initial "
+            "checkpoint or a new MODEL_DIR."
+        )
+    trainable = parameter_names.map_with_names(lambda n, leaf: None if leaf is None else read[n], fresh.trainable)
+    logging.info("resuming %s at step %d", run_checkpoints.folder, step)
+    return trainer.TrainState(step, trainable, run_checkpoints.restore_opt_state(step, fresh.opt_state))
+
+
+def finish(folder: str, export_dir: str | None) -> RunResult:
+    """Chooses the best checkpoint, writes the prompt file and the export, and marks the run as finished, last.
+
+    Args:
+      folder: the run's.
+      export_dir: where to write the best parameters alone, None for nowhere.
+    """
+    processes.barrier(f"finish {folder}")
+    step = saving.best_step(folder)
+    best = saving.checkpoint_folder(folder, step)
+    facts, stored = saving.read_metadata(best), saving.shapes(best)
+    if set(stored) == {parameter_names.PROMPT}:
+        prompt = saving.read_params(best, stored)[parameter_names.PROMPT]
+        described = ("step", "score", "stage", "task", "base", "initialisation", "vocabulary")
+        description = {key: facts.get(key) for key in described}
+        soft_prompts.save(folder, jax.device_get(prompt), description)
+    if export_dir is not None:
+        base = (
+            facts["base"] if set(stored) == {parameter_names.PROMPT} else None
+        )  # a prompt alone still needs its model
+        saving.export(export_dir, saving.read_params(best, stored), {"step": step, "base": base})
+    outcome = {"best_step": step, "best_score": facts["score"]}
+    files.write_json(epath.Path(folder) / _FINISHED_FILE, outcome)
+    processes.barrier(f"finished {folder}")
+    return RunResult(folder, **outcome)

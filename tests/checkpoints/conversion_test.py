@@ -1,0 +1,268 @@
+"""The convert verb on checkpoints written by T5X: there and back again through every format, bit for bit."""
+
+import dataclasses
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorstore as ts
+
+from promot_t5x.checkpoints import conversion, formats, loading, saving, soft_prompts, stored_leaves
+from promot_t5x.checkpoints.huggingface import weights
+from promot_t5x.checkpoints.t5x import reader, writer
+from promot_t5x.models import parameter_names
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+
+THROUGH = ["promot", "t5x", "t5x_legacy", "t5x_scanned", "t5x_scanned_legacy", "huggingface"]
+
+
+def _bits(path):
+    leaves = parameter_names.unstack_layers(formats.open_source(path).leaves, stored_leaves.layer)
+    return {name: (leaf.shape, leaf.dtype, stored_leaves.whole(leaf).tobytes()) for name, leaf in leaves.items()}
+
+
+@pytest.fixture
+def t5(shared_dir):
+    return shared_dir / "fixtures" / "t5x_tiny" / "t5_orbax" / "checkpoint_0"
+
+
+@pytest.fixture
+def scalable(shared_dir):
+    return shared_dir / "fixtures" / "t5x_tiny" / "scalable_t5_legacy" / "checkpoint_0"
+
+
+@pytest.mark.parametrize("through", THROUGH)
+def test_there_and_back_again(t5, tmp_path, through):
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "there" / "checkpoint_5"), through)
+    conversion.convert_checkpoint(
+        str(tmp_path / "there" / "checkpoint_5"), str(tmp_path / "checkpoint_9"), "t5x_legacy"
+    )
+    assert _bits(tmp_path / "checkpoint_9") == _bits(t5)
+
+
+@pytest.mark.parametrize("through", ["promot", "t5x_scanned", "huggingface"])
+def test_tables_of_each_layer_survive(scalable, tmp_path, through):
+    conversion.convert_checkpoint(str(scalable), str(tmp_path / "there" / "checkpoint_5"), through)
+    conversion.convert_checkpoint(
+        str(tmp_path / "there" / "checkpoint_5"), str(tmp_path / "checkpoint_9"), "t5x_scanned_legacy"
+    )
+    written = reader.read(tmp_path / "checkpoint_9")
+    expected = reader.read(scalable)
+    assert written.keys() == expected.keys()
+    for name, leaf in expected.items():
+        assert stored_leaves.whole(leaf).tobytes() == stored_leaves.whole(written[name]).tobytes(), name
+
+
+def test_legacy_arrays_have_the_bytes_that_t5x_wrote(scalable, tmp_path):
+    conversion.convert_checkpoint(str(scalable), str(tmp_path / "checkpoint_0"), "t5x_scanned_legacy")
+    for folder in scalable.glob("target.*"):
+        found, expected = (
+            ts.open({"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/"}}).result().read().result()
+            for path in (tmp_path / "checkpoint_0" / folder.name, folder)
+        )
+        assert found.shape == expected.shape and found.tobytes() == expected.tobytes(), folder.name
+
+
+def test_different_tables_do_not_fit_a_layout_that_shares_one(scalable, tmp_path):
+    with pytest.raises(ValueError, match="have different tables of relative positions"):
+        conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "t5x")
+    assert not (tmp_path / "out" / "checkpoint_0" / "checkpoint").exists()
+
+
+def test_logits_are_compared_when_asked_for(t5, tmp_path, capsys):
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "hf"), "huggingface", check_logits=True)
+    assert "largest difference 0.00e+00" in capsys.readouterr().out
+
+
+def test_a_dry_run_prints_names_and_writes_nothing(t5, tmp_path, capsys):
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "hf"), "huggingface", dry_run=True)
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if line.startswith("encoder/layers_0/mlp/wi_0/kernel "))
+    assert row.split() == [
+        *("encoder/layers_0/mlp/wi_0/kernel", "[32,", "64]", "->"),
+        *("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", "float32", "[64,", "32]"),
+    ]
+    assert not (tmp_path / "hf").exists()
+
+
+def test_nothing_is_written_over(t5, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        conversion.convert_checkpoint(str(t5), str(tmp_path), "promot")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_paths_without_a_checkpoint(t5, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        conversion.convert_checkpoint(str(tmp_path / "nothing"), str(tmp_path / "out"), "promot")
+    with pytest.raises(ValueError, match="it holds checkpoint_0: give the path of one"):
+        conversion.convert_checkpoint(str(t5.parent), str(tmp_path / "out"), "promot")
+
+
+def test_a_damaged_source_leaves_no_checkpoint(t5, shared_dir, tmp_path):
+    copy = tmp_path / "checkpoint_1"
+    shutil.copytree(shared_dir / "fixtures" / "t5x_tiny" / "t5_legacy" / "checkpoint_0", copy)
+    chunk = copy / "target.decoder.layers_1.mlp.wo.kernel" / "0.0"
+    chunk.chmod(0o644)
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    for name in ("promot", "t5x_legacy", "huggingface"):
+        target = tmp_path / name / "checkpoint_1"
+        with pytest.raises(ValueError, match="layers_1.mlp.wo.kernel is damaged"):
+            conversion.convert_checkpoint(str(copy), str(target), name)
+        with pytest.raises((ValueError, FileNotFoundError)):
+            formats.open_source(target)
+
+
+def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
+    honest = formats.written_leaves
+
+    def changed(folder, like):
+        leaves = honest(folder, like)
+        array = stored_leaves.whole(leaves["token_embedder/embedding"]).copy()
+        array[3, 3] = np.nextafter(array[3, 3], np.float32(9))
+        return {**leaves, "token_embedder/embedding": stored_leaves.from_array(array, "the copy")}
+
+    monkeypatch.setattr(formats, "written_leaves", changed)
+    with pytest.raises(ValueError, match="the copy was written with other numbers"):
+        conversion.convert_checkpoint(str(t5), str(tmp_path / "out"), "promot")
+
+
+# --- soft prompts ---
+
+
+@pytest.fixture
+def tuned(t5, tmp_path):
+    """(prompt [1, 8, 32], a folder that says it was trained on the fixture's model)"""
+    prompt = np.random.default_rng(0).normal(size=(1, 8, 32)).astype(np.float32)
+    base = {"path": str(t5), "fingerprint": formats.fingerprint(formats.open_source(t5).leaves)}
+    soft_prompts.save(tmp_path / "tuned", prompt, {"base": base})
+    return prompt, tmp_path / "tuned"
+
+
+def test_fingerprint_is_that_of_the_loaded_model(t5):
+    sizes = formats.open_source(t5).config
+    for scan_layers in (False, True):
+        model = EncoderDecoderModel(dataclasses.replace(sizes, scan_layers=scan_layers))
+        loaded = loading.load(t5, model, Partitioner())
+        assert formats.fingerprint(formats.open_source(t5).leaves) == loaded.base_fingerprint
+
+
+@pytest.mark.parametrize("to_format", THROUGH)
+def test_an_attached_prompt_travels_with_the_model(t5, tuned, tmp_path, to_format):
+    prompt, folder = tuned
+    conversion.convert_checkpoint(
+        str(t5), str(tmp_path / "with"), to_format, prompt_path=str(folder), check_logits=True
+    )
+    written = tmp_path / "with" / ("checkpoint_0" if to_format.startswith("t5x") else "")
+    if to_format == "huggingface":
+        written = written / formats.ADAPTER
+    conversion.convert_soft_prompt(str(written), str(tmp_path / "again.npy"), "npy")
+    assert np.load(tmp_path / "again.npy").tobytes() == prompt.tobytes()
+
+
+def test_a_prompt_of_another_model_is_refused_and_can_be_forced(scalable, tuned, tmp_path):
+    prompt, folder = tuned
+    with pytest.raises(ValueError, match="was trained on a model with fingerprint .* give its own model, or --force"):
+        conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder))
+    conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder), force=True)
+    assert (
+        stored_leaves.whole(formats.open_source(tmp_path / "out").leaves[parameter_names.PROMPT]).tobytes()
+        == prompt.tobytes()
+    )
+
+
+def test_a_checkpoint_of_a_prompt_alone_brings_its_model_and_no_other(t5, tuned, tmp_path):
+    prompt, _ = tuned
+    base = tmp_path / "base"  # with a prompt of its own, which is not the one that was tuned
+    np.save(tmp_path / "old.npy", np.zeros((8, 32), np.float32))
+    conversion.convert_checkpoint(str(t5), str(base), "promot", prompt_path=str(tmp_path / "old.npy"))
+    facts = {"path": str(base), "fingerprint": formats.fingerprint(formats.open_source(base).leaves)}
+    saving.export(tmp_path / "stage1", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": facts})
+    conversion.convert_checkpoint(str(tmp_path / "stage1"), str(tmp_path / "out"), "t5x_legacy")
+    written = formats.open_source(tmp_path / "out" / "checkpoint_3").leaves
+    assert stored_leaves.whole(written[parameter_names.PROMPT]).tobytes() == prompt.tobytes()
+    wrong = {"path": str(base), "fingerprint": "0" * 16}
+    saving.export(tmp_path / "moved", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": wrong})
+    with pytest.raises(ValueError, match="put the original model back"):
+        conversion.convert_checkpoint(str(tmp_path / "moved"), str(tmp_path / "never"), "promot")
+
+
+def test_a_prompt_of_another_width_is_refused_even_so(t5, tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((8, 64), np.float32))
+    with pytest.raises(ValueError, match="is 64 wide, the model in .* is 32 wide"):
+        conversion.convert_checkpoint(
+            str(t5), str(tmp_path / "out"), "promot", prompt_path=str(tmp_path / "wide.npy"), force=True
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["rte", "mrpc", "sst2"])
+def test_prompts_of_the_prompt_tuning_code_in_and_out(shared_dir, tmp_path, task):
+    folder = shared_dir / "fixtures" / "prompt_tuning_t5x" / "pretrained_prompts" / "t5_1_1_lm100k_base"
+    path = str(folder / f"{task}.npy")
+    for number, to_format in enumerate(("soft_prompt", "peft", "npy")):
+        target = str(tmp_path / (f"{number}.npy" if to_format == "npy" else f"{number}"))
+        conversion.convert_soft_prompt(path, target, to_format)
+        path = target
+    assert np.load(path).tobytes() == np.load(folder / f"{task}.npy").tobytes()
+
+
+def test_a_checkpoint_without_a_prompt_gives_none(t5, tmp_path):
+    with pytest.raises(ValueError, match="holds no soft prompt"):
+        conversion.convert_soft_prompt(str(t5), str(tmp_path / "prompt.npy"), "npy")
+    assert not (tmp_path / "prompt.npy").exists()
+
+
+# --- the source's dtype ---
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_hugging_face_through_ours_and_back_keeps_every_byte(t5, tmp_path, dtype):
+    source = formats.open_source(t5)
+    in_dtype = {
+        name: stored_leaves.from_array(stored_leaves.whole(leaf).astype(np.dtype(dtype)), name)
+        for name, leaf in source.leaves.items()
+    }
+    weights.write(tmp_path / "first", in_dtype, source.config)
+    conversion.convert_checkpoint(str(tmp_path / "first"), str(tmp_path / "ours"), "promot")
+    conversion.convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "second"), "huggingface")
+    for name in ("model.safetensors", "config.json", "generation_config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+
+
+def test_t5x_in_bfloat16_keeps_every_bit(t5, tmp_path):
+    source = formats.open_source(t5)
+    leaves = {
+        n: stored_leaves.from_array(stored_leaves.whole(x).astype(jnp.bfloat16), n) for n, x in source.leaves.items()
+    }
+    writer.write_legacy(tmp_path / "checkpoint_3", leaves, step=3)
+    conversion.convert_checkpoint(str(tmp_path / "checkpoint_3"), str(tmp_path / "ours"), "promot")
+    conversion.convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "again"), "t5x")
+    assert _bits(tmp_path / "again" / "checkpoint_3") == _bits(tmp_path / "checkpoint_3")
+
+
+# --- as INITIAL_CHECKPOINT_PATH ---
+
+
+@pytest.mark.parametrize("to_format", THROUGH)
+def test_training_starts_from_every_format(t5, tmp_path, to_format):
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "checkpoint_2"), to_format)
+    model = EncoderDecoderModel(dataclasses.replace(formats.open_source(t5).config, scan_layers=True))
+    expected, found = (loading.load(path, model, Partitioner()) for path in (t5, tmp_path / "checkpoint_2"))
+    assert found.base_fingerprint == expected.base_fingerprint
+    wider = EncoderDecoderModel(dataclasses.replace(model.config, mlp_dim=128))
+    with pytest.raises(ValueError, match="does not hold this network's parameters"):
+        loading.load(tmp_path / "checkpoint_2", wider, Partitioner())
+
+
+@pytest.mark.parametrize("to_format", ["t5x", "t5x_legacy", "huggingface"])
+def test_training_does_not_start_from_numbers_that_are_not_finite(t5, tmp_path, to_format):
+    source = formats.open_source(t5)
+    array = stored_leaves.whole(source.leaves["decoder/layers_1/mlp/wo/kernel"]).copy()
+    array[5, 5] = np.nan
+    source.leaves["decoder/layers_1/mlp/wo/kernel"] = stored_leaves.from_array(array, "broken")
+    formats.write(tmp_path / "checkpoint_2", source, to_format)
+    with pytest.raises(ValueError, match=r"checkpoint_2.* holds numbers that are not finite"):
+        loading.load(tmp_path / "checkpoint_2", EncoderDecoderModel(source.config), Partitioner())

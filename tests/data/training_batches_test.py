@@ -1,0 +1,256 @@
+"""promot_t5x.data.training_batches against streams, shifts and paddings worked out by hand or in numpy."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from promot_t5x.data import training_batches
+
+LENGTHS = {"inputs": 5, "targets": 4}
+N = 24  # examples of the train split: example i has inputs i+10, ..., 1..6 of them, and targets i+10, i+11
+
+
+def _example(i):
+    return [i + 10] * (i % 6 + 1), [i + 10, i + 11]
+
+
+def _examples(n):
+    rows = [_example(i) for i in range(n)]
+    signature = {k: tf.TensorSpec([None], tf.int32) for k in ("inputs", "targets")}
+    return tf.data.Dataset.from_generator(
+        lambda: ({"inputs": a, "targets": b} for a, b in rows), output_signature=signature
+    )
+
+
+def _source(sizes):
+    return seqio.FunctionDataSource(lambda split, shuffle_files: _examples(sizes[split]), splits=tuple(sizes))
+
+
+def _with_prompt_seven(ds):
+    return ds.map(lambda example: {**example, "soft_prompt_ids": 7})
+
+
+def _drop_all(ds):
+    return ds.filter(lambda example: tf.size(example["inputs"]) < 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tasks():
+    vocabulary = seqio.PassThroughVocabulary(100, eos_id=1)
+    features = {k: seqio.Feature(vocabulary, add_eos=k == "targets") for k in ("inputs", "targets")}
+    prompted = {**features, "soft_prompt_ids": seqio.Feature(vocabulary, add_eos=False, rank=0)}
+    eos = seqio.preprocessors.append_eos
+    sizes = {"train": N, "small": 3, "empty": 0}
+    added = {
+        "data_plain": dict(source=_source(sizes), preprocessors=[eos], output_features=features),
+        "data_other": dict(source=_source(sizes), preprocessors=[eos], output_features=features),
+        "data_filtered": dict(source=_source(sizes), preprocessors=[_drop_all, eos], output_features=features),
+        "data_prompted": dict(source=_source(sizes), preprocessors=[eos, _with_prompt_seven], output_features=prompted),
+    }
+    for name, task in added.items():
+        seqio.TaskRegistry.add(name, **task)
+    seqio.MixtureRegistry.add("data_mixture", [("data_plain", 3.0), ("data_other", 1.0)])
+    yield
+    seqio.MixtureRegistry.remove("data_mixture")
+    for name in added:
+        seqio.TaskRegistry.remove(name)
+
+
+def _config(task="data_plain", **kwargs):
+    return training_batches.DatasetConfig(task, LENGTHS, **{"batch_size": 8, "shards": 4, **kwargs})
+
+
+def _take(n, config, **kwargs):
+    return list(itertools.islice(training_batches.training_batches(config, **kwargs), n))
+
+
+def _equal(batches, expected):
+    assert len(batches) == len(expected)
+    for batch, other in zip(batches, expected, strict=True):
+        assert list(batch) == list(other)
+        for k in batch:
+            assert batch[k].dtype == other[k].dtype and batch[k].tobytes() == other[k].tobytes(), k
+
+
+def _ids(batch):
+    return batch["decoder_target_tokens"][:, 0] - 10  # the example's index
+
+
+@pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
+def test_a_stream_is_a_function_of_task_and_seed(task):
+    batches = _take(10, _config(task))
+    _equal(_take(10, _config(task)), batches)
+    _equal(_take(4, _config(task), start_batch=6), batches[6:])
+    other = _take(10, _config(task, seed=1))
+    assert any((_ids(a) != _ids(b)).any() for a, b in zip(batches, other, strict=True))
+
+
+@pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
+@pytest.mark.parametrize("batch_size,shards", [(8, 4), (12, 4), (8, 8), (8, 1)])
+def test_processes_share_the_batches_of_one(task, batch_size, shards):
+    config = _config(task, batch_size=batch_size, shards=shards)
+    whole = _take(5, config, start_batch=2)
+    for count in (2, 4):
+        blocks = np.split(np.arange(batch_size), count)
+        parts = [_take(5, config, start_batch=2, rows=rows) for rows in blocks]
+        joined = [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts, strict=True)]
+        _equal(joined, whole)
+
+
+@pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
+@pytest.mark.parametrize("rows", [[1, 4, 5], [0, 7], [6], [2, 3, 6, 7], np.arange(8)])
+def test_any_rows_are_those_of_the_whole_batches(task, rows):
+    """Where a mesh cuts batches, a process's rows need not lie side by side."""
+    whole = _take(4, _config(task), start_batch=1)
+    _equal(_take(4, _config(task), start_batch=1, rows=rows), [{k: v[rows] for k, v in b.items()} for b in whole])
+
+
+@pytest.mark.parametrize("rows,shards", [([1, 4, 5], [0, 1]), ([2, 6], [2]), ([7, 0], [0, 3]), (None, [0, 1, 2, 3])])
+def test_only_the_shards_of_the_rows_are_read(rows, shards, monkeypatch):
+    built, build = [], training_batches._TrainingStreams.shard
+
+    def recorded(self, shard, start_batch):
+        built.append(shard)
+        return build(self, shard, start_batch)
+
+    monkeypatch.setattr(training_batches._TrainingStreams, "shard", recorded)
+    (batch,) = _take(1, _config(), rows=rows)
+    assert sorted(built) == shards
+    assert set(_ids(batch) % 4) == set(shards)
+
+
+def test_row_r_comes_from_shard_r_mod_s_once_an_epoch():
+    batches = _take(3 * N // 8, _config())  # three epochs
+    ids = np.stack([_ids(batch) for batch in batches])
+    epochs = []
+    for shard in range(4):
+        stream = ids[:, shard::4].reshape(3, N // 4)
+        for epoch in stream:
+            assert sorted(epoch) == list(range(shard, N, 4))
+        epochs.append(stream)
+    assert any((stream[0] != stream[1]).any() for stream in epochs)  # shuffled anew
+
+
+def test_arrays_equal_a_numpy_construction():
+    for batch in _take(3, _config(soft_prompt_id=2)):
+        inputs, targets = np.zeros((8, 5), np.int32), np.zeros((8, 4), np.int32)
+        for row, i in enumerate(_ids(batch)):
+            tokens, target = _example(i)
+            inputs[row, : len(tokens)] = tokens[:5]
+            targets[row, :3] = [*target, 1]
+        expected = {
+            "encoder_input_tokens": inputs,
+            "decoder_input_tokens": np.concatenate([np.zeros((8, 1), np.int32), targets[:, :3]], axis=1),
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": (targets > 0).astype(np.float32),
+            "soft_prompt_ids": np.full(8, 2, np.int32),
+        }
+        _equal([batch], [expected])
+
+
+def test_a_task_may_name_its_own_prompt():
+    (batch,) = _take(1, _config("data_prompted"))
+    assert batch["soft_prompt_ids"].tolist() == [7] * 8
+
+
+def test_a_mixture_mixes_by_its_rates():
+    ids = np.concatenate([_ids(batch) for batch in _take(30, _config("data_mixture"))])
+    assert set(ids) == set(range(N))
+
+
+def test_files_are_read_in_pieces(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text("".join(f"{10 * i + j}\n" for j in range(4)))
+    feature = seqio.Feature(seqio.PassThroughVocabulary(100), add_eos=False)
+
+    def parse(ds):
+        return ds.map(lambda line: dict.fromkeys(LENGTHS, tf.strings.to_number([line], tf.int32) + 10))
+
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
+    seqio.TaskRegistry.add("data_files", source, {k: feature for k in LENGTHS}, preprocessors=[parse])
+    batches = _take(4, _config("data_files"))
+    _equal(_take(2, _config("data_files"), start_batch=2), batches[2:])
+    for shard in range(4):
+        stream = np.concatenate([_ids(batch)[shard::4] for batch in batches])
+        assert len(set(stream // 10)) == 1 and sorted(stream[:4]) == sorted(stream[4:]) == sorted(set(stream))
+
+
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        (
+            dict(batch_size=10),
+            "training_batches.DatasetConfig.batch_size=10 is not a multiple of training_batches.DatasetConfig.shards=4",
+        ),
+        (dict(shards=0), "training_batches.DatasetConfig.shards is 0"),
+        (dict(seed=-1), "training_batches.DatasetConfig.seed is -1"),
+        (dict(soft_prompt_id=-2), "training_batches.DatasetConfig.soft_prompt_id is -2"),
+    ],
+)
+def test_configuration_errors_name_the_parameter(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        _config(**change)
+
+
+def test_lengths_must_name_both_features():
+    with pytest.raises(ValueError, match="training_batches.DatasetConfig.task_feature_lengths"):
+        training_batches.DatasetConfig("data_plain", {"inputs": 3})
+
+
+@pytest.mark.parametrize(
+    "config,sentence",
+    [
+        (dict(task="data_plian"), "mixture_or_task_name='data_plian'.*data_plain"),
+        (dict(split="validation"), "no split 'validation', only train, small, empty"),
+        (
+            dict(split="small"),
+            "'small' of task 'data_plain' has 3 examples, fewer than training_batches.DatasetConfig.shards=4",
+        ),
+        (dict(split="empty"), "'empty' of task 'data_plain' is empty"),
+        (dict(task="data_filtered"), "'train' of task 'data_filtered' is empty after its preprocessors"),
+    ],
+)
+def test_data_errors_come_before_the_first_batch(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        training_batches.training_batches(_config(**config))
+
+
+def test_a_missing_vocabulary_is_an_error_before_the_first_batch():
+    vocabulary = seqio.SentencePieceVocabulary("nowhere/sentencepiece.model")
+    seqio.TaskRegistry.add(
+        "data_no_vocabulary",
+        seqio.FunctionDataSource(lambda split, shuffle_files: pytest.fail("rows are read first"), splits=["train"]),
+        {k: seqio.Feature(vocabulary) for k in LENGTHS},
+        preprocessors=[seqio.preprocessors.tokenize],
+    )
+    with pytest.raises(FileNotFoundError, match="no vocabulary file nowhere/sentencepiece.model; set VOCABULARY"):
+        training_batches.training_batches(_config("data_no_vocabulary"))
+
+
+@pytest.mark.parametrize("rows", [[], [8], [0, 9], [-1, 0]])
+def test_rows_outside_the_batch_are_named(rows):
+    sentence = re.escape(
+        f"rows are {rows}, expected some from 0 to 7, training_batches.DatasetConfig.batch_size minus one"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        training_batches.training_batches(_config(), rows=rows)
+
+
+def test_fewer_shards_read_a_small_split():
+    (batch,) = _take(1, _config(split="small", shards=1))
+    assert set(_ids(batch)) == {0, 1, 2}
+
+
+def test_rows_are_what_seqio_converts_them_to():
+    converter = seqio.EncDecFeatureConverter(pack=False)
+    plain = seqio.get_mixture_or_task("data_plain").get_dataset(LENGTHS, split="train", shuffle=False)
+    converted = converter(plain.map(lambda ex: {k: ex[k] for k in LENGTHS}), LENGTHS)
+    by_id = {int(row["decoder_target_tokens"][0]) - 10: row for row in converted.as_numpy_iterator()}
+    for batch in _take(2, _config(soft_prompt_id=-1)):
+        for r, i in enumerate(_ids(batch)):
+            for k, v in by_id[i].items():
+                np.testing.assert_array_equal(batch[k][r], v)

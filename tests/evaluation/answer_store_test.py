@@ -1,0 +1,144 @@
+"""promot_t5x.evaluation.answer_store: what is kept on disk, found again by its key, and refused when damaged."""
+
+import json
+import logging as python_logging
+
+import numpy as np
+import pytest
+from etils import epath
+
+from promot_t5x.data.evaluation_examples import EvaluationExamples
+from promot_t5x.evaluation import answer_store
+from promot_t5x.evaluation.answering import Answer
+from promot_t5x.runtime import files
+
+
+def _asked(prompts=("a", "b", "c"), choices=()):
+    rows = [{"inputs": np.array([ord(p), 1]), "inputs_pretokenized": p.encode(), "choices": choices} for p in prompts]
+    return EvaluationExamples("task", "test", tuple(rows), [None] * len(rows), {}, 0)
+
+
+MADE_BY = {"checkpoint": "f00", "attached": None, "decoding": {"method": "greedy"}}
+KEYS = answer_store.keys(_asked(), MADE_BY)
+ANSWERS = [Answer("eins"), Answer("zwei\u2028 drei\n", (-1.5, -0.25)), Answer("")]
+
+
+def _kept(folder, keys=KEYS):
+    return answer_store.Answers(epath.Path(folder), "run", keys)
+
+
+def _finished(folder):
+    kept = _kept(folder)
+    kept.add([0, 1, 2], ANSWERS)
+    kept.finish([{"prompt": p} for p in "abc"])
+    return folder / "run.jsonl"
+
+
+def test_a_key_is_made_of_all_that_makes_an_answer():
+    others = [
+        answer_store.keys(_asked("xyz"), MADE_BY),
+        answer_store.keys(_asked(choices=(b"yes", b"no")), MADE_BY),
+        answer_store.keys(_asked(choices=(b"no", b"yes")), MADE_BY),
+        *(answer_store.keys(_asked(), {**MADE_BY, name: "other"}) for name in MADE_BY),
+    ]
+    everything = [key for keys in (KEYS, *others) for key in keys]
+    assert len(set(everything)) == len(everything) == 21
+    assert answer_store.keys(_asked(), dict(reversed(MADE_BY.items()))) == KEYS
+    assert answer_store.keys(_asked("aab"), MADE_BY) == [KEYS[0], KEYS[0], KEYS[1]]
+
+
+def test_what_is_finished_is_found_again(tmp_path):
+    file = _finished(tmp_path)
+    assert _kept(tmp_path).known == dict(enumerate(ANSWERS))
+    rows = [json.loads(line) for line in file.read_text().strip().split("\n")]
+    assert rows[1] == {"prompt": "b", "output": "zwei\u2028 drei\n", "choice_scores": [-1.5, -0.25], "key": KEYS[1]}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"], "no part is left"
+    other = answer_store.keys(_asked(), {**MADE_BY, "checkpoint": "ba5"})
+    assert _kept(tmp_path, other).known == {}
+    assert _kept(tmp_path, [other[0], KEYS[2]]).known == {1: ANSWERS[2]}, "in another order, beside new ones"
+
+
+def test_in_sampling_an_examples_place_is_part_of_its_key():
+    assert len(set(answer_store.keys(_asked("aab"), MADE_BY, numbered=True))) == 3
+
+
+def test_answers_that_are_not_asked_for_stay(tmp_path):
+    """A limited evaluation, or one of another checkpoint, in the same folder."""
+    _finished(tmp_path)
+    for keys in ([KEYS[1]], answer_store.keys(_asked(), {**MADE_BY, "checkpoint": "ba5"})):
+        kept = _kept(tmp_path, keys)
+        kept.add(range(len(keys)), ANSWERS[: len(keys)])
+        kept.finish([{}] * len(keys))
+        assert len((tmp_path / "run.jsonl").read_text().split("\n")) == len(keys) + 1
+    assert {n: _kept(tmp_path).known[n] for n in (0, 2)} == {0: ANSWERS[0], 2: ANSWERS[2]}
+
+
+def test_an_interrupted_task_keeps_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer_store, "_SECONDS_A_PART", 0.0)
+    kept = _kept(tmp_path)
+    kept.add([2], [ANSWERS[2]])
+    kept.add([0], [ANSWERS[0]])
+    assert len(list(tmp_path.rglob("*.jsonl"))) == 2
+    again = _kept(tmp_path)
+    assert again.known == {0: ANSWERS[0], 2: ANSWERS[2]}
+    again.add([1], [ANSWERS[1]])
+    again.finish([{}] * 3)
+    assert _kept(tmp_path).known == dict(enumerate(ANSWERS))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_answers_wait_a_few_seconds_for_their_part(tmp_path):
+    kept = _kept(tmp_path)
+    kept.add([0], [ANSWERS[0]])
+    assert not list(tmp_path.iterdir())
+    kept.flush()
+    kept.flush()
+    assert _kept(tmp_path).known == {0: ANSWERS[0]} and len(list(tmp_path.rglob("*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-20],
+        lambda data: data[:-1] + b",\n",
+        lambda data: b"\xff\x00" + data,
+        lambda data: data.replace(b'"output"', b'"answer"'),
+        lambda data: data.replace(b'"eins"', b"1"),
+        lambda data: b"[]\n",
+        lambda data: b"3\n",
+    ],
+)
+def test_a_damaged_file_is_told_and_its_task_made_again(damage, tmp_path, caplog):
+    file = _finished(tmp_path)
+    file.write_bytes(damage(file.read_bytes()))
+    with caplog.at_level(python_logging.WARNING, logger="absl"):
+        kept = _kept(tmp_path)
+    assert kept.known == {} and f"{file} is damaged; all answers of this task are made again" in caplog.text
+    kept.add([0, 1, 2], ANSWERS)
+    kept.finish([{}] * 3)
+    assert _kept(tmp_path).known == dict(enumerate(ANSWERS))
+
+
+def test_a_damaged_part_is_not_found_a_second_time(tmp_path, caplog):
+    kept = _kept(tmp_path)
+    kept.add([0], [ANSWERS[0]])
+    kept.flush()
+    (part,) = tmp_path.rglob("*.jsonl")
+    part.write_text("{")
+    with caplog.at_level(python_logging.WARNING, logger="absl"):
+        assert _kept(tmp_path).known == {} and _kept(tmp_path).known == {}
+    assert caplog.text.count("is damaged") == 1
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = _finished(tmp_path)
+    before = file.read_bytes()
+
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "write_whole", full)
+    kept = _kept(tmp_path)
+    with pytest.raises(OSError, match="No space left"):
+        kept.finish([{}] * 3)
+    assert file.read_bytes() == before

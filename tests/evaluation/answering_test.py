@@ -1,0 +1,219 @@
+"""promot_t5x.evaluation.answering: generation and ranking against scores computed one by one, in any batch."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from promot_t5x.data import evaluation_examples
+from promot_t5x.evaluation import answering
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+
+LENGTHS = {"inputs": 300, "targets": 6}
+ONE = Partitioner()
+CHOICES = [["yes", "no"], ["no", "maybe so", "yes"], ["b", "a"], ["same", "same"], ["x"], ["no", "yes"], ["q", "r"]]
+# Short inputs, and longer ones that run in wider batches.
+TEXTS = [text * (150 if i % 3 == 2 else 1) for i, text in enumerate(["q1", "q2", "a", "q4", "q5", "b", "q7"])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _task():
+    ragged = tf.ragged.constant(CHOICES)
+    rows = {"inputs": TEXTS, "targets": [choices[-1] for choices in CHOICES], "choices": ragged}
+    source = seqio.FunctionDataSource(
+        lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), splits=("test",)
+    )
+    features = {k: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for k in LENGTHS}
+    preprocessors = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
+    seqio.TaskRegistry.add("answering_test", source, features, preprocessors=preprocessors)
+    yield
+    seqio.TaskRegistry.remove("answering_test")
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = EncoderDecoderModel(T5Config(259, 8, 2, 4, 16, 1, 1, prompt_length=3))
+    rng = np.random.default_rng(0)
+    return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.abstract_params())
+
+
+def _asked():
+    return evaluation_examples.evaluation_examples("answering_test", LENGTHS, "test")
+
+
+def _answers(network, way, batch_size=2, prompt_id=None, rows=None, params=None, **more):
+    model, own = network
+    found = {}
+    for numbers, answers in answering.answers(
+        model,
+        own if params is None else params,
+        _asked(),
+        way,
+        prompt_id=prompt_id,
+        batch_size=batch_size,
+        partitioner=ONE,
+        rows=rows,
+        **more,
+    ):
+        found |= zip(numbers, answers, strict=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_hand(network):
+    """Log-likelihood of a choice and its tokens: plain softmax over the logits of one unpadded row."""
+    return functools.cache(functools.partial(_by_hand, network))
+
+
+def _by_hand(network, number, choice, prompt_id):
+    model, params = network
+    vocabulary = seqio.ByteVocabulary()
+    target = [*vocabulary.encode(choice), 1]
+    batch = {
+        "encoder_input_tokens": np.array([_asked().examples[number]["inputs"]]),
+        "decoder_input_tokens": np.array([[0, *target[:-1]]]),
+        "decoder_target_tokens": np.array([target]),
+    }
+    if prompt_id is None:
+        params = {k: v for k, v in params.items() if k != "soft_prompt"}
+    else:
+        batch["soft_prompt_ids"] = np.array([prompt_id])
+    logits_UxV = np.asarray(model.logits(params, batch)[0], np.float64)
+    log_probabilities = logits_UxV - np.log(np.exp(logits_UxV).sum(axis=1, keepdims=True))
+    return sum(log_probabilities[i, token] for i, token in enumerate(target)), len(target)
+
+
+@pytest.mark.parametrize("prompt_id", [None, 0])
+@pytest.mark.parametrize("length_normalized", [False, True])
+def test_ranking_is_the_likelihood_of_each_choice_by_hand(network, by_hand, prompt_id, length_normalized):
+    found = _answers(network, "rank", prompt_id=prompt_id, length_normalized=length_normalized)
+    assert sorted(found) == list(range(len(TEXTS)))
+    for number, answer in found.items():
+        likelihoods = [by_hand(number, choice, prompt_id) for choice in CHOICES[number]]
+        expected = [score / tokens if length_normalized else score for score, tokens in likelihoods]
+        np.testing.assert_allclose(answer.scores, expected, rtol=1e-5)
+        assert answer.output == CHOICES[number][int(np.argmax(expected))]
+    assert found[3].scores[0] == found[3].scores[1], "equal choices: the first one is the answer"
+
+
+def test_length_normalisation_can_change_the_answer(network):
+    sums, means = (_answers(network, "rank", length_normalized=normalized) for normalized in (False, True))
+    assert sums[1].output != "maybe so", "nine tokens are less likely than three"
+    np.testing.assert_allclose(np.array(means[1].scores) * [3, 9, 4], sums[1].scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", answering.WAYS)
+def test_answers_do_not_depend_on_the_batch(network, way):
+    expected = _answers(network, way, batch_size=1)
+    assert len({answer.output for answer in expected.values()}) > 1
+    for batch_size, rows in ((3, None), (16, None), (2, [6, 2, 0])):
+        found = _answers(network, way, batch_size=batch_size, rows=rows)
+        assert sorted(found) == sorted(rows or expected)
+        for number, answer in found.items():
+            assert answer.output == expected[number].output
+            if way == "rank":
+                np.testing.assert_allclose(answer.scores, expected[number].scores, atol=1e-5, rtol=1e-5)
+
+
+def test_a_task_is_ranked_only_where_every_example_has_choices():
+    asked = _asked()
+    assert answering.ways(asked, "rank") == "rank" and answering.ways(asked, "generate") == "generate"
+    one_without = dataclasses.replace(asked, examples=(*asked.examples[:-1], {**asked.examples[-1], "choices": []}))
+    assert answering.ways(one_without, "rank") == "generate"
+    none = dataclasses.replace(asked, examples=({"inputs": [1]},))
+    assert answering.ways(none, "rank") == "generate"
+
+
+@pytest.mark.parametrize("way", answering.WAYS)
+def test_the_prompt_is_attached_or_removed(network, way):
+    _, params = network
+    other = {**params, "soft_prompt": {"embedding": -3.0 * params["soft_prompt"]["embedding"]}}
+    plain = {k: v for k, v in params.items() if k != "soft_prompt"}
+    assert _answers(network, way, prompt_id=0) != _answers(network, way, prompt_id=0, params=other)
+    removed = _answers(network, way)
+    assert removed == _answers(network, way, params=other) == _answers(network, way, params=plain)
+    with pytest.raises(ValueError, match="the checkpoint has none"):
+        _answers(network, way, prompt_id=0, params=plain)
+    for prompt_id in (1, -1):
+        with pytest.raises(ValueError, match=f"prompt {prompt_id} was to be attached, but the checkpoint has 1"):
+            _answers(network, way, prompt_id=prompt_id)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(network):
+    model, params = network
+    arrays = dict(_asked().features)
+    small = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=100))
+    how = dict(prompt_id=None, batch_size=4, partitioner=ONE)
+    with pytest.raises(ValueError, match="The inputs have the token 1.., but the network's vocabulary has 100"):
+        list(answering.predict_tokens(small, params, arrays, **how))
+    arrays["decoder_target_tokens"] = arrays["decoder_target_tokens"] + 300
+    with pytest.raises(ValueError, match="The targets have the token .*, but the network's vocabulary has 259"):
+        list(answering.predict_tokens(model, params, arrays, **how))
+
+
+_FOUR_DEVICES = """
+import json
+import jax, numpy as np
+from promot_t5x.evaluation import answering
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+
+model = EncoderDecoderModel(T5Config(64, 16, 4, 8, 32, 1, 1))
+rng = np.random.default_rng(0)
+params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), model.abstract_params())
+targets = rng.integers(2, 64, (8, 5)).astype(np.int32)
+batch = {
+    "encoder_input_tokens": rng.integers(1, 64, (8, 6)).astype(np.int32),
+    "decoder_input_tokens": np.pad(targets[:, :-1], ((0, 0), (1, 0))),
+    "decoder_target_tokens": targets,
+    "decoder_loss_weights": np.ones((8, 5), np.float32),
+}
+report = {}
+for name, function in (("predict", answering.predict), ("score", answering.score)):
+    found = []
+    for partitioner in (Partitioner(devices=tuple(jax.devices()[:1])), Partitioner(num_partitions=2)):
+        shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
+        placed, feed = jax.tree.map(jax.device_put, params, shardings), partitioner.place_batch(batch)
+        with partitioner.context():
+            found.append(function(model, placed, feed, 0))
+    report[name] = {
+        "batch is replicated": feed["decoder_target_tokens"].sharding.is_fully_replicated,
+        "devices": len(found[1].sharding.device_set),
+        "is replicated": found[1].sharding.is_fully_replicated,
+        "on every device": [np.asarray(shard.data).tolist() for shard in found[1].addressable_shards],
+        "on one": np.asarray(found[0]).tolist(),
+    }
+print(json.dumps(report))
+"""
+
+
+def test_on_four_devices_each_has_all_answers():
+    """Every process of a pod reads whole results, though each of its devices computed a part of them."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        # Most of the time is compilation, which needs no optimisation.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "PYTHONPATH": root,
+    }
+    done = subprocess.run([sys.executable, "-c", _FOUR_DEVICES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    for found in report.values():
+        assert found["devices"] == 4 and found["is replicated"] and not found["batch is replicated"]
+        for answers in found["on every device"]:
+            np.testing.assert_allclose(answers, found["on one"], rtol=1e-5)
+    assert np.shape(report["predict"]["on one"]) == (8, 5) and len(set(report["score"]["on one"])) == 8

@@ -1,0 +1,143 @@
+"""The infer binary: answers to a JSONL file, and its mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from promot_t5x import infer
+from promot_t5x.checkpoints import loading, saving
+from promot_t5x.configuration import program
+from promot_t5x.data import evaluation_examples
+from promot_t5x.evaluation import inference, scoring
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.training import initial_parameters
+
+ROWS = [{"id": 1, "input": "red cat"}, {"input": "un\u2028chat"}, {"input": "ä" * 40, "target": "x"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Inputs, and a vocabulary of bytes."""
+    folder = tmp_path_factory.mktemp("infer")
+    (folder / "in.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in ROWS))
+    (folder / "bytes.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport seqio\nVOCABULARY = @seqio.ByteVocabulary()\n"
+    )
+    return folder
+
+
+def _run(tiny_model, folder, out, extra=(), **changes):
+    values = dict(
+        CHECKPOINT_PATH=tiny_model.folder / "with", INPUTS=folder / "in.jsonl", OUTPUTS=out, EVAL_BATCH_SIZE=2
+    )
+    values |= {"TASK_FEATURE_LENGTHS": "{'inputs': 16, 'targets': 6}", **changes}
+    flags = ["--gin_file=models/toy.gin", "--gin_file=suites/infer.gin", f"--gin_file={folder / 'bytes.gin'}"]
+    flags += tiny_model.flags
+    return program.run_main(infer.main, [*flags, *[f"--gin.{name}={value}" for name, value in values.items()], *extra])
+
+
+def _rows(file):
+    return [json.loads(line) for line in file.read_text().strip().split("\n")]
+
+
+def test_answers_with_and_without_the_prompt(tiny_model, folder, tmp_path, capsys):
+    for name, changes in (("removed", {}), ("attached", {"PROMPT_ID": 0}), ("first", {"EVAL_BATCH_SIZE": 1})):
+        assert _run(tiny_model, folder, tmp_path / name, **changes) == 0
+    found = {name: _rows(tmp_path / name) for name in ("removed", "attached", "first")}
+    for rows in found.values():
+        assert [{k: v for k, v in row.items() if k != "prediction"} for row in rows] == ROWS
+    assert found["first"] == found["removed"], "the answers do not depend on the batch size"
+    assert found["attached"] != found["removed"]
+    assert f"3 predictions in {tmp_path / 'attached'}; inputs cut to 16 tokens: 1\n" in capsys.readouterr().out
+    assert _run(tiny_model, folder, tmp_path / "limited", ["--gin.scoring.EvaluationConfig.limit=1"]) == 0
+    assert capsys.readouterr().out.endswith(f"1 predictions in {tmp_path / 'limited'}\n"), "no input was cut"
+    assert _rows(tmp_path / "limited") == found["removed"][:1]
+
+
+def test_inputs_become_the_tokens_that_seqio_makes():
+    """Three, four and five bytes and the end of the sequence, in four tokens."""
+    texts, lengths = ["abc", "abcd", "abcde"], {"inputs": 4, "targets": 2}
+    rows = {"inputs": texts, "targets": texts}
+    vocabulary = seqio.ByteVocabulary()
+    seqio.TaskRegistry.add(
+        "infer_tokens",
+        seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"]),
+        {k: seqio.Feature(vocabulary) for k in lengths},
+        preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
+    )
+    expected = evaluation_examples.evaluation_examples("infer_tokens", lengths, "test")
+    found, truncated = inference._tokenized(
+        [{"input": t} for t in texts], vocabulary, scoring.EvaluationConfig(lengths)
+    )
+    tokens_NxT = found["encoder_input_tokens"]
+    np.testing.assert_array_equal(tokens_NxT, expected.features["encoder_input_tokens"])
+    assert tokens_NxT[:, -1].tolist() == [1, 1, 1] and truncated == 2
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ('{"input": "a"}\n{"inputs": "b"}\n', "line 2 is not a JSON object with a text `input`"),
+        ('{"input": "a"}\n\nnonsense\n', "line 3 is not a JSON object"),
+        ('["input"]\n', "line 1 is not a JSON object"),
+        ('{"input": 3}\n', "line 1 is not a JSON object with a text `input`"),
+        ("", "is empty; expected one JSON object"),
+        (None, "There is no file "),
+    ],
+)
+def test_mistakes_in_the_inputs(text, expected, tiny_model, folder, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "in.jsonl").write_text(text)
+    assert _run(tiny_model, folder, tmp_path / "out.jsonl", INPUTS=tmp_path / "in.jsonl") == 1
+    shown = capsys.readouterr().err
+    (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert expected in sentence and str(tmp_path / "in.jsonl") in sentence and "Traceback" not in shown
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_prompt_that_is_not_there(tiny_model, folder, tmp_path, capsys):
+    assert _run(tiny_model, folder, tmp_path / "out", PROMPT_ID=1) == 1
+    assert "error: The prompt 1 was to be attached, but the checkpoint has 1, from 0 on." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("vocab_size", [64, 1024])
+def test_a_vocabulary_of_another_network(vocab_size, tiny_model, folder, tmp_path, capsys):
+    """Embedding rows that do not exist would be read as others, silently; the wrong rows are no better."""
+    (tmp_path / "in.jsonl").write_text('{"input": "zebra"}\n')
+    params = initial_parameters.random_parameters(
+        EncoderDecoderModel(T5Config(**{**tiny_model.sizes, "vocab_size": vocab_size})), Partitioner(), 0
+    )
+    saving.export(tmp_path / "small", params, {"step": 0, "base": None})
+    extra, changes = [f"--gin.architecture.T5Config.vocab_size={vocab_size}"], {"CHECKPOINT_PATH": tmp_path / "small"}
+    assert _run(tiny_model, folder, tmp_path / "out", extra, INPUTS=tmp_path / "in.jsonl", **changes) == 1
+    expected = f"The vocabulary ByteVocabulary (259 pieces) does not match the network, which has {vocab_size} "
+    assert expected in capsys.readouterr().err
+
+
+def _sentencepiece(tmp_path, file):
+    (tmp_path / "file.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom promot_t5x.tasks import vocabularies\n"
+        f"VOCABULARY = @vocabularies.sentencepiece()\nvocabularies.sentencepiece.file = '{file}'\n"
+    )
+    return tmp_path / "file.gin"
+
+
+def test_a_missing_vocabulary_is_said_before_the_checkpoint_is_read(tiny_model, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    file = tmp_path / "absent.model"
+    assert _run(tiny_model, folder, tmp_path / "out", [f"--gin_file={_sentencepiece(tmp_path, file)}"]) == 1
+    shown = capsys.readouterr().err
+    assert f"error: There is no vocabulary file {file}; set VOCABULARY_FILE to" in shown and "Traceback" not in shown
+
+
+def test_dry_run_reads_nothing(tiny_model, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("a dry run reads the checkpoint"))
+    absent = tmp_path / "nowhere"
+    extra = ["--dry_run", f"--gin_file={_sentencepiece(tmp_path, absent)}"]
+    assert _run(tiny_model, folder, tmp_path / "out", extra, INPUTS=absent) == 0
+    assert "infer.infer.inputs" in capsys.readouterr().out

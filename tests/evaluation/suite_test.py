@@ -1,0 +1,298 @@
+"""The eval binary: what it writes, prints and keeps, with the prompt removed and attached, and its mistakes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from promot_t5x import eval
+from promot_t5x.checkpoints import loading
+from promot_t5x.configuration import program
+from promot_t5x.evaluation import answering
+from promot_t5x.runtime import files
+
+LENGTHS = "{'inputs': 28, 'targets': 6}"
+OWN = """
+from __gin__ import dynamic_registration
+import seqio
+from promot_t5x.tasks import jsonl
+
+VOCABULARY = @seqio.ByteVocabulary()
+TASKS = (@jsonl.jsonl_task(),)
+jsonl.jsonl_task.name = 'own'
+jsonl.jsonl_task.data_dir = %DATA_DIR
+jsonl.jsonl_task.vocabulary = %VOCABULARY
+jsonl.jsonl_task.choices_column = 'choices'
+TASK_FEATURE_LENGTHS = {'inputs': 40, 'targets': 4}
+SHOTS = (0, 2)
+SEEDS = (0, 1)
+"""
+
+
+def _run(tiny_model, out, *extra, **changes):
+    values = dict(CHECKPOINT_PATH=tiny_model.folder / "with", OUTPUT_DIR=out, PROMPTS="('removed', 'attached')")
+    values |= dict(TASKS="('toy_wic', 'toy_enfr')", EVAL_BATCH_SIZE=7, TASK_FEATURE_LENGTHS=LENGTHS) | changes
+    flags = ["--gin_file=models/toy.gin", "--gin_file=suites/eval.gin", "--limit=12", *tiny_model.flags]
+    flags += [f"--gin.{name}={value}" for name, value in values.items() if value is not None]
+    return program.run_main(eval.main, [*flags, *extra])
+
+
+def _rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A user's own task with choices, as flags."""
+    for split, count in (("train", 6), ("test", 5)):
+        rows = [{"input": f"{split[:2]} {i}?", "target": "yn"[i % 2], "choices": ["y", "n"]} for i in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.gin").write_text(OWN)
+    nothing = dict(TASKS=None, TASK_FEATURE_LENGTHS=None)
+    return [f"--gin_file={tmp_path / 'own.gin'}", f"--data_dir={tmp_path}"], nothing
+
+
+def test_results_and_predictions(tiny_model, tmp_path, capsys):
+    assert _run(tiny_model, tmp_path / "out") == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["checkpoint"]["path"] == str(tiny_model.folder / "with")
+    assert found["versions"]["jax"] == jax.__version__ and found["config"]["limit"] == 12
+    assert found["config"]["decoding"]["method"] == "greedy"
+    assert list(found["results"]) == [f"{t}_{p}" for t in ("toy_wic", "toy_enfr") for p in ("removed", "attached")]
+    answers = {}
+    for key, entry in found["results"].items():
+        rows = _rows(tmp_path / "out" / f"{entry['task']}.test.{entry['prompt']}.jsonl")
+        assert len(rows) == entry["examples"] == 12 and entry["k"] is None and entry["unit"] == "percent"
+        assert all(set(row) == {"prompt", "prediction", "target", "score", "output", "key"} for row in rows)
+        assert entry["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
+        if entry["task"] == "toy_wic":  # accuracy, by hand
+            expected = 100 * np.mean([row["prediction"].strip() == row["target"].strip() for row in rows])
+            assert entry["metrics"]["accuracy"] == pytest.approx(expected)
+        answers[key] = [row["prediction"] for row in rows]
+    assert rows[0]["prompt"].startswith("translate: ")
+    assert answers["toy_enfr_removed"] != answers["toy_enfr_attached"], "the prompt was attached"
+    mean = np.mean([found["results"][f"{task}_removed"]["value"] for task in ("toy_wic", "toy_enfr")])
+    assert found["mean"]["removed"]["value"] == pytest.approx(mean)
+    shown = capsys.readouterr()
+    assert "toy_wic" in shown.out and "mean of 2" in shown.out and f"Results: {tmp_path / 'out'}" in shown.out
+    assert "1/4 toy_wic, prompt removed" in shown.err and "12/12 [" in shown.err and "examples/s" in shown.err
+
+    # With the prompt removed the answers are those of the model that never had one.
+    changes = dict(CHECKPOINT_PATH=tiny_model.folder / "without", PROMPTS="('removed',)")
+    assert _run(tiny_model, tmp_path / "plain", **changes) == 0
+    for task in ("toy_wic", "toy_enfr"):
+        name = f"{task}.test.removed.jsonl"
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_two_equal_runs_write_the_same_bytes(tiny_model, own, tmp_path):
+    extra, changes = own
+    for name in ("a", "b"):
+        assert _run(tiny_model, tmp_path / name, *extra, **changes) == 0
+    files = {file.name: file.read_bytes() for file in (tmp_path / "a").iterdir()}
+    assert len(files) == 7 and {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir()} == files
+
+
+def test_exemplars_seeds_and_choices(tiny_model, own, tmp_path):
+    extra, changes = own
+    assert _run(tiny_model, tmp_path / "out", *extra, ANSWERING="rank", **changes) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    keys = [f"own_{k}shot_{prompt}" for k in (0, 2) for prompt in ("removed", "attached")]
+    assert list(found["results"]) == keys and list(found["mean"]) == [key.removeprefix("own_") for key in keys]
+    entry = found["results"]["own_2shot_removed"]
+    assert (entry["k"], entry["answering"], entry["examples"]) == (2, "rank", 5)
+    assert [run["seed"] for run in entry["runs"]] == [0, 1] and entry["seed_std"] is not None
+    assert entry["runs"][0]["prompts_sha256"] != entry["runs"][1]["prompts_sha256"], "other exemplars"
+    assert entry["runs"][0]["cuts"]["exemplars_dropped"] == 0
+    assert found["results"]["own_0shot_removed"]["runs"][0]["seed"] is None
+    for row in _rows(tmp_path / "out" / "own_2shot_seed1.test.attached.jsonl"):
+        assert row["prediction"] == "yn"[int(np.argmax(row["choice_scores"]))] and row["prompt"].count("?") == 3
+
+
+def test_show_prints_prompts_before_any_model_is_loaded(tiny_model, own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read"))
+    extra, changes = own
+    assert _run(tiny_model, None, *extra, "--show=2", CHECKPOINT_PATH=None, **changes) == 0
+    shown = capsys.readouterr().out
+    assert "=== own, test: 2 prompts\n--- 1 (6 tokens)\nte 0?\n--> y\n    of y, n\n--- 2 (6 tokens)\nte 1?" in shown
+    assert shown.count("=== own") == 3 and shown.count("--> ") == 6
+
+
+def test_list_needs_no_gin_file(capsys):
+    assert program.run_main(eval.main, ["--list"]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "5,428       -           638",
+        "in_context (8 tasks): cb, wic",
+        "super_glue/cb:1.0.2 (validation)",
+        "toy_nli3",
+        "28,614",
+    ):
+        assert words in shown
+
+
+class _Stop(Exception):
+    """An evaluation is killed."""
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
+    assert _run(tiny_model, tmp_path / "whole") == 0
+    run, asked, stops = answering._Runner.__call__, [], [19]  # the first batch of the second run
+
+    def stopping(self, function, arrays, batch_size, rows):
+        for numbers, found in run(self, function, arrays, batch_size, rows):
+            asked.extend(numbers)
+            yield numbers, found
+            if len(asked) in stops:
+                stops.clear()
+                raise _Stop
+
+    monkeypatch.setattr(answering._Runner, "__call__", stopping)
+    with pytest.raises(_Stop):
+        _run(tiny_model, tmp_path / "out")
+    assert not (tmp_path / "out" / "results.json").exists()
+    capsys.readouterr()
+    assert _run(tiny_model, tmp_path / "out") == 0
+    assert len(asked) == 4 * 12, "each example was answered once"
+    assert "2/4 toy_wic, prompt attached:  58%" in capsys.readouterr().err, "the bar begins at what is finished"
+    files = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == files
+    asked.clear()
+    assert _run(tiny_model, tmp_path / "out") == 0 and not asked, "nothing is left to do"
+    assert (
+        _run(tiny_model, tmp_path / "out", CHECKPOINT_PATH=tiny_model.folder / "without", PROMPTS="('removed',)") == 0
+    )
+    assert not asked, "the same weights"
+    assert (
+        _run(
+            tiny_model,
+            tmp_path / "out",
+            "--gin.encoder_decoder.EncoderDecoderModel.decoding=@encoder_decoder.DecodingConfig()",
+            "--gin.encoder_decoder.DecodingConfig.method=beam",
+        )
+        == 0
+    )
+    assert len(asked) == 4 * 12, "decoded otherwise"
+
+
+def test_a_damaged_predictions_file_is_made_again(tiny_model, tmp_path, caplog):
+    assert _run(tiny_model, tmp_path / "out") == 0
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    file = tmp_path / "out" / "toy_enfr.test.removed.jsonl"
+    file.write_bytes(file.read_bytes()[:-30])
+    assert _run(tiny_model, tmp_path / "out") == 0
+    assert f"{file} is damaged; all answers of this task are made again" in caplog.text
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
+
+
+def test_a_full_disk_leaves_the_old_results(tiny_model, tmp_path, monkeypatch, capsys):
+    assert _run(tiny_model, tmp_path / "out") == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert _run(tiny_model, tmp_path / "out", SPLIT="validation") == 1
+    assert "could not be written (No space left on device); make room" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "changes,expected",
+    [
+        (dict(CHECKPOINT_PATH="without", PROMPTS="('attached',)"), "the checkpoint has none; evaluate with the prompt"),
+        (dict(PROMPTS="('atached',)"), "eval.Suite.prompts is ('atached',): expected 'removed', 'attached' or both."),
+        (dict(CHECKPOINT_PATH="without"), "--gin.PROMPTS=\"('removed',)\" in eval"),
+        (dict(TASKS="('toy_wicc',)"), "'toy_wicc' is no task, suite or mixture; the nearest names are toy_wic"),
+        (dict(TASKS="('in_contxt',)"), "the nearest names are in_context"),
+        (dict(TASKS="('cb',)"), "Task 'cb' has no vocabulary: set catalog.entries.vocabulary"),
+        (dict(CHECKPOINT_PATH="nowhere"), "There is no checkpoint at "),
+        (dict(SPLIT="tset"), "'tset'"),
+        ({"architecture.T5Config.mlp_dim": 48}, "does not hold this network's parameters"),
+        (
+            {"architecture.T5Config.vocab_size": 2048},
+            "WordVocabulary (288 pieces) does not match the network, which has 2048",
+        ),
+        ({"eval.Suite.prompt_id": 1, "PROMPTS": "('attached',)"}, "the checkpoint has 1, from 0 on"),
+        ({"scoring.EvaluationConfig.answering": "guess"}, "expected generate or rank"),
+        (dict(SHOTS="(-1,)"), "no negative number of exemplars"),
+    ],
+)
+def test_a_mistake_is_one_sentence(changes, expected, tiny_model, tmp_path, capsys):
+    if "CHECKPOINT_PATH" in changes:
+        changes = {**changes, "CHECKPOINT_PATH": tiny_model.folder / changes["CHECKPOINT_PATH"]}
+    assert _run(tiny_model, tmp_path / "out", **changes) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    assert expected in sentence
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_pipelines_results_are_not_overwritten(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    files.write_json(tmp_path / "results.json", {"methods": {}, "seeds": []})
+    before = (tmp_path / "results.json").read_bytes()
+    assert _run(tiny_model, tmp_path) == 1
+    assert "holds the results of a pipeline, which would be lost; set OUTPUT_DIR" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_a_prompt_named_twice_is_scored_once(tiny_model, tmp_path):
+    assert _run(tiny_model, tmp_path / "out", PROMPTS="('removed', 'removed')", TASKS="('toy_wic',)") == 0
+    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"].values()
+    assert len(entry["runs"]) == 1 and entry["seed_std"] is None
+
+
+def test_a_limited_evaluation_loses_no_answer(tiny_model, tmp_path, monkeypatch):
+    assert _run(tiny_model, tmp_path / "out") == 0
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def refuse(self, function, arrays, batch_size, rows):
+        assert not rows, "an answer is made again"
+        return iter(())
+
+    monkeypatch.setattr(answering._Runner, "__call__", refuse)
+    assert _run(tiny_model, tmp_path / "out", "--limit=2") == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"]["toy_wic_removed"]["examples"] == 2
+    assert _run(tiny_model, tmp_path / "out") == 0
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if "others" not in file.name} == whole
+
+
+def test_sampling_is_the_same_after_an_interruption(tiny_model, tmp_path):
+    sampling = ["--gin.encoder_decoder.EncoderDecoderModel.decoding=@encoder_decoder.DecodingConfig()"]
+    sampling += ["--gin.encoder_decoder.DecodingConfig.method=sample"]
+    assert _run(tiny_model, tmp_path / "whole", *sampling) == 0
+    assert _run(tiny_model, tmp_path / "out", *sampling, "--limit=3") == 0
+    assert _run(tiny_model, tmp_path / "out", *sampling) == 0
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_show_of_nothing(capsys):
+    assert program.run_main(eval.main, ["--show=0"]) == 1
+    assert "error: --show=0 shows nothing: write a number from 1 on" in capsys.readouterr().err
+
+
+def test_more_exemplars_than_training_rows(tiny_model, own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    extra, changes = own
+    assert _run(tiny_model, tmp_path / "out", *extra, SHOTS="(6,)", **changes) == 1
+    assert "asked with 6 exemplars, but they are drawn from 6 training questions" in capsys.readouterr().err
+
+
+def test_an_empty_split(tiny_model, own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    (tmp_path / "test.jsonl").write_text("\n")
+    extra, changes = own
+    assert _run(tiny_model, tmp_path / "out", *extra, **changes) == 1
+    assert f"error: File {tmp_path / 'test.jsonl'} is empty, expected one JSON object a line" in capsys.readouterr().err
+
+
+def test_dry_run_reads_nothing(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("a dry run reads the checkpoint"))
+    assert _run(tiny_model, tmp_path / "out", "--dry_run", CHECKPOINT_PATH="nowhere") == 0
+    assert "eval.Suite.split = 'test'" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,297 @@
+"""The recipe: what it plans, the dry run that touches nothing, a small recipe from end to end, and going on with it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqio
+from etils.epath import backend
+
+from promot_t5x import pipeline
+from promot_t5x.checkpoints import fingerprints, loading, saving
+from promot_t5x.configuration import program
+from promot_t5x.evaluation import scoring
+from promot_t5x.models import encoder_decoder, parameter_names
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.recipes.recipe import Recipe, planned_runs
+from promot_t5x.training import trainer
+
+TINY = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1)
+TINY |= dict(num_decoder_layers=1, prompt_length=8)
+RECIPE = """
+from __gin__ import dynamic_registration
+from promot_t5x.models import architecture
+from promot_t5x.evaluation import scoring
+from promot_t5x import pipeline
+include 'promot_t5x/gin/recipes/demo.gin'
+
+TRAIN_STEPS = 4
+CHECKPOINT_PERIOD = 2
+BATCH_SIZE = 8
+EVAL_BATCH_SIZE = 16
+scoring.EvaluationConfig.limit = 16
+pipeline.Recipe.learning_rates = (1e-3,)
+pipeline.Recipe.in_context = ('toy_wic',)
+"""
+RECIPE += "".join(f"architecture.T5Config.{name} = {value}\n" for name, value in TINY.items())
+METHODS = {
+    "pretrained": "none",
+    "prompt_tuning": "none",
+    "fine_tuning": "0.001",
+    "random_prompt": "0.001",
+    "promot": "0.001",
+}
+
+
+def _write_base(folder, seed):
+    """A base model: weights drawn by numpy."""
+    rng = np.random.default_rng(seed)
+    shapes = EncoderDecoderModel(T5Config(**{**TINY, "prompt_length": 0})).abstract_params()
+    weights = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), shapes)
+    saving.export(folder, weights, {"step": 0, "base": None})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with the recipe and a base model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.gin").write_text(RECIPE)
+    _write_base(folder / "base", seed=0)
+    return folder
+
+
+def _run(tiny, work_dir, *bindings) -> int:
+    values = [f"WORK_DIR={work_dir}", f"DEMO_CHECKPOINT={tiny / 'base'}", *bindings]
+    return program.run_main(pipeline.main, [f"--gin_file={tiny / 'tiny.gin'}", *[f"--gin.{v}" for v in values]])
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """The folder of a whole run of all five methods."""
+    folder = tmp_path_factory.mktemp("work") / "work"
+    assert _run(tiny, folder) == 0
+    return folder
+
+
+def _count(monkeypatch, module, name) -> list:
+    """Records the arguments of every call."""
+    calls, original = [], getattr(module, name)
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def _recipe(**changes):
+    known = dict(methods=list(METHODS), stage_files={method: () for method in METHODS}, target="t", in_context=())
+    return Recipe(**{**known, "learning_rates": (1e-3, 2e-3), **changes})
+
+
+def test_planned_runs_come_after_what_they_start_from():
+    runs = planned_runs(_recipe(seeds=(0, 1)))
+    names = [run.name for run in runs]
+    assert names[:3] == ["seed0/pretrained", "seed0/prompt_tuning", "seed0/fine_tuning_lr0.001"]
+    assert len(names) == len(set(names)) == 1 + 2 * (1 + 2 * 3)
+    for seed in (0, 1):
+        first = names.index(f"seed{seed}/prompt_tuning")
+        assert all(first < i for i, run in enumerate(runs) if run.method == "promot" and run.seed == seed)
+
+
+@pytest.mark.parametrize(
+    "changes,expected",
+    [
+        (dict(methods=["promt"]), "Recipe.methods has 'promt'; expected names among pretrained"),
+        (dict(methods=["promot"]), "Recipe.methods has promot without prompt_tuning"),
+        (dict(stage_files={}), "Recipe.stage_files has no gin files for the method prompt_tuning"),
+        (dict(learning_rates=()), "need at least one entry each"),
+        (dict(seeds=()), "need at least one entry each"),
+    ],
+)
+def test_recipe_errors(changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        _recipe(**changes)
+
+
+def _forbid_files_and_weights(monkeypatch):
+    def touched(*args, **_):
+        raise AssertionError(f"a dry run touches {args[1:]}")
+
+    for kind in backend.Backend.__subclasses__():
+        for operation in (
+            "open",
+            "exists",
+            "isdir",
+            "listdir",
+            "glob",
+            "makedirs",
+            "mkdir",
+            "rename",
+            "replace",
+            "stat",
+        ):
+            monkeypatch.setattr(kind, operation, touched)
+    monkeypatch.setattr(seqio.SentencePieceVocabulary, "_model_context", touched)
+    monkeypatch.setattr(saving, "shapes", touched)
+    monkeypatch.setattr(loading, "load", touched)
+    monkeypatch.setattr(seqio.Task, "get_dataset", touched)
+    initial = encoder_decoder.EncoderDecoderModel.init
+
+    def traced_only(self, key):
+        assert isinstance(key, jax.core.Tracer), "a dry run makes weights"
+        return initial(self, key)
+
+    monkeypatch.setattr(encoder_decoder.EncoderDecoderModel, "init", traced_only)
+
+
+def test_dry_run_of_mt5_xxl_touches_nothing(monkeypatch, tmp_path, capsys):
+    _forbid_files_and_weights(monkeypatch)
+    assert len(jax.devices()) == 1, "fewer devices than num_partitions"
+    arrays = len(jax.live_arrays())
+    work = tmp_path / "work"
+    argv = ["--gin_file=recipes/promot_rte.gin", f"--gin.WORK_DIR={work}", "--dry_run"]
+    assert program.run_main(pipeline.main, argv) == 0
+    assert len(jax.live_arrays()) == arrays
+    assert list(tmp_path.iterdir()) == []
+    shown = capsys.readouterr().out.replace("\\\n    ", "")
+    model, prompt = 12_921_057_280, 100 * 4096
+    sections = shown.split("\n=== ")
+    names = [section.splitlines()[0] for section in sections[1:]]
+    assert names == ["seed0/pretrained", "seed0/prompt_tuning", "seed0/fine_tuning_lr0.001", "seed0/promot_lr0.001"]
+    totals = [line for line in shown.splitlines() if line.startswith("stage ")]
+    counts = [tuple(int(word.replace(",", "")) for word in line.split() if word[0].isdigit()) for line in totals]
+    assert [line.split(":")[0] for line in totals] == ["stage prompt_tuning", "stage fine_tuning", "stage model_tuning"]
+    assert counts == [(prompt, model), (model, 0), (model, prompt)]
+    for section, method in zip(sections[2:], ("prompt_tuning", "fine_tuning", "promot"), strict=True):
+        assert "partitioner.Partitioner.num_partitions = 4" in section
+        assert f"MODEL_DIR = '{work}/seed0/{method}" in section
+    start = f"INITIAL_CHECKPOINT_PATH = '{work}/seed0/prompt_tuning'"
+    assert start in sections[4] and start not in sections[2] + sections[3]
+    assert "gs://t5-data/pretrained_models/t5x/mt5_xxl/checkpoint_1000000" in sections[2]
+
+
+def test_results_keep_their_contract(finished):
+    found = json.loads((finished / "results.json").read_text())
+    assert {"methods", "seeds", "versions"} <= set(found)
+    assert found["seeds"] == [0] and {"jax", "python", "promot_t5x"} <= set(found["versions"])
+    assert {method: list(entry["learning_rates"]) for method, entry in found["methods"].items()} == {
+        method: [rate] for method, rate in METHODS.items()
+    }
+    for method, rate in METHODS.items():
+        entry = found["methods"][method]["learning_rates"][rate]
+        assert {"target", "in_context", "in_context_mean", "in_context_mean_with_prompt"} <= set(entry)
+        assert 0 <= entry["target"] <= 1
+        assert set(entry["in_context"]) == {"toy_wic"}
+        assert entry["in_context_mean"] == entry["in_context"]["toy_wic"]
+        assert (entry["in_context_mean_with_prompt"] is None) == (method in ("pretrained", "fine_tuning"))
+        assert entry["target_std"] is None, "one seed has no spread"
+    page = (finished / "report.html").read_text()
+    assert "ProMoT on the toy world" in page and "http" not in page.split("<body", 1)[1].split("src=")[0]
+
+
+def test_runs_moved_what_they_should(tiny, finished):
+    def leaves(folder):
+        best = saving.checkpoint_folder(folder, saving.best_step(folder))
+        return saving.read_params(best, saving.shapes(best))
+
+    base = saving.read_params(tiny / "base", saving.shapes(tiny / "base"))
+    runs = {
+        method: leaves(finished / "seed0" / (method + ("_lr0.001" if rate != "none" else "")))
+        for method, rate in list(METHODS.items())[1:]
+    }
+    prompt = "soft_prompt/embedding"
+    assert list(runs["prompt_tuning"]) == [prompt]
+    assert set(runs["fine_tuning"]) == set(base)
+    assert set(runs["promot"]) == set(runs["random_prompt"]) == {*base, prompt}
+    np.testing.assert_array_equal(runs["promot"][prompt], runs["prompt_tuning"][prompt])
+    assert np.any(runs["random_prompt"][prompt] != runs["promot"][prompt])
+    for method in ("fine_tuning", "random_prompt", "promot"):
+        assert all(np.any(runs[method][name] != leaf) for name, leaf in base.items())
+    facts = saving.read_metadata(
+        saving.checkpoint_folder(finished / "seed0/prompt_tuning", saving.best_step(finished / "seed0/prompt_tuning"))
+    )
+    assert facts["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(base))
+
+
+def test_a_second_call_does_nothing_again(tiny, finished, monkeypatch):
+    trained = _count(monkeypatch, trainer, "train")
+    evaluated = _count(monkeypatch, scoring, "evaluate")
+    before = (finished / "results.json").read_text()
+    assert _run(tiny, finished) == 0
+    assert not trained and not evaluated
+    assert (finished / "results.json").read_text() == before
+
+
+def test_lost_scores_are_measured_again_and_no_others(tiny, finished, monkeypatch):
+    trained = _count(monkeypatch, trainer, "train")
+    evaluated = _count(monkeypatch, scoring, "evaluate")
+    before = json.loads((finished / "results.json").read_text())
+    (finished / "seed0" / "promot_lr0.001" / "scores.json").unlink()
+    assert _run(tiny, finished) == 0
+    assert not trained
+    assert [args[2:4] for args in evaluated] == [("toy_enfr", "test"), ("toy_wic", "test"), ("toy_wic", "test")]
+    assert json.loads((finished / "results.json").read_text()) == before
+
+
+def test_a_seed_more_keeps_the_runs_before(tiny, finished, monkeypatch):
+    trained = _count(monkeypatch, trainer, "train")
+    old = {file: file.stat().st_mtime_ns for file in (finished / "seed0").rglob("*")}
+    methods = "pipeline.Recipe.methods=('pretrained', 'fine_tuning')"
+    assert _run(tiny, finished, methods, "pipeline.Recipe.seeds=(0, 1)") == 0
+    assert len(trained) == 1
+    assert {file: file.stat().st_mtime_ns for file in (finished / "seed0").rglob("*")} == old
+    found = json.loads((finished / "results.json").read_text())
+    entry = found["methods"]["fine_tuning"]["learning_rates"]["0.001"]
+    assert found["seeds"] == [0, 1] and entry["seeds"] == [0, 1] and entry["target_std"] is not None
+    assert found["methods"]["pretrained"]["learning_rates"]["none"]["seeds"] == [0]
+    assert _run(tiny, finished) == 0 and len(trained) == 1, "the first recipe finds its runs again"
+
+
+def test_another_setting_in_the_same_folder_is_refused(tiny, finished, capsys):
+    assert _run(tiny, finished, "TRAIN_STEPS=6") == 1
+    shown = capsys.readouterr().err
+    assert "holds a run with another configuration, for example TRAIN_STEPS = 6; TRAIN_STEPS = 4 (before)" in shown
+
+
+def test_other_settings_of_the_evaluation_are_measured_again(tiny, finished, monkeypatch):
+    """Also settings that only a task knows: the same names may stand for other data."""
+    evaluated = _count(monkeypatch, scoring, "evaluate")
+    methods = "pipeline.Recipe.methods=('pretrained',)"
+    assert _run(tiny, finished, methods) == 0 and not evaluated
+    assert _run(tiny, finished, methods, "scoring.EvaluationConfig.limit=8") == 0 and len(evaluated) == 2
+    assert _run(tiny, finished, methods) == 0 and len(evaluated) == 4
+    assert _run(tiny, finished) == 0 and len(evaluated) == 4
+
+
+def test_another_base_at_the_same_path_is_refused(tiny, tmp_path, capsys):
+    _write_base(tmp_path / "base", seed=0)
+    ours = [f"DEMO_CHECKPOINT={tmp_path / 'base'}", "pipeline.Recipe.methods=('pretrained', 'prompt_tuning')"]
+    assert _run(tiny, tmp_path / "work", *ours) == 0
+    _write_base(tmp_path / "base", seed=1)
+    assert _run(tiny, tmp_path / "work", *ours) == 1
+    assert "was trained from a model with fingerprint" in capsys.readouterr().err
+
+
+def test_a_relative_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _run(tiny, "out/work", "pipeline.Recipe.methods=('pretrained', 'prompt_tuning')") == 0
+    assert (tmp_path / "out" / "work" / "seed0" / "prompt_tuning" / "finished.json").exists()
+    assert (tmp_path / "out" / "work" / "results.json").exists()
+
+
+def test_a_flag_that_means_nothing_to_any_stage_is_refused(tiny, tmp_path, capsys):
+    assert _run(tiny, tmp_path / "work", "TRAIN_STEP=3") == 1
+    assert "nothing uses TRAIN_STEP (did you mean 'TRAIN_STEPS'?)" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_missing_base_is_one_sentence(tiny, tmp_path, capsys):
+    assert _run(tiny, tmp_path / "work", f"DEMO_CHECKPOINT={tmp_path / 'nowhere'}") == 1
+    shown = capsys.readouterr().err
+    assert f"error: There is no checkpoint at {tmp_path / 'nowhere'}" in shown and "Traceback" not in shown
+    assert not (tmp_path / "work" / "results.json").exists()

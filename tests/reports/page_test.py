@@ -1,0 +1,256 @@
+"""The page, the plot and the tables say what the numbers say: parsed back and compared with them."""
+
+import base64
+import functools
+import itertools
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from promot_t5x.reports import figure, page, tables
+from promot_t5x.reports.comparison import Run, rate_key, summarize
+
+TASKS = ("nli3", "wic", "qa_short", "key_sentence")
+VOID = {"meta", "img", "wbr", "br", "hr", "link", "input"}
+
+
+class _Page(HTMLParser):
+    """Text, attributes and properly nested tags of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.cells: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+
+def _world(seeds=(0,), swap=False, drop=0.0, methods=("pretrained", "prompt_tuning", "fine_tuning", "promot")):
+    """Scores like those of a small study; `swap` exchanges the two methods, `drop` lowers ProMoT's target."""
+    means = {1e-4: (0.852, 0.906), 3e-4: (0.735, 0.870), 5e-4: (0.404, 0.747)}
+    runs = []
+    for seed in seeds:
+        shift = 0.01 * seed
+
+        def scores(mean, shift=shift):
+            return {task: mean - shift + 0.02 * place for place, task in zip((-3, -1, 1, 3), TASKS, strict=True)}
+
+        runs += [
+            Run("pretrained", None, seed, 0.497, scores(0.906)),
+            Run("prompt_tuning", None, seed, 0.77 + shift, scores(0.906), scores(0.3)),
+        ]
+        for rate, (low, high) in means.items():
+            low, high = (high, low) if swap else (low, high)
+            runs.append(Run("fine_tuning", rate, seed, 0.998 - shift / 4, scores(low)))
+            runs.append(Run("random_prompt", rate, seed, 0.995, scores((low + high) / 2), scores(0.4)))
+            runs.append(Run("promot", rate, seed, 0.997 - drop, scores(high), scores(0.45), {"step": 250}))
+    return summarize([run for run in runs if run.method in methods], {"jax": "1.2.3"}, {"recipe": "demo.gin"})
+
+
+def _html(results, tmp_path, **options):
+    page.write_html(results, tmp_path / "report.html", **options)
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+EVERYTHING = {"methods": ("pretrained", "prompt_tuning", "fine_tuning", "random_prompt", "promot")}
+WORLDS = {
+    "five methods, three seeds": _world((0, 1, 2), **EVERYTHING),
+    "one seed": _world(),
+    "two methods": _world(methods=("pretrained", "promot")),
+    "no pretrained": _world(methods=("fine_tuning", "promot")),
+    "no learning rates": _world(methods=("pretrained", "prompt_tuning")),
+    "no tasks": summarize([Run("fine_tuning", 1e-3, 0, 0.5, {}), Run("promot", 1e-3, 0, 0.6, {})], {}, {}),
+    "nothing measured": summarize([Run("pretrained", None, 0, None, {})], {}, {}),
+    "no target": summarize([Run("promot", 1e-3, 0, None, {"qa": 0.5})], {}, {}),
+    "another method": summarize([Run("joint_tuning", 0.05, 7, 0.0, {"$a_1$": 1.0}, {"$a_1$": 0.0})], {}, {}),
+    "the required keys only": {
+        "methods": {
+            "promot": {
+                "learning_rates": {
+                    "0.001": {
+                        "target": 0.9,
+                        "in_context": {"qa": 0.5},
+                        "in_context_mean": 0.5,
+                        "in_context_mean_with_prompt": None,
+                    }
+                }
+            }
+        },
+        "seeds": [0],
+        "versions": {},
+    },
+    "equal scores": summarize([Run(m, 1e-3, 0, 0.5, {"qa": 0.5}) for m in ("fine_tuning", "promot")], {}, {}),
+}
+
+
+@functools.cache
+def _drawn(name):
+    """Page and plot of a world; drawing takes most of the time of these tests."""
+    png = figure.plot_png(WORLDS[name])
+    return page._page(WORLDS[name], page.TITLE, png), png
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_every_number_is_on_the_page_and_in_the_tables(name):
+    results = WORLDS[name]
+    parsed = _Page(_drawn(name)[0])
+    assert parsed.open == []
+    markdown, terminal = tables.markdown_table(results), tables.text_table(results)
+    assert len(markdown.splitlines()) == 2 + len(tables.rows(results))
+    assert len({line.count(" | ") for line in markdown.splitlines()}) == 1
+    for rates in results["methods"].values():
+        for key, entry in rates["learning_rates"].items():
+            columns = ("target", "in_context_mean", "in_context_mean_with_prompt")
+            spreads = [entry.get(f"{column}_std") for column in columns]
+            values = [entry[column] for column in columns]
+            for value in [*spreads, *values, *entry["in_context"].values()]:
+                if value is not None:
+                    assert any(f"{value:.3f}" in cell for cell in parsed.cells)
+                    assert f"{value:.3f}" in markdown and f"{value:.3f}" in terminal
+            assert tables.rate(key) in parsed.cells
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_the_page_needs_nothing_outside_itself(name):
+    text, png = _drawn(name)
+    assert "http" not in text and "//" not in re.sub(r"base64,[^\"]*", "", text)
+    for tag, attribute, value in _Page(text).attributes:
+        assert tag not in ("script", "link", "iframe")
+        assert attribute not in ("src", "href") or value.startswith("data:image/png;base64,")
+    images = re.findall(r'base64,([^"]*)"', text)
+    assert len(images) == bool(tables.in_context_tasks(WORLDS[name]))
+    for image in images:
+        assert base64.b64decode(image) == png
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_plot_is_a_png(name):
+    data = _drawn(name)[1]
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND"
+    assert int.from_bytes(data[16:20], "big") == 1900
+
+
+def test_equal_results_give_equal_files(tmp_path):
+    figure.plot(WORLDS["one seed"], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes() == _drawn("one seed")[1]
+    assert _html(WORLDS["one seed"], tmp_path) == _drawn("one seed")[0]
+
+
+def test_headline_follows_the_numbers():
+    good, bad = page.headline(_world()), page.headline(_world(swap=True))
+    assert "learning rate 3e-4 and the same target score (ProMoT 0.997, standard fine-tuning 0.998)" in good
+    assert "ProMoT keeps 0.870 of the pretrained in-context mean of 0.906; standard fine-tuning keeps 0.735." in good
+    assert "ProMoT keeps less, not more: 0.735" in bad and "standard fine-tuning keeps 0.870." in bad
+    unequal = page.headline(_world(drop=0.1))
+    assert "a lower target score" in unequal and "the comparison unequal" in unequal and "0.897" in unequal
+
+
+@pytest.mark.parametrize(
+    ("promot", "target", "words"),
+    [
+        (0.50, 0.9, "makes no difference in context"),
+        (0.52, 0.9, "keeps only slightly more: 0.520"),
+        (0.60, 0.9, "keeps 0.600 of the pretrained in-context mean of 0.800"),
+        (0.60, 1.0, "a higher target score"),
+        (0.60, None, "no target score for both"),
+    ],
+)
+def test_headline_in_between(promot, target, words):
+    runs = [
+        Run("pretrained", None, 0, 0.0, {"qa": 0.8}),
+        Run("fine_tuning", 1e-3, 0, 0.9, {"qa": 0.5}),
+        Run("promot", 1e-3, 0, target, {"qa": promot}),
+    ]
+    assert words in page.headline(summarize(runs, {}, {}))
+
+
+def test_headline_admits_noise_and_missing_methods():
+    runs = [Run("fine_tuning", 1e-3, seed, 0.9, {"qa": 0.5 + 0.2 * seed}) for seed in (0, 1)]
+    runs += [Run("promot", 1e-3, seed, 0.9, {"qa": 0.6 + 0.2 * seed}) for seed in (0, 1)]
+    assert "a difference within the spread over seeds" in page.headline(summarize(runs, {}, {}))
+    assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores of standard fine-tuning."
+
+
+def test_summary_counts_where_the_claim_holds():
+    assert "holds at 3 of 3 learning rates" in page.summary(_world())
+    assert "holds at 0 of 3 learning rates" in page.summary(_world(swap=True))
+    assert "+0.135 in context and −0.001 on the target at 3e-4" in page.summary(_world())
+
+
+def test_all_text_is_escaped(tmp_path):
+    evil = '<script>alert("x")</script>&'
+    run = Run(evil, 1e-3, 0, 0.5, {evil: 0.5}, {evil: 0.5}, {evil: evil})
+    text = _html(summarize([run], {evil: evil}, {evil: evil, "nested": {"k": [evil]}}), tmp_path, title=evil)
+    assert "<script" not in text
+    parsed = _Page(text)
+    assert parsed.open == [] and evil in parsed.texts and parsed.cells.count(evil) >= 4
+
+
+def test_nulls_are_dashes():
+    row = next(row for row in tables.rows(_world()) if row.method == "fine_tuning")
+    assert row.values[-1] is None
+    line = next(line for line in tables.markdown_table(_world()).splitlines() if "standard fine-tuning" in line)
+    assert line.endswith("| – |")
+    assert tables.text_table(WORLDS["nothing measured"]).splitlines()[-1].split() == ["pretrained", "–", "–"]
+
+
+def test_terminal_table_is_aligned_and_plain():
+    for results in WORLDS.values():
+        lines = tables.text_table(results).splitlines()
+        ruler = next(index for index, line in enumerate(lines) if set(line) == {"-"})
+        assert all(len(line) <= len(lines[ruler]) for line in lines)
+        assert len({len(line) for line in lines[ruler + 1 :]}) == 1
+        assert "\x1b" not in "".join(lines)
+
+
+def test_best_marks_trained_methods_only_and_no_column_of_equals():
+    results = _world()
+    lines = tables.rows(results)
+    marked = tables.best(lines)
+    index = next(i for i, row in enumerate(lines) if row.method == "promot" and row.rate == "1e-4")
+    assert {column for line, column in marked if line == index} == {1, 2, 3, 4, 5}
+    assert all(lines[line].rate != tables.MISSING for line, _ in marked)
+    assert "**0.906**" in tables.markdown_table(results)
+    assert tables.best(tables.rows(WORLDS["equal scores"])) == set()
+
+
+def test_rows_keep_methods_in_order_and_learning_rates_rising():
+    rates = (1e-3, 5e-5, 3e-4)
+    runs = [Run(method, rate, 0, 0.5, {}) for method in ("own", "promot", "fine_tuning") for rate in rates]
+    found = [(row.method, row.rate) for row in tables.rows(summarize(runs, {}, {}))]
+    assert found == list(itertools.product(("fine_tuning", "promot", "own"), ("5e-5", "3e-4", "1e-3")))
+    assert tables.rate(rate_key(None)) == tables.MISSING
+
+
+def test_labels_are_kept_apart():
+    heights = [0.5, 0.52, 0.1, 0.5, 0.9, 0.11]
+    moved = figure.apart(heights, 0.1)
+    ordered = sorted(moved)
+    assert all(high - low >= 0.1 - 1e-9 for low, high in itertools.pairwise(ordered))
+    assert moved[4] == 0.9 and sum(moved) == pytest.approx(sum(heights))
+
+
+def test_write_all_makes_three_files(tmp_path):
+    paths = page.write_all(_world((0, 1)), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.png", "results.md"]
+    assert paths["html"] == str(tmp_path / "out" / "report.html")
+    markdown = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert page.headline(_world((0, 1))) in markdown and tables.markdown_table(_world((0, 1))) in markdown

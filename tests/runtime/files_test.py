@@ -1,0 +1,58 @@
+"""promot_t5x.runtime.files: files that are whole or not there, and versions."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from promot_t5x.runtime import files, processes
+from promot_t5x.runtime.versions import versions
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_old_results_survive_a_full_disk(tmp_path):
+    """The operating system itself refuses the bytes: the process may write files of at most 4,096 bytes."""
+    path = tmp_path / "results.json"
+    files.write_json(path, {"old": True})
+    program = (
+        "import resource, sys; from promot_t5x.runtime import files\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "files.write_json(sys.argv[1], {'new': 'x' * 100_000})"
+    )
+    done = subprocess.run([sys.executable, "-B", "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "OSError" in done.stderr
+    assert json.loads(path.read_text()) == {"old": True}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_not_a_number_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"r.json was not written"):
+        files.write_json(tmp_path / "r.json", {"value": math.nan})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_one_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "speaks", lambda: False)
+    files.write_json(tmp_path / "folder" / "r.json", {"by": 1})
+    files.write_whole(tmp_path / "r.bin", b"1")
+    assert list(tmp_path.iterdir()) == []
+    # A mistake is one in every process: none goes on as if the file were there.
+    with pytest.raises(ValueError, match=r"r.json was not written"):
+        files.write_json(tmp_path / "r.json", {"value": math.inf})
+    monkeypatch.setattr(processes, "speaks", lambda: True)
+    files.write_json(tmp_path / "folder" / "r.json", {"by": 0})
+    assert json.loads((tmp_path / "folder" / "r.json").read_text()) == {"by": 0}
+
+
+def test_versions_are_those_of_the_imported_packages():
+    import flax
+    import jax
+    import optax
+
+    found = versions()
+    assert found["python"] == sys.version.split()[0]
+    assert (found["jax"], found["flax"], found["optax"]) == (jax.__version__, flax.__version__, optax.__version__)

@@ -1,0 +1,208 @@
+"""The shipped gin files: each parses, says what it is, and says what the paper says."""
+
+import itertools
+import re
+
+import gin
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from promot_t5x.configuration import flags, gin_checks, gin_files
+from promot_t5x.data import training_batches
+from promot_t5x.models import architecture, encoder_decoder, parameter_names
+from promot_t5x.recipes import running
+from promot_t5x.recipes.recipe import Recipe, planned_runs
+from promot_t5x.training import stage_run
+
+FILES = {str(path.relative_to(gin_files._PACKAGED)): path for path in gin_files.gin_files_packaged()}
+# T5X's binaries parse gin/t5x, in interop/t5x_binary_peer_test.py: it imports T5X and names their entry points.
+OURS = [name for name in FILES if not name.startswith("t5x/")]
+
+# What a file needs beside itself: other files and values, as its head comment says.
+_RUN = ["models/mt5_small.gin", "tasks/rte.gin"]
+_RUN_VALUES = ["MODEL_DIR = '/m'", "INITIAL_CHECKPOINT_PATH = '/c'"]
+_EVAL_VALUES = ["CHECKPOINT_PATH = '/c'", "OUTPUT_DIR = '/o'"]
+_TRIAL = ["DATA_DIR = '/data'", "VOCABULARY_FILE = '/v.model'"]
+NEEDS: dict[str, tuple[list[str], list[str]]] = {
+    **{f"stages/{name}.gin": (_RUN, _RUN_VALUES) for name in ("prompt_tuning", "model_tuning", "fine_tuning")},
+    **{f"stages/{name}.gin": (_RUN, _RUN_VALUES) for name in ("random_prompt", "joint_tuning")},
+    "stages/base.gin": (
+        _RUN,
+        [*_RUN_VALUES, "STAGE = 'fine_tuning'", "LEARNING_RATE = 1e-3", "TRAIN_STEPS = 1", "CHECKPOINT_PERIOD = 1"],
+    ),
+    "tasks/rte.gin": (["models/mt5_small.gin"], []),
+    "tasks/rte_jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
+    "tasks/jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
+    **{f"tasks/{name}.gin": (["models/mt5_small.gin"], []) for name in ("wmt14_enfr", "snli", "openbookqa")},
+    "models/base.gin": ([], ["VOCABULARY_FILE = '/v.model'", "EXTRA_IDS = 0"]),
+    "models/trial.gin": ([], ["VOCABULARY_FILE = '/v.model'"]),
+    "suites/eval.gin": (
+        ["models/toy.gin"],
+        [*_EVAL_VALUES, "TASKS = ('toy_rtec',)", "TASK_FEATURE_LENGTHS = {'inputs': 28, 'targets': 6}"],
+    ),
+    "suites/in_context.gin": (["models/mt5_small.gin"], _EVAL_VALUES),
+    "suites/toy_in_context.gin": (["models/toy.gin"], _EVAL_VALUES),
+    "suites/infer.gin": (
+        ["models/mt5_small.gin"],
+        ["CHECKPOINT_PATH = '/c'", "INPUTS = '/i.jsonl'", "OUTPUTS = '/o.jsonl'"],
+    ),
+    "recipes/demo.gin": ([], ["WORK_DIR = '/w'", "DEMO_CHECKPOINT = '/c'"]),
+    "recipes/demo_seeds.gin": ([], ["WORK_DIR = '/w'", "DEMO_CHECKPOINT = '/c'"]),
+    "recipes/demo_pretrain.gin": ([], ["MODEL_DIR = '/m'"]),
+    "recipes/promot_rte.gin": ([], ["WORK_DIR = '/w'"]),
+    "recipes/trial_rte.gin": ([], _TRIAL),
+    "recipes/trial_steps.gin": ([], ["STEPS = 10"]),
+}
+PIPELINES = [name for name, path in FILES.items() if "import pipeline" in path.read_text()]
+
+# Sizes of the public checkpoints: heads, layers of each side, D, F. The heads are 64 wide in all of them.
+SIZES = {
+    "small": (6, 8, 512, 1024),
+    "base": (12, 12, 768, 2048),
+    "large": (16, 24, 1024, 2816),
+    "xl": (32, 24, 2048, 5120),
+    "xxl": (64, 24, 4096, 10240),
+}
+# Rows of the vocabulary, and the millions of parameters that are told of the public checkpoints.
+FAMILIES = {
+    "mt5": (250112, {"small": 300.2, "base": 582.4, "large": 1229.6, "xl": 3742.6, "xxl": 12921.1}),
+    "umt5": (256384, {"small": 306.6, "base": 592.0, "xl": 3768.4, "xxl": 12972.5}),
+    "t5_1_1": (32128, {"small": 77.0, "base": 247.6, "large": 783.2, "xl": 2849.8, "xxl": 11135.3}),
+}
+
+
+def _invocation(recipe):
+    files, bindings = NEEDS[recipe]
+    return flags.Invocation(gin_files=(*files, recipe), gin_bindings=tuple(bindings))
+
+
+def _recipe(name) -> tuple[flags.Invocation, Recipe]:
+    invocation = _invocation(name)
+    gin_files.parse(invocation.gin_files, invocation.gin_bindings)
+    gin_checks.check_macros()
+    return invocation, gin_files.configurable(Recipe)()
+
+
+def _runs(name):
+    """Every training run of a recipe, configured."""
+    invocation, recipe = _recipe(name)
+    for planned in planned_runs(recipe):
+        if planned.method != "pretrained":
+            running.configure(invocation, recipe, planned, epath.Path("/w"), "/c")
+            yield recipe, planned
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_says_what_it_is(name):
+    head = list(itertools.takewhile(lambda line: line.startswith("#"), FILES[name].read_text().splitlines()))
+    comment = " ".join(line.lstrip("# ") for line in head)
+    assert len(comment.split(". ")[0]) > 20, "what it is comes first"
+    for word in ("Hardware: ", "Expected number", "Command: "):
+        assert word in comment, f"{name} opens without {word}"
+    for mentioned in re.findall(r"--gin_file=([\w/]+\.gin)", comment):
+        assert mentioned.removeprefix("promot_t5x/gin/") in FILES, f"{name} names {mentioned}, which is not shipped"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_file_parses_with_what_it_says(name):
+    files, bindings = NEEDS.get(name, ([], []))
+    gin_files.parse([*files, name], bindings)
+    gin_checks.check_macros()
+    resolved = gin_files.resolved_config()
+    # In any order: files that stand side by side do not fight, and each brings its own imports.
+    for order in itertools.permutations([*files, name]):
+        gin_files.parse(order, bindings)
+        assert gin_files.resolved_config() == resolved, order
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_is_reported_chose_nothing(name):
+    runs = list(_checked_splits(name))
+    assert runs, "a recipe trains something"
+    for recipe, planned, validation, training in runs:
+        same_task = validation.task == recipe.target
+        assert not (same_task and validation.split == recipe.target_split), f"{planned.name} chooses on what it reports"
+        assert (validation.task, validation.split) not in {(t, recipe.in_context_split) for t in recipe.in_context}
+        assert training.split not in (validation.split, recipe.target_split)
+        assert training.mixture_or_task_name == recipe.target
+
+
+def _checked_splits(name):
+    for recipe, planned in _runs(name):
+        validation = gin_files.configurable(stage_run.Validation)()
+        yield recipe, planned, validation, gin_files.configurable(training_batches.DatasetConfig)()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_methods_that_train_the_model_are_treated_alike(name):
+    compared = ("BATCH_SIZE", "TRAIN_STEPS", "CHECKPOINT_PERIOD", "LABEL_SMOOTHING", "DROPOUT_RATE")
+    settings, rates = {}, {}
+    grid = set()
+    for recipe, planned in _runs(name):
+        grid = set(recipe.learning_rates)
+        if planned.method == "prompt_tuning":
+            assert planned.learning_rate is None
+            continue
+        rates.setdefault(planned.method, set()).add(gin.query_parameter("LEARNING_RATE/gin.macro.value"))
+        found = tuple(gin.query_parameter(f"{macro}/gin.macro.value") for macro in compared)
+        found += (gin.query_parameter("optimizers.adafactor.multiply_by_parameter_scale"),)
+        settings[planned.method] = found
+    assert {"fine_tuning", "promot"} <= set(settings)
+    assert len(set(settings.values())) == 1, settings
+    assert all(found == grid for found in rates.values()), rates
+
+
+def test_the_demo_is_what_the_results_compare():
+    _, recipe = _recipe("recipes/demo.gin")
+    assert set(recipe.methods) == {"pretrained", "prompt_tuning", "fine_tuning", "random_prompt", "promot"}
+    assert len(recipe.in_context) == 8 and recipe.target not in recipe.in_context
+    assert len(set(recipe.learning_rates)) >= 3 and len(recipe.seeds) == 1
+    assert len(set(_recipe("recipes/demo_seeds.gin")[1].seeds)) >= 3
+
+
+def test_promot_rte_is_the_papers():
+    """Section 4 and appendix B.4 of the paper; Adafactor's settings are T5X's and the prompt-tuning code's."""
+    common = {"BATCH_SIZE": 64, "LABEL_SMOOTHING": 0.1, "DROPOUT_RATE": 0.1}
+    model_training = {"TRAIN_STEPS": 1000, "CHECKPOINT_PERIOD": 100, "LEARNING_RATE": 1e-3}
+    prompt_training = {"TRAIN_STEPS": 5000, "CHECKPOINT_PERIOD": 1000, "LEARNING_RATE": 0.2}
+    stages = {"prompt_tuning": "prompt_tuning", "fine_tuning": "fine_tuning", "promot": "model_tuning"}
+    seen = []
+    for _, planned in _runs("recipes/promot_rte.gin"):
+        seen.append(planned.method)
+        wanted = common | (prompt_training if planned.method == "prompt_tuning" else model_training)
+        wanted["STAGE"] = stages[planned.method]
+        assert {macro: gin.query_parameter(f"{macro}/gin.macro.value") for macro in wanted} == wanted
+        scaled = gin.query_parameter("optimizers.adafactor.multiply_by_parameter_scale")
+        assert scaled is (planned.method != "prompt_tuning")
+        if planned.method == "prompt_tuning":
+            assert gin.query_parameter("optimizers.adafactor.weight_decay_rate") == 1e-5
+        else:
+            with pytest.raises(ValueError, match="weight_decay_rate"):
+                gin.query_parameter("optimizers.adafactor.weight_decay_rate")
+        network = gin_files.configurable(encoder_decoder.EncoderDecoderModel)()
+        assert (network.config.prompt_length, network.config.dropout_rate, network.label_smoothing) == (100, 0.1, 0.1)
+        assert (network.decoding.method, network.decoding.num_beams) == ("beam", 4)
+    assert seen == ["prompt_tuning", "fine_tuning", "promot"]
+
+
+@pytest.mark.parametrize("family,size", [(f, size) for f, (_, counts) in FAMILIES.items() for size in counts])
+def test_sizes_of_the_public_models(family, size):
+    heads, layers, embed, mlp = SIZES[size]
+    vocab_size, counts = FAMILIES[family]
+    gin_files.parse([f"models/{family}_{size}.gin"])
+    c = gin_files.configurable(architecture.T5Config)()
+    assert (c.num_heads, c.num_encoder_layers, c.num_decoder_layers) == (heads, layers, layers)
+    assert (c.head_dim, c.embed_dim, c.mlp_dim, c.vocab_size) == (64, embed, mlp, vocab_size)
+    assert (c.mlp_activations, c.logits_via_embedding, c.dtype) == (("gelu", "linear"), False, "bfloat16")
+    shapes = parameter_names.flatten(gin_files.configurable(encoder_decoder.EncoderDecoderModel)().abstract_params())
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in shapes.values()), "no weight is made"
+    prompt = shapes.pop("soft_prompt/embedding")
+    assert prompt.shape == (1, 100, embed)
+    attention, norms = 4 * embed * heads * 64, (2 * layers + 3 * layers + 2) * embed
+    biases = 2 * 32 * heads * (layers if family == "umt5" else 1)
+    closed_form = 2 * vocab_size * embed + 3 * layers * attention + 2 * layers * 3 * embed * mlp + norms + biases
+    total = sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
+    assert total == closed_form
+    assert round(total / 1e6, 1) == counts[size]
