@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import promot_t5x
 from promot_t5x.configuration import program
 
 _VERBS = {
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: promot-t5x VERB ...\n")
         for verb, (_, what) in _VERBS.items():
             print(f"  {verb:9} {what}")
-        print("\npromot-t5x VERB --help lists a verb's flags.")
+        print("\npromot-t5x VERB --help lists a verb's flags; promot-t5x --version tells the version.")
+        return 0
+    if argv[0] == "--version":
+        print(f"promot-t5x {promot_t5x.__version__}")
         return 0
     if argv[0] not in _VERBS:
         print(f"error: promot-t5x has no verb {argv[0]!r}; it has {', '.join(_VERBS)}.", file=sys.stderr)

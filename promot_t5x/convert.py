@@ -6,8 +6,18 @@ promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.checkpoints import conversion, formats, soft_prompts
+from etils import epy
+
 from promot_t5x.configuration import flags
+
+with epy.lazy_imports():  # --help needs no jax
+    from promot_t5x.checkpoints import conversion, soft_prompts
+
+# Those of checkpoints.formats and of checkpoints.soft_prompts, which --help lists without importing them.
+FORMATS = (
+    *("promot", "t5x", "t5x_legacy", "t5x_scanned", "t5x_scanned_legacy", "huggingface"),
+    *("soft_prompt", "npy", "peft"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.flag_parser("promot-t5x convert", __doc__)
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
-    parser.add_argument("--to_format", required=True, choices=(*formats.FORMATS, *soft_prompts.FORMATS))
+    parser.add_argument("--to_format", required=True, choices=FORMATS)
     parser.add_argument("--soft_prompt", metavar="PATH", help="a soft prompt to attach: its folder, .npy, or adapter")
     parser.add_argument("--force", action="store_true", help="attach it although it was trained on another model")
     parser.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")

@@ -3,8 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+from etils import epy
+
 from promot_t5x.configuration import flags
-from promot_t5x.recipes import running
+
+with epy.lazy_imports():  # --help needs no jax
+    from promot_t5x.recipes import running
 
 CHECKPOINT = Path(__file__).resolve().parent / "demo_checkpoint"
 

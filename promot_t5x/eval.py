@@ -8,12 +8,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.configuration import flags, gin_checks, gin_files, program
-from promot_t5x.evaluation.suite import Suite, show
-from promot_t5x.evaluation.suite import evaluate_suite as evaluate
-from promot_t5x.tasks import catalog
+from etils import epy
 
-__all__ = ["Suite", "evaluate", "main", "parse"]  # gin files say eval.evaluate, as T5X's do, and eval.Suite
+from promot_t5x.configuration import flags, gin_checks, gin_files, program
+
+with epy.lazy_imports():  # --help needs no jax
+    from promot_t5x.evaluation import suite
+    from promot_t5x.tasks import catalog
+
+with epy.lazy_api_imports(globals()):  # gin files say eval.evaluate, as T5X's do, and eval.Suite
+    from promot_t5x.evaluation.suite import Suite  # noqa: F401
+    from promot_t5x.evaluation.suite import evaluate_suite as evaluate  # noqa: F401
 
 
 def parse(argv: Sequence[str]) -> flags.Invocation:
@@ -49,9 +54,9 @@ def main(argv: Sequence[str]) -> None:
     if invocation.dry_run:
         return
     if invocation.extra["show"] is not None:
-        show(gin_files.configurable(Suite, "eval.Suite")(), invocation.extra["show"])
+        suite.show(gin_files.configurable(suite.Suite, "eval.Suite")(), invocation.extra["show"])
     else:
-        gin_files.configurable(evaluate, "eval.evaluate")()
+        gin_files.configurable(suite.evaluate_suite, "eval.evaluate")()
 
 
 if __name__ == "__main__":

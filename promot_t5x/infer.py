@@ -7,19 +7,24 @@
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.configuration import flags, gin_checks, gin_files, program
-from promot_t5x.evaluation.inference import infer
+from etils import epy
 
-__all__ = ["infer", "main"]  # gin files say infer.infer, as T5X's do
+from promot_t5x.configuration import flags, gin_checks, gin_files, program
+
+with epy.lazy_imports():  # --help needs no jax
+    from promot_t5x.evaluation import inference
+
+with epy.lazy_api_imports(globals()):  # gin files say infer.infer, as T5X's do
+    from promot_t5x.evaluation.inference import infer  # noqa: F401
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs `infer` as the gin files and flags say."""
+    """Runs `infer.infer` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.infer", "Answers the inputs of a JSONL file.")
     invocation = program.start(argv, parser)
     gin_checks.check_flags()
     if not invocation.dry_run:
-        gin_files.configurable(infer, "infer.infer")()
+        gin_files.configurable(inference.infer, "infer.infer")()
 
 
 if __name__ == "__main__":

@@ -3,18 +3,23 @@
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.configuration import flags, program
-from promot_t5x.recipes import running
-from promot_t5x.recipes.recipe import Recipe
-from promot_t5x.recipes.running import run_recipe as run
+from etils import epy
 
-__all__ = ["Recipe", "main", "run"]  # gin files say pipeline.run and pipeline.Recipe
+from promot_t5x.configuration import flags, program
+
+with epy.lazy_imports():  # --help needs no jax
+    from promot_t5x.recipes import running
+
+with epy.lazy_api_imports(globals()):  # gin files say pipeline.run and pipeline.Recipe
+    from promot_t5x.recipes.recipe import Recipe  # noqa: F401
+    from promot_t5x.recipes.running import run_recipe as run  # noqa: F401
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the recipe that the gin files and flags describe."""
     parser = flags.flag_parser("promot-t5x pipeline", "Stage 1, stage 2, baselines, evaluations, report.")
-    running.follow(flags.parse_flags(argv, parser))
+    invocation = flags.parse_flags(argv, parser)
+    running.follow(invocation)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
 """The plan verb: what a recipe needs and does on a TPU slice, compiled without one."""
 
+from __future__ import annotations
+
 import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
+from etils import epath, epy
 
 from promot_t5x.configuration import flags, gin_checks, gin_files, program
-from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.planning import chips, programs, search, tables
-from promot_t5x.recipes import running
-from promot_t5x.recipes.recipe import planned_runs
 from promot_t5x.runtime import files
-from promot_t5x.training import stage_run
+
+with epy.lazy_imports():  # --help needs no jax
+    from promot_t5x.partitioning import partitioner
+    from promot_t5x.planning import chips, programs, search, tables
+    from promot_t5x.recipes import recipe as recipes
+    from promot_t5x.recipes import running
+    from promot_t5x.training import stage_run
 
 _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
@@ -40,7 +44,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
     bound = gin_files.bound_arguments(running.run_recipe)
     recipe, found = bound["recipe"], {}
     running.check_flags(invocation, recipe, epath.Path("not read"))
-    for run in planned_runs(recipe):
+    for run in recipes.planned_runs(recipe):
         if run.method in ("prompt_tuning", "promot"):
             running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
             training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
@@ -58,7 +62,7 @@ def _training(bound: dict[str, Any], devices: tuple[Any, ...]) -> programs.Train
         bound["optimizer"],
         dataset.task_feature_lengths,
         dataset.batch_size,
-        dataclasses.replace(bound.get("partitioner", Partitioner()), devices=devices),
+        dataclasses.replace(bound.get("partitioner", partitioner.Partitioner()), devices=devices),
         bound["loop"].num_microbatches,
         bound.get("frozen_weights_dtype"),
     )

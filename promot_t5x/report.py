@@ -1,7 +1,11 @@
 """The report verb: results.json -> report.html, results.md and the plot, again."""
 
+from etils import epy
+
 from promot_t5x.configuration import flags
-from promot_t5x.reports import comparison, page, tables
+
+with epy.lazy_imports():  # --help needs no matplotlib
+    from promot_t5x.reports import comparison, page, tables
 
 
 def main(argv: list[str]) -> None:

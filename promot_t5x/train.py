@@ -7,19 +7,24 @@
 import sys
 from collections.abc import Sequence
 
-from promot_t5x.configuration import flags, gin_checks, gin_files, program
-from promot_t5x.training.stage_run import Validation
-from promot_t5x.training.stage_run import run_stage as train
+from etils import epy
 
-__all__ = ["Validation", "main", "train"]  # gin files say train.train and train.Validation, as T5X's say train.train
+from promot_t5x.configuration import flags, gin_checks, gin_files, program
+
+with epy.lazy_imports():  # --help needs no jax
+    from promot_t5x.training import stage_run
+
+with epy.lazy_api_imports(globals()):  # gin files say train.train and train.Validation, as T5X's say train.train
+    from promot_t5x.training.stage_run import Validation  # noqa: F401
+    from promot_t5x.training.stage_run import run_stage as train  # noqa: F401
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs `train` as the gin files and flags say."""
+    """Runs `train.train` as the gin files and flags say."""
     parser = flags.flag_parser("python -m promot_t5x.train", "Trains one stage of ProMoT, or a baseline.")
     invocation = program.start(argv, parser)
     gin_checks.check_flags()
-    gin_files.configurable(train, "train.train")(dry_run=invocation.dry_run)
+    gin_files.configurable(stage_run.run_stage, "train.train")(dry_run=invocation.dry_run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from promot_t5x import cli, demo
+import promot_t5x
+from promot_t5x import cli, convert, demo
+from promot_t5x.checkpoints import formats, soft_prompts
 from promot_t5x.configuration import flags, gin_checks, gin_files
 from promot_t5x.recipes import running
 from promot_t5x.reports import comparison
@@ -43,6 +45,50 @@ def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
     # Of two mistakes argparse tells a missing flag first.
     needed = {"report": "--results", "plan": "--topology", "convert": "--from"}.get(verb)
     assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or (needed and needed in shown)
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"promot-t5x {promot_t5x.__version__}\n"
+
+
+def _run_and_list_modules(argv, folder):
+    """Output of a verb in a process of its own, then the heavy packages that it imported."""
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('imported', *sorted({'jax', 'seqio', 'tensorflow'} & set(sys.modules))))\n"
+        "from promot_t5x import cli\n"
+        "sys.exit(cli.main())"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *argv]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    shown, imported = run.stdout.rsplit("imported", 1)
+    return shown, imported.split()
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], *([verb, "--help"] for verb in cli._VERBS)], ids=" ".join)
+def test_what_only_parses_flags_starts_without_jax_and_tensorflow(argv, tmp_path):
+    shown, imported = _run_and_list_modules(argv, tmp_path)
+    assert shown and imported == []
+
+
+def test_the_report_is_written_without_jax_and_tensorflow(tmp_path):
+    _write_results(tmp_path / "results.json")
+    shown, imported = _run_and_list_modules(["report", "--results=results.json", "--out=report"], tmp_path)
+    assert "Report: report/report.html" in shown and imported == []
+
+
+def test_doctor_imports_jax_for_its_last_lines_only(tmp_path):
+    shown, imported = _run_and_list_modules(["doctor"], tmp_path)
+    assert imported == ["jax"]
+    names = [line[:24].strip() for line in shown.splitlines()]
+    assert names[-2:] == ["backend", "processes"] and {"python", "jax", "TFDS data", "gin files"} < set(names[:-2])
+
+
+def test_convert_lists_all_formats():
+    assert convert.FORMATS == (*formats.FORMATS, *soft_prompts.FORMATS)
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "infer", "pipeline"])

@@ -3,16 +3,21 @@
 Every process runs the same program on its own devices; folders that are read and written must be the same for all.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import sys
 from typing import Any
 
-import jax
 from absl import logging
-from jax.experimental import multihost_utils
+from etils import epy
 
 from promot_t5x.runtime.roll_call import roll_call
+
+with epy.lazy_imports():  # commands that only parse flags or read results start without jax
+    import jax
+    from jax.experimental import multihost_utils
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,7 @@ def start(processes: Processes | None) -> None:
       TimeoutError: not all came; the sentence says which.
       ValueError: the cluster does not say who takes part.
     """
-    if processes is None or jax.distributed.is_initialized():
+    if processes is None or _is_one_of_several():
         return
     address, count, index = _known(processes)
     roll_call(address, count, index, processes.timeout)
@@ -72,18 +77,22 @@ def start(processes: Processes | None) -> None:
 
 def speaks() -> bool:
     """Whether this process prints and writes for all; does not touch devices in a run of one process."""
-    return not jax.distributed.is_initialized() or jax.process_index() == 0
+    return not _is_one_of_several() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
     """Waits until all processes are here: what one wrote before is there for the others."""
-    if jax.distributed.is_initialized():
+    if _is_one_of_several():
         multihost_utils.sync_global_devices(name)
 
 
 def agreed(value: Any) -> Any:
     """Process 0's value for all, where what each of them sees on a disk decides what all do together."""
-    return multihost_utils.broadcast_one_to_all(value) if jax.distributed.is_initialized() else value
+    return multihost_utils.broadcast_one_to_all(value) if _is_one_of_several() else value
+
+
+def _is_one_of_several() -> bool:
+    return "jax" in sys.modules and jax.distributed.is_initialized()
 
 
 _UNKNOWN = (
