@@ -1,11 +1,11 @@
 """What there is to evaluate on: the tasks and suites by name, and their expansion into exemplar numbers and seeds."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 
 import seqio
 
+from promot_t5x.runtime.text import aligned, nearest
 from promot_t5x.tasks import few_shot, paper, toy_world
 
 _SPLITS = ("train", "validation", "test")
@@ -114,7 +114,7 @@ def _expand(names: Sequence[str]) -> Iterator[str]:
             yield name
         else:
             known = sorted({*SUITES, *paper.TASKS, *seqio.TaskRegistry.names()})
-            near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or list(SUITES)
+            near = nearest(name.lower(), known) or list(SUITES)
             raise ValueError(
                 f"{name!r} is no task, suite or mixture; the nearest names are {', '.join(near)}: correct the name, "
                 "import the module that registers it, or see `promot-t5x eval --list`."
@@ -130,10 +130,8 @@ def listing() -> str:
     for name in (*toy_world.IN_CONTEXT_TASKS, *toy_world.TARGET_TASKS):
         metric = toy_world.HEADLINE_METRICS[name]
         rows.append((name, metric, *_sizes(toy_world.sizes(name)), "- (made by a rule)", "-"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     suites = [f"{name} ({len(tasks)} tasks): {', '.join(tasks)}" for name, tasks in SUITES.items()]
-    return "\n".join([*lines, "", "suites", *suites])
+    return "\n".join([aligned(rows), "", "suites", *suites])
 
 
 def _sizes(sizes: Mapping[str, int]) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""What every test shares: CPU only, quiet TensorFlow, nothing global left behind, the folder of shared fixtures."""
+"""What every test shares: CPU only, quiet TensorFlow, nothing global left behind, the folders of data."""
 
 import dataclasses
 import os
@@ -42,11 +42,17 @@ def pools_of_exemplars(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def testdata() -> pathlib.Path:
+    """The folder of what other programs computed; its README says which."""
+    return ROOT / "tests" / "testdata"
+
+
+@pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
-    """The folder of fixtures and data sets outside the repository, $PROMOT_SHARED or `shared` beside the repository."""
+    """The folder of real text outside the repository, $PROMOT_SHARED or `shared` beside the repository."""
     folder = pathlib.Path(os.environ.get("PROMOT_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
-        pytest.skip(f"needs the folder {folder} with fixtures and data; set PROMOT_SHARED to where it is")
+        pytest.skip(f"needs the folder {folder} with real text; set PROMOT_SHARED to where it is")
     return folder
 
 

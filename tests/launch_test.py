@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
-GOLDEN = ROOT / "tests" / "golden" / "launch"
+GOLDEN = ROOT / "tests" / "testdata" / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 COMMANDS = [LAUNCH / "local.sh", LAUNCH / "tpu_vm.sh"]
 # Every character that a shell, gcloud or ssh could take for its own.

@@ -35,7 +35,7 @@ def test_train_help_runs_from_any_folder(cwd):
     run = run_python(["-m", "promot_t5x.train", "--help"], cwd)
     assert "--gin_file" in run.stdout, run.stderr
     assert "Traceback" not in run.stderr
-    assert run.returncode in (0, 1)  # absl exits with 1 after --help
+    assert run.returncode == 0
 
 
 def test_tests_are_collected_from_any_folder(cwd):
@@ -110,4 +110,6 @@ def test_demo_checkpoint_is_at_most_5_mb():
 def test_markers_carry_reasons():
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     assert [m.split(":")[0] for m in markers] == ["slow", "tpu_compiler", "tpu", "gpu", "peer"]
-    assert all(len(m.split(": ", 1)[1].split()) > 3 for m in markers)
+    reasons = dict(marker.split(": ", 1) for marker in markers)
+    says_why = re.compile(r"(takes|needs|compares with) \w+")
+    assert [name for name, reason in reasons.items() if not says_why.match(reason)] == []

@@ -11,7 +11,6 @@ name to two modules, the including file's and then the later file's meaning hold
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -28,6 +27,7 @@ from gin import config_parser
 
 from promot_t5x.configuration import gin_checks, gin_statements
 from promot_t5x.configuration.flags import ConfigError
+from promot_t5x.runtime.text import nearest
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "gin"
 
@@ -65,7 +65,7 @@ def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
             return Path(os.path.abspath(candidate))
     known = {str(path.relative_to(folder)) for folder in folders[1:] for path in folder.rglob("*.gin")}
     same_file = [short for short in sorted(known) if Path(short).name == Path(name).name]
-    near = same_file or difflib.get_close_matches(name.removeprefix(_PACKAGED_PREFIX), sorted(known), n=3)
+    near = same_file or nearest(name.removeprefix(_PACKAGED_PREFIX), sorted(known), 3, cutoff=0.6)
     hint = f"; the nearest names are {', '.join(near)}" if near else ""
     tried = ", ".join(str(folder) for folder in ([] if Path(name).is_absolute() else folders))
     raise FileNotFoundError(f"gin file {name!r} was not found{f' in {tried}' if tried else ''}{hint}")

@@ -4,13 +4,14 @@ The features are seqio's encoder-decoder ones plus the prompt of each row, the r
 is packed: a prompt belongs to one example. Dimensions: B batch rows, T encoder length, U decoder length.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
+
+from promot_t5x.runtime.text import nearest
 
 SOFT_PROMPT_IDS = "soft_prompt_ids"
 
@@ -123,7 +124,7 @@ def find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
     names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
     if name in names:
         return seqio.get_mixture_or_task(name)
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4) or names[:5]
+    near = nearest(name, names) or names[:5]
     hint = f"the nearest registered names are {', '.join(near)}" if near else "nothing is registered"
     raise ValueError(
         f"{parameter}={name!r} is not a registered seqio task or mixture; {hint}: "

@@ -1,7 +1,9 @@
-"""Text for people: rows as aligned columns, and the nearest name to a misspelt one."""
+"""Text for people: rows as aligned columns, and the nearest names to a misspelt one."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+
+import tabulate
 
 
 def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
@@ -11,20 +13,35 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str
       rows: all of one length; the first may be a header.
       numbers: columns whose cells stand at the right.
 
+    Raises:
+      ValueError: rows of different lengths.
+
     >>> print(aligned([("name", "count"), ("a", "1"), ("bcdef", "10")], numbers=[1]))
     name   count
     a          1
     bcdef     10
     """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if len(lengths := {len(row) for row in rows}) > 1:
+        raise ValueError(f"The rows of a table have {sorted(lengths)} cells, expected one length.")
+    alignment = ["right" if column in numbers else "left" for column in range(len(rows[0]))]
+    return tabulate.tabulate(
+        rows, tablefmt="plain", colalign=alignment, disable_numparse=True, preserve_whitespace=True
+    )
 
-    def line(row: Sequence[str]) -> str:
-        cells = enumerate(zip(row, widths, strict=True))
-        return "  ".join(
-            cell.rjust(width) if column in numbers else cell.ljust(width) for column, (cell, width) in cells
-        ).rstrip()
 
-    return "\n".join(map(line, rows))
+def nearest(name: str, known: Iterable[str], count: int = 5, cutoff: float = 0.4) -> list[str]:
+    """The known names most like a misspelt one, the most alike first.
+
+    Args:
+      name: as written.
+      known: the names it may have meant.
+      count: how many to return at most.
+      cutoff: how alike two names must be, from 0 (not at all) to 1 (the same), as in `difflib.get_close_matches`.
+
+    >>> nearest("toy_enf", ["toy_wic", "toy_enfr", "rte"], count=2)
+    ['toy_enfr', 'toy_wic']
+    """
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -33,7 +50,7 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     Args:
       name: as written.
       known: the names it may have meant.
-      cutoff: how alike two names must be, from 0 (not at all) to 1 (the same), as in `difflib.get_close_matches`.
+      cutoff: how alike two names must be; see `nearest`.
 
     Returns:
       The hint, or the empty string where nothing is near.
@@ -41,5 +58,5 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     >>> did_you_mean("TRAIN_STEP", ["TRAIN_STEPS", "MODEL_DIR"])
     " (did you mean 'TRAIN_STEPS'?)"
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    near = nearest(name, known, 1, cutoff)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -167,10 +167,8 @@ def _answer(read, path):
         return f"{type(error).__name__}: {error}"
 
 
-def _objects(shared_dir):
-    tiny = shared_dir / "fixtures" / "t5x_tiny"
-    if not tiny.is_dir():
-        pytest.skip(f"T5X fixtures are not at {tiny}")
+def _objects(testdata):
+    tiny = testdata / "t5x_tiny"
     found = {}
     for path in (LEGACY, ORBAX, SCANNED):
         found |= {f.relative_to(tiny).as_posix(): f.read_bytes() for f in (tiny / path).rglob("*") if f.is_file()}
@@ -187,10 +185,10 @@ def _objects(shared_dir):
 
 
 @pytest.fixture(scope="module")
-def outcome(shared_dir, tmp_path_factory) -> Outcome:
+def outcome(testdata, tmp_path_factory) -> Outcome:
     if not shutil.which("openssl"):
         pytest.skip("needs the program openssl, which makes the certificate of the bucket's server")
-    objects, folder, tls = _objects(shared_dir), tmp_path_factory.mktemp("bucket"), tmp_path_factory.mktemp("tls")
+    objects, folder, tls = _objects(testdata), tmp_path_factory.mktemp("bucket"), tmp_path_factory.mktemp("tls")
     for name, data in objects.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)

@@ -24,13 +24,13 @@ def _bits(path):
 
 
 @pytest.fixture
-def t5(shared_dir):
-    return shared_dir / "fixtures" / "t5x_tiny" / "t5_orbax" / "checkpoint_0"
+def t5(testdata):
+    return testdata / "t5x_tiny" / "t5_orbax" / "checkpoint_0"
 
 
 @pytest.fixture
-def scalable(shared_dir):
-    return shared_dir / "fixtures" / "t5x_tiny" / "scalable_t5_legacy" / "checkpoint_0"
+def scalable(testdata):
+    return testdata / "t5x_tiny" / "scalable_t5_legacy" / "checkpoint_0"
 
 
 @pytest.mark.parametrize("through", THROUGH)
@@ -101,9 +101,9 @@ def test_paths_without_a_checkpoint(t5, tmp_path):
         conversion.convert_checkpoint(str(t5.parent), str(tmp_path / "out"), "promot")
 
 
-def test_a_damaged_source_leaves_no_checkpoint(t5, shared_dir, tmp_path):
+def test_a_damaged_source_leaves_no_checkpoint(t5, testdata, tmp_path):
     copy = tmp_path / "checkpoint_1"
-    shutil.copytree(shared_dir / "fixtures" / "t5x_tiny" / "t5_legacy" / "checkpoint_0", copy)
+    shutil.copytree(testdata / "t5x_tiny" / "t5_legacy" / "checkpoint_0", copy)
     chunk = copy / "target.decoder.layers_1.mlp.wo.kernel" / "0.0"
     chunk.chmod(0o644)
     chunk.write_bytes(chunk.read_bytes()[:100])
@@ -199,8 +199,8 @@ def test_a_prompt_of_another_width_is_refused_even_so(t5, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["rte", "mrpc", "sst2"])
-def test_prompts_of_the_prompt_tuning_code_in_and_out(shared_dir, tmp_path, task):
-    folder = shared_dir / "fixtures" / "prompt_tuning_t5x" / "pretrained_prompts" / "t5_1_1_lm100k_base"
+def test_prompts_of_the_prompt_tuning_code_in_and_out(testdata, tmp_path, task):
+    folder = testdata / "prompt_tuning_t5x" / "pretrained_prompts" / "t5_1_1_lm100k_base"
     path = str(folder / f"{task}.npy")
     for number, to_format in enumerate(("soft_prompt", "peft", "npy")):
         target = str(tmp_path / (f"{number}.npy" if to_format == "npy" else f"{number}"))

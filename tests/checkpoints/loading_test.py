@@ -140,8 +140,8 @@ def test_a_model_with_its_prompt(tmp_path):
 
 @pytest.mark.parametrize("kind", ["t5_legacy", "t5_orbax"])
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_t5x_checkpoints(shared_dir, kind, scan_layers):
-    folder = shared_dir / "fixtures" / "t5x_tiny" / kind / "checkpoint_0"
+def test_t5x_checkpoints(testdata, kind, scan_layers):
+    folder = testdata / "t5x_tiny" / kind / "checkpoint_0"
     model = EncoderDecoderModel(T5Config(384, 32, 4, 8, 64, 2, 2, scan_layers=scan_layers, prompt_length=4))
     loaded = loading.load(folder, model, ONE)
     assert parameter_names.is_scanned(parameter_names.flatten(loaded.params)) == scan_layers

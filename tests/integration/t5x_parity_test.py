@@ -27,14 +27,14 @@ every_checkpoint = pytest.mark.parametrize("kind,written", [(k, w) for k in CONF
 ONE_BEAM = DecodingConfig("beam", num_beams=1, alpha=0.6)
 
 
-def _load(shared_dir, kind, written, **changes):
+def _load(testdata, kind, written, **changes):
     model = EncoderDecoderModel(dataclasses.replace(CONFIGS[kind], **changes), decoding=ONE_BEAM)
-    folder = shared_dir / "fixtures" / "t5x_tiny" / f"{kind}_{written}" / "checkpoint_0"
+    folder = testdata / "t5x_tiny" / f"{kind}_{written}" / "checkpoint_0"
     return model, loading.load(folder, model, Partitioner()).params
 
 
-def _fixture(shared_dir, kind):
-    fixture = dict(np.load(shared_dir / "fixtures" / "t5x_tiny" / f"{kind}_batch_logits_loss.npz"))
+def _fixture(testdata, kind):
+    fixture = dict(np.load(testdata / "t5x_tiny" / f"{kind}_batch_logits_loss.npz"))
     return fixture, {name: jnp.asarray(x) for name, x in fixture.items() if name.startswith(("encoder_", "decoder_"))}
 
 
@@ -45,10 +45,10 @@ def _t5x_name(name):
 
 
 @every_checkpoint
-def test_logits_loss_scores_and_beam_are_t5x(shared_dir, kind, written):
+def test_logits_loss_scores_and_beam_are_t5x(testdata, kind, written):
     # Legacy checkpoints into a leaf a layer, Orbax' into stacks: both layouts of T5X into both of ours.
-    model, params = _load(shared_dir, kind, written, scan_layers=written == "orbax")
-    fixture, batch = _fixture(shared_dir, kind)
+    model, params = _load(testdata, kind, written, scan_layers=written == "orbax")
+    fixture, batch = _fixture(testdata, kind)
     # T5X also masks padding positions of the target in the decoder's self-attention: nothing that counts is changed.
     real = fixture["decoder_target_tokens"] > 0
 
@@ -65,9 +65,9 @@ def test_logits_loss_scores_and_beam_are_t5x(shared_dir, kind, written):
 
 
 @one_of_each
-def test_gradients_are_t5x(shared_dir, kind, written):
-    model, params = _load(shared_dir, kind, written)
-    fixture, batch = _fixture(shared_dir, kind)
+def test_gradients_are_t5x(testdata, kind, written):
+    model, params = _load(testdata, kind, written)
+    fixture, batch = _fixture(testdata, kind)
     gradients = parameter_names.flatten(jax.jit(jax.grad(lambda p: model.loss_sum(p, batch, None)[0]))(params))
     norms = {name.removeprefix("gradnorm/"): x for name, x in fixture.items() if name.startswith("gradnorm/")}
     assert {_t5x_name(name) for name in gradients} == set(norms)
@@ -78,11 +78,11 @@ def test_gradients_are_t5x(shared_dir, kind, written):
 
 
 @one_of_each
-def test_one_adafactor_step_is_t5x(shared_dir, kind, written):
-    model, params = _load(shared_dir, kind, written)
-    _, batch = _fixture(shared_dir, kind)
+def test_one_adafactor_step_is_t5x(testdata, kind, written):
+    model, params = _load(testdata, kind, written)
+    _, batch = _fixture(testdata, kind)
     gradients = parameter_names.flatten(jax.jit(jax.grad(lambda p: model.loss_sum(p, batch, None)[0]))(params))
-    after = np.load(shared_dir / "fixtures" / "t5x_tiny" / f"{kind}_after_one_adafactor_step.npz")
+    after = np.load(testdata / "t5x_tiny" / f"{kind}_after_one_adafactor_step.npz")
     leaves = {name: stored_leaves.from_array(after[name], name) for name in after.files if name != "lr"}
     expected = layouts.from_scanned(leaves)
     assert set(expected) == set(gradients)

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +11,6 @@ import pytest
 
 from promot_t5x.models import chunked_logits, losses
 from promot_t5x.models.chunked_logits import token_statistics
-
-SHARED = Path(os.environ.get("PROMOT_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
-T5X_TINY = SHARED / "fixtures" / "t5x_tiny"
 
 
 def _batch(seed=0, shape=(3, 5, 11)):
@@ -163,11 +158,9 @@ def test_bad_label_smoothing_is_named():
 
 
 @pytest.mark.parametrize("kind", ["t5", "scalable_t5"])
-def test_t5x_own_loss_and_scores(kind):
-    if not T5X_TINY.is_dir():
-        pytest.skip(f"T5X fixtures are not at {T5X_TINY}")
-    arrays = np.load(T5X_TINY / f"{kind}_batch_logits_loss.npz")
-    info = json.loads((T5X_TINY / f"{kind}_info.json").read_text())
+def test_t5x_own_loss_and_scores(testdata, kind):
+    arrays = np.load(testdata / "t5x_tiny" / f"{kind}_batch_logits_loss.npz")
+    info = json.loads((testdata / "t5x_tiny" / f"{kind}_info.json").read_text())
     batch = arrays["logits"], arrays["decoder_target_tokens"], arrays["decoder_loss_weights"]
     sums = _cross_entropy(*batch, z_loss=1e-4)
     np.testing.assert_allclose(sums.loss, arrays["loss"], rtol=1e-6)

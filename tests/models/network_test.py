@@ -96,8 +96,8 @@ def relative_difference(actual, expected):
 
 
 @pytest.fixture(scope="module")
-def t5x(shared_dir):
-    folder = shared_dir / "fixtures" / "t5x_tiny"
+def t5x(testdata):
+    folder = testdata / "t5x_tiny"
     leaves = reader.read(folder / "t5_legacy" / "checkpoint_0")
     params = parameter_names.unflatten({name: stored_leaves.whole(leaf) for name, leaf in leaves.items()})
     fixtures = [dict(np.load(folder / name)) for name in ("t5_batch_logits_loss.npz", "t5_with_prompt.npz")]
@@ -146,8 +146,8 @@ def test_one_beam_decodes_as_t5x(t5x):
     np.testing.assert_array_equal(prompted, prompt_fixture["beam1"])
 
 
-def test_parameter_tree_is_t5x(shared_dir):
-    table = json.loads((shared_dir / "fixtures" / "t5x_tiny" / "t5_param_table.json").read_text())
+def test_parameter_tree_is_t5x(testdata):
+    table = json.loads((testdata / "t5x_tiny" / "t5_param_table.json").read_text())
     model = EncoderDecoderModel(FIXTURE_CONFIG)
     shapes, axes = parameter_names.flatten(model.abstract_params()), parameter_names.flatten(model.logical_axes())
     assert {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in shapes.items()} == {

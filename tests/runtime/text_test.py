@@ -2,7 +2,7 @@
 
 import pytest
 
-from promot_t5x.runtime.text import aligned
+from promot_t5x.runtime.text import aligned, did_you_mean, nearest
 
 ROWS = [("name", "count", "of"), ("a", "1", "x"), ("bcdef", "10,000", "yy")]
 
@@ -20,5 +20,19 @@ def test_one_row_one_column_and_empty_cells():
 
 
 def test_rows_of_different_lengths():
-    with pytest.raises((ValueError, IndexError)):
-        aligned([("a", "b"), ("c",)])
+    for rows in ([("a", "b"), ("c",)], [("a",), ("b", "c")]):
+        with pytest.raises(ValueError, match=r"have \[1, 2\] cells, expected one length"):
+            aligned(rows)
+
+
+def test_cells_are_shown_as_they_are():
+    """Nothing is read as a number, and leading spaces stay."""
+    assert aligned([("a", "1e3"), ("  b", "007.50")], numbers=[1]) == "a       1e3\n  b  007.50"
+
+
+def test_nearest_names():
+    known = ["prompt_tuning", "model_tuning", "fine_tuning"]
+    assert nearest("promt_tuning", iter(known), count=1) == ["prompt_tuning"]
+    assert set(nearest("tuning", known)) == set(known) and nearest("xyz", known) == []
+    assert did_you_mean("promt_tuning", known) == " (did you mean 'prompt_tuning'?)"
+    assert did_you_mean("xyz", known) == ""

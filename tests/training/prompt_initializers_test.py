@@ -100,8 +100,8 @@ def test_a_vocabulary_larger_than_the_embedding_is_an_error(table):
             init(KEY, 1, 2, small)
 
 
-def test_text_and_labels_with_the_vocabulary_of_t5(shared_dir):
-    folder = shared_dir / "fixtures" / "prompt_tuning_t5x" / "test_data"
+def test_text_and_labels_with_the_vocabulary_of_t5(shared_dir, testdata):
+    folder = testdata / "prompt_tuning_t5x" / "test_data"
     table = np.load(folder / "tiny_embeddings_32128x4.npy").astype(np.float32)
     vocabulary = sentencepiece.SentencePieceProcessor(
         model_file=str(shared_dir / "data" / "spm" / "t5_cc_all_32000.model")
@@ -152,8 +152,8 @@ def test_from_file(tmp_path, table):
             prompt_initializers.from_file(str(tmp_path))(KEY, prompts, length, embedding)
 
 
-def test_published_prompts_of_prompt_tuning_are_read(shared_dir):
-    folder = shared_dir / "fixtures" / "prompt_tuning_t5x" / "pretrained_prompts" / "t5_1_1_lm100k_base"
+def test_published_prompts_of_prompt_tuning_are_read(testdata):
+    folder = testdata / "prompt_tuning_t5x" / "pretrained_prompts" / "t5_1_1_lm100k_base"
     for task in ("rte", "mrpc", "sst2"):
         prompt = prompt_initializers.from_file(str(folder / f"{task}.npy"))(KEY, 1, 100, np.zeros((8, 768), np.float32))
         np.testing.assert_array_equal(prompt[0], np.load(folder / f"{task}.npy"))

@@ -173,7 +173,7 @@ def test_a_prompt_that_the_network_lacks(world, tmp_path, capsys):
     assert not (tmp_path / "m" / "finished.json").exists()
 
 
-def test_flags_reach_the_run_in_every_spelling(world, tmp_path, capsys):
+def test_flags_reach_the_configuration_in_every_spelling(world, tmp_path, capsys):
     def resolved(*argv):
         gin_files.parse([])
         assert program.run_main(train.main, [*argv, "--dry_run"]) == 0
@@ -252,7 +252,7 @@ class _Stopped(Exception):
     pass
 
 
-def test_a_resumed_run_may_be_on_another_mesh(world, tmp_path, steps, monkeypatch, capsys):
+def test_a_resumed_run_may_have_other_partitioner_settings(world, tmp_path, steps, monkeypatch, capsys):
     flags = _flags(world, "prompt_tuning", tmp_path / "run")
     original = training_batches.training_batches
 
@@ -287,7 +287,7 @@ MISTAKES = {
     "unknown flag": (dict(extra=["--gin_fil=x"]), "unknown flag --gin_fil (did you mean '--gin_file'?)"),
     "unknown stage": (
         dict(STAGE="promt_tuning"),
-        "The stage 'promt_tuning' does not exist (did you mean prompt_tuning?)",
+        "The stage 'promt_tuning' does not exist (did you mean 'prompt_tuning'?)",
     ),
     "no MODEL_DIR": (dict(model_dir=None), "pass --gin.MODEL_DIR=VALUE"),
     "no gin file": (dict(extra=["--gin_file=stages/prompt_tunin.gin"]), "gin file 'stages/prompt_tunin.gin' was not"),

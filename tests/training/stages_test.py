@@ -41,8 +41,8 @@ def _stacked(tree):
         ("unscaled_wd", {"multiply_by_parameter_scale": False, "weight_decay_rate": 1e-5}),
     ],
 )
-def test_adafactor_is_t5x(shared_dir, kind, kwargs):
-    fixture = dict(np.load(shared_dir / "fixtures" / "t5x_tiny" / "adafactor_steps.npz"))
+def test_adafactor_is_t5x(testdata, kind, kwargs):
+    fixture = dict(np.load(testdata / "t5x_tiny" / "adafactor_steps.npz"))
 
     def tree(prefix):
         return {n.removeprefix(prefix): jnp.asarray(x) for n, x in fixture.items() if n.startswith(prefix)}

@@ -101,9 +101,9 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(shared_dir) -> Path:
+def base(testdata) -> Path:
     """What T5X wrote in the format of the public checkpoints."""
-    return shared_dir / "fixtures" / "t5x_tiny" / "t5_legacy" / "checkpoint_0"
+    return testdata / "t5x_tiny" / "t5_legacy" / "checkpoint_0"
 
 
 def run_t5x(world: Path, binary: str, files: list[str], values: dict[str, object]) -> subprocess.CompletedProcess:

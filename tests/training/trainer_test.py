@@ -90,8 +90,8 @@ def _run(model, optimizer, state, frozen, tmp_path, batches, **kwargs):
     )
 
 
-def test_one_fine_tuning_step_is_t5x(shared_dir):
-    folder = shared_dir / "fixtures" / "t5x_tiny"
+def test_one_fine_tuning_step_is_t5x(testdata):
+    folder = testdata / "t5x_tiny"
     leaves = reader.read(folder / "t5_legacy" / "checkpoint_0")
     params = parameter_names.unflatten({name: jnp.asarray(stored_leaves.whole(leaf)) for name, leaf in leaves.items()})
     config = T5Config(384, 32, 4, 8, 64, 2, 2, dropout_rate=0.0)

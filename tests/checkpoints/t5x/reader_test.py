@@ -1,7 +1,6 @@
 """The T5X checkpoint reader on checkpoints written by T5X itself, and on damaged copies of them."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,13 +12,12 @@ from flax import serialization
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.t5x import reader
 
-SHARED = Path(os.environ.get("PROMOT_SHARED", Path(__file__).resolve().parents[3].parent / "shared"))
-T5X_TINY = SHARED / "fixtures" / "t5x_tiny"
+TESTDATA = Path(__file__).resolve().parents[2] / "testdata"
+T5X_TINY = TESTDATA / "t5x_tiny"
 LEGACY = T5X_TINY / "t5_legacy" / "checkpoint_0"
 ORBAX = T5X_TINY / "t5_orbax" / "checkpoint_0"
-PROMPT_TUNING = SHARED / "fixtures" / "prompt_tuning_t5x" / "test_data" / "test_t5_1_1_tiny" / "checkpoint_3"
+PROMPT_TUNING = TESTDATA / "prompt_tuning_t5x" / "test_data" / "test_t5_1_1_tiny" / "checkpoint_3"
 
-needs_fixtures = pytest.mark.skipif(not T5X_TINY.is_dir(), reason=f"T5X fixtures are not at {T5X_TINY}")
 both_formats = pytest.mark.parametrize("path", [LEGACY, ORBAX, ORBAX / "state"], ids=["legacy", "orbax", "orbax_state"])
 
 
@@ -48,7 +46,6 @@ def _write_index(folder: Path, target, version=3) -> Path:
     return folder
 
 
-@needs_fixtures
 @both_formats
 def test_metadata_match_t5x_own_table(path):
     table = json.loads((T5X_TINY / "t5_param_table.json").read_text())
@@ -58,7 +55,6 @@ def test_metadata_match_t5x_own_table(path):
     }
 
 
-@needs_fixtures
 @both_formats
 def test_params_match_their_metadata(path):
     params, metadata = _params(path), reader.read(path)
@@ -69,7 +65,6 @@ def test_params_match_their_metadata(path):
         assert (array.shape, array.dtype) == (metadata[name].shape, metadata[name].dtype)
 
 
-@needs_fixtures
 def test_both_formats_agree_bit_for_bit():
     legacy, orbax = _params(LEGACY), _params(ORBAX)
     assert legacy.keys() == orbax.keys()
@@ -77,7 +72,6 @@ def test_both_formats_agree_bit_for_bit():
         assert legacy[name].tobytes() == orbax[name].tobytes(), name
 
 
-@needs_fixtures
 def test_values_are_those_t5x_stepped_from():
     """One Adafactor step at learning rate 1e-3 moves each parameter by at most about 1e-3 of its scale."""
     after = np.load(T5X_TINY / "t5_after_one_adafactor_step.npz")
@@ -88,7 +82,6 @@ def test_values_are_those_t5x_stepped_from():
         assert 0 < np.sqrt(np.mean(np.square(after[name] - array))) < 1.1e-3 * scale, name
 
 
-@needs_fixtures
 @pytest.mark.skipif(not PROMPT_TUNING.is_dir(), reason=f"no checkpoint at {PROMPT_TUNING}")
 def test_checkpoint_of_an_older_t5x():
     metadata, params = reader.read(PROMPT_TUNING), _params(PROMPT_TUNING)
@@ -100,7 +93,6 @@ def test_checkpoint_of_an_older_t5x():
     assert all(np.isfinite(array).all() and array.any() for array in params.values())
 
 
-@needs_fixtures
 @pytest.mark.parametrize("kind", ["legacy", "orbax"])
 def test_stacks_are_read_bit_for_bit(kind):
     path = T5X_TINY / f"scalable_t5_{kind}" / "checkpoint_0"
@@ -123,7 +115,6 @@ def test_stacks_are_read_bit_for_bit(kind):
         assert written.reshape(ours.shape).tobytes() == ours.tobytes(), name
 
 
-@needs_fixtures
 def test_trailing_slashes_and_recognition(tmp_path):
     for path in (LEGACY, ORBAX, ORBAX / "state"):
         assert reader.is_t5x_checkpoint(path)
@@ -134,7 +125,6 @@ def test_trailing_slashes_and_recognition(tmp_path):
         assert not reader.is_t5x_checkpoint(path)
 
 
-@needs_fixtures
 def test_relative_path(monkeypatch):
     monkeypatch.chdir(LEGACY.parent)
     assert len(_params("checkpoint_0")) == 52
@@ -142,7 +132,6 @@ def test_relative_path(monkeypatch):
     assert len(_params("checkpoint_0")) == 52
 
 
-@needs_fixtures
 def test_opening_needs_no_weights(copy_of):
     copy = copy_of(LEGACY)
     chunks = [path for path in copy.glob("target.*/*") if not path.name.startswith(".")]
@@ -193,7 +182,6 @@ def test_folder_of_several_checkpoints_lists_them(tmp_path):
         _params(tmp_path)
 
 
-@needs_fixtures
 @pytest.mark.parametrize("kept", [20, 1000, -1])
 def test_truncated_index(kept, copy_of):
     copy = copy_of(LEGACY)
@@ -220,7 +208,6 @@ def test_index_without_parameters_or_with_other_things(tmp_path):
         _params(_write_index(tmp_path / "checkpoint_3", {"a": {"driver": "zarr"}}))
 
 
-@needs_fixtures
 def test_missing_array_folder(copy_of):
     copy = copy_of(LEGACY)
     shutil.rmtree(copy / "target.token_embedder.embedding")
@@ -228,7 +215,6 @@ def test_missing_array_folder(copy_of):
         _params(copy)
 
 
-@needs_fixtures
 def test_lost_chunk_is_an_error_not_zeros(copy_of):
     copy = copy_of(LEGACY)
     (copy / "target.token_embedder.embedding" / "0.0").unlink()
@@ -236,7 +222,6 @@ def test_lost_chunk_is_an_error_not_zeros(copy_of):
         _params(copy)
 
 
-@needs_fixtures
 def test_array_that_differs_from_the_index(copy_of):
     copy = copy_of(LEGACY)
     shutil.rmtree(copy / "target.encoder.encoder_norm.scale")
@@ -245,7 +230,6 @@ def test_array_that_differs_from_the_index(copy_of):
         _params(copy)
 
 
-@needs_fixtures
 def test_damaged_orbax_checkpoints(copy_of):
     copy = copy_of(ORBAX)
     metadata = copy / "state" / "_METADATA"

@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]  # T5X and
 
 
 @pytest.mark.parametrize("kind,to_format", [("t5", "t5x_legacy"), ("scalable_t5", "t5x_scanned_legacy")])
-def test_t5x_reads_the_same_bits(shared_dir, tmp_path, kind, to_format):
-    source = shared_dir / "fixtures" / "t5x_tiny" / f"{kind}_legacy" / "checkpoint_0"
+def test_t5x_reads_the_same_bits(testdata, tmp_path, kind, to_format):
+    source = testdata / "t5x_tiny" / f"{kind}_legacy" / "checkpoint_0"
     conversion.convert_checkpoint(str(source), str(tmp_path / "checkpoint_7"), to_format)
     state = checkpoints.load_t5x_checkpoint(str(tmp_path / "checkpoint_7"))
     found = {name: np.asarray(leaf) for name, leaf in _flat(state["target"]).items()}
