@@ -79,6 +79,7 @@ setuptools.setup(
     package_data={
         "promot_t5x": find_demo_checkpoint(),
         "promot_t5x.gin": ["**/*.gin"],
+        "promot_t5x.reports": ["*.j2"],
     },
     zip_safe=False,
     entry_points={"console_scripts": ["promot-t5x = promot_t5x.cli:main"]},
@@ -90,6 +91,7 @@ setuptools.setup(
         "gin-config>=0.5.0",
         "importlib_resources>=6",  # tensorflow-datasets needs it to prepare data and does not say so
         "jax>=0.10",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=2.0",
         "optax>=0.2.6",

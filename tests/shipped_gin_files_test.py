@@ -33,6 +33,11 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
         [*_RUN_VALUES, "STAGE = 'fine_tuning'", "LEARNING_RATE = 1e-3", "TRAIN_STEPS = 1", "CHECKPOINT_PERIOD = 1"],
     ),
     "tasks/rte.gin": (["models/mt5_small.gin"], []),
+    "tasks/paper.gin": (
+        ["models/mt5_small.gin"],
+        ["paper.task.name = 'rte'", "TASK_FEATURE_LENGTHS = {'inputs': 512, 'targets': 8}"],
+    ),
+    "tasks/toy.gin": (["models/toy.gin"], []),
     "tasks/rte_jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
     "tasks/jsonl.gin": (["models/mt5_small.gin"], ["DATA_DIR = '/data'"]),
     **{f"tasks/{name}.gin": (["models/mt5_small.gin"], []) for name in ("wmt14_enfr", "snli", "openbookqa")},

@@ -3,10 +3,10 @@
 import base64
 import html
 import os
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jinja2
 from etils import epath
 
 from promot_t5x.reports import comparison, figure, tables
@@ -179,58 +179,12 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"<details><summary>All {len(runs)} single runs</summary>{table}</details>" if runs else ""
 
 
-_PAGE = string.Template("""<!doctype html>
-<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
-<title>$title</title><style>
-body{margin:0;background:#fff;color:#202124;font:15px/1.5 system-ui,"Segoe UI","Helvetica Neue",Arial,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:36px 24px 64px}
-h1{font-size:15px;font-weight:600;color:#5f6368;margin:0 0 10px}
-h2{font-size:17px;margin:40px 0 10px}
-.headline{font-size:24px;line-height:1.35;font-weight:600;margin:0 0 12px;max-width:40em;text-wrap:pretty}
-.summary,.note,figcaption{color:#5f6368;max-width:68em}
-.note,figcaption{font-size:13px}
-p.reading{max-width:56em}
-figure{margin:28px 0 0}figure img{width:100%;height:auto;display:block}figcaption{margin-top:6px}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:13px}
-th{font-weight:400;text-align:left}
-.n{text-align:right;font-variant-numeric:tabular-nums}
-.scores{width:100%}
-.scores thead th,.runs thead th{color:#5f6368;vertical-align:bottom;border-bottom:1.5px solid #202124;padding:4px 7px}
-.scores td,.scores tbody th{padding:5px 7px;vertical-align:top}
-.scores tbody th{white-space:nowrap}
-.scores tr.first>*{border-top:1px solid #dadce0}
-.scores tbody tr:last-child>*{border-bottom:1.5px solid #202124}
-.scores .e{border-left:1px solid #dadce0}
-small{display:block;color:#5f6368;font-size:11px;line-height:1.2;white-space:nowrap}
-i{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:7px}
-.tint{white-space:nowrap}.key{display:inline-block;width:22px;height:10px;margin:0 3px 0 8px;border-radius:0}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:8px 20px;margin:0;max-width:60em}
-dt{font-weight:600}dd{margin:0}
-.columns{display:grid;grid-template-columns:1fr 1fr;gap:0 48px}
-.pairs th{color:#5f6368;padding:2px 18px 2px 0;vertical-align:top;white-space:nowrap}
-.pairs td{overflow-wrap:anywhere}
-details{margin-top:36px}summary{cursor:pointer;font-weight:600}
-.runs{margin-top:10px}.runs td,.runs th{padding:2px 10px 2px 0}
-.runs td:last-child,.runs thead th:last-child{padding-left:14px}
-@media(max-width:760px){.columns,dl{grid-template-columns:1fr}.headline{font-size:20px}}
-@media print{main{padding:0}.scores td{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-</style></head><body><main>
-<h1>$title</h1>
-<p class=headline>$headline</p>
-<p class=summary>$summary</p>
-$figure
-<h2>Scores</h2>
-<div class=wide>$table</div>
-<p class=note>$note</p>
-<h2>How to read this</h2>
-<p class=reading>$reading</p>
-<h2>The methods</h2>
-<dl>$methods</dl>
-<div class=columns><section><h2>Settings</h2>$config</section><section><h2>Versions</h2>$versions</section></div>
-$runs
-</main></body></html>
-""")
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(os.path.dirname(__file__)),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)
 
 
 def write_html(results: Mapping[str, Any], path: str | os.PathLike[str], title: str = TITLE) -> None:
@@ -253,10 +207,10 @@ def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
     heat = tints.format("230,140,30,.45", "below the pretrained model") + tints.format("86,180,233,.45", "above it")
     shading = f" Shading of in-context scores: {heat}." if with_tasks else ""
     settings = [("seeds", ", ".join(map(str, seeds))), *results.get("config", {}).items()]
-    return _PAGE.substitute(
-        title=_text(title),
-        headline=_text(headline(results)).replace("in-context", "in\u2011context"),  # never broken at the hyphen
-        summary=_text(summary(results)),
+    return _TEMPLATES.get_template("page.html.j2").render(
+        title=title,
+        headline=headline(results).replace("in-context", "in\u2011context"),  # never broken at the hyphen
+        summary=summary(results),
         figure=_figure(png, repeated) if with_tasks else "",
         table=_table(results),
         note=f"{spread}Bold: best of the methods that train the model.{shading}",
