@@ -142,7 +142,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     prompt_id: int | None,
-    partitioner: Partitioner,
+    partitioner: Partitioner = Partitioner(),
 ) -> Evaluation:
     """Scores one task on one split.
 

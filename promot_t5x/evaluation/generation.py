@@ -1,0 +1,102 @@
+"""Plain strings in, plain strings out: what a loaded checkpoint answers."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import seqio
+from etils import epath
+
+from promot_t5x.checkpoints import soft_prompts
+from promot_t5x.checkpoints.loading import Loaded
+from promot_t5x.data import features, vocabularies
+from promot_t5x.evaluation import answering
+from promot_t5x.models import parameter_names
+from promot_t5x.models.encoder_decoder import DecodingConfig
+from promot_t5x.partitioning.partitioner import Partitioner
+
+
+def encoder_features(
+    texts: Sequence[str], vocabulary: seqio.Vocabulary, inputs_length: int, targets_length: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """The features that decoding takes of some texts, and how many texts were cut.
+
+    Args:
+      texts: N inputs.
+      vocabulary: of the network.
+      inputs_length: tokens of an input at most; of a longer one the start is kept, and the end of sequence.
+      targets_length: tokens of an answer at most.
+
+    Returns:
+      ({"encoder_input_tokens": NxT, "decoder_input_tokens": zeros NxU}, number of texts that were cut).
+    """
+    encoded = [vocabulary.encode(text) for text in texts]
+    kept = [[*tokens[: inputs_length - 1], vocabulary.eos_id] for tokens in encoded]
+    arrays = {
+        "encoder_input_tokens": features.padded(kept, inputs_length),
+        "decoder_input_tokens": np.zeros((len(texts), targets_length), np.int32),
+    }
+    return arrays, sum(len(tokens) > inputs_length - 1 for tokens in encoded)
+
+
+def generate(
+    loaded: Loaded,
+    texts: Sequence[str],
+    prompt: int | str | os.PathLike[str] | None = None,
+    *,
+    vocabulary: str | seqio.Vocabulary | None = None,
+    decoding: DecodingConfig | None = None,
+    inputs_length: int = 512,
+    targets_length: int = 128,
+    batch_size: int = 32,
+    partitioner: Partitioner = Partitioner(),
+) -> list[str]:
+    """Answers texts.
+
+    Args:
+      loaded: what `load` returned.
+      texts: the inputs; longer ones than `inputs_length` are cut.
+      prompt: None removes the soft prompt, a number attaches that one of the checkpoint's, a path attaches one from a
+        file (see `load_soft_prompt`).
+      vocabulary: the checkpoint's, or the path of its SentencePiece file; None takes the one that the checkpoint names.
+      decoding: None decodes as the model does.
+      inputs_length: in tokens, the end of sequence included.
+      targets_length: in tokens.
+      batch_size: rows at a time; answers do not depend on it unless they are sampled.
+      partitioner: the mesh that the parameters were loaded onto.
+
+    Returns:
+      An answer per text, in order.
+
+    Raises:
+      TypeError: one text where several are expected.
+      ValueError: no such prompt, or a vocabulary that is not the network's.
+    """
+    if isinstance(texts, str):
+        raise TypeError("generate takes a sequence of texts; write [text] for a single one.")
+    if not texts:
+        return []
+    model = loaded.model if decoding is None else dataclasses.replace(loaded.model, decoding=decoding)
+    opened = vocabularies.vocabulary_of(vocabulary, loaded.metadata)
+    vocabularies.check_vocabulary(opened, model.config.vocab_size)
+    params, prompt_id = loaded.params, prompt
+    if prompt is not None and not isinstance(prompt, int):
+        prompt_NxPxD, _ = soft_prompts.read(epath.Path(prompt))
+        if prompt_NxPxD.shape[-1] != model.config.embed_dim:
+            raise ValueError(
+                f"The soft prompt {prompt} is {prompt_NxPxD.shape[-1]} wide, the model is {model.config.embed_dim} wide; "
+                "give a prompt that was trained on this model."
+            )
+        count, length, _ = prompt_NxPxD.shape
+        model = dataclasses.replace(
+            model, config=dataclasses.replace(model.config, num_prompts=count, prompt_length=length)
+        )
+        params, prompt_id = {**params, parameter_names.SOFT_PROMPT: {"embedding": prompt_NxPxD}}, 0
+    arrays, _ = encoder_features(texts, opened, inputs_length, targets_length)
+    answers: dict[int, str] = {}
+    for numbers, tokens_BxU in answering.predict_tokens(
+        model, params, arrays, prompt_id=prompt_id, batch_size=min(batch_size, len(texts)), partitioner=partitioner
+    ):
+        answers |= {n: answering.decode(opened, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)}
+    return [answers[number] for number in range(len(texts))]

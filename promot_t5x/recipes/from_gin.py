@@ -1,0 +1,35 @@
+"""A model as gin files describe it, for Python."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from promot_t5x.configuration import gin_checks, gin_files, gin_statements
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+
+
+def from_gin(
+    files: Sequence[str], bindings: Mapping[str, Any] | None = None, search_paths: Sequence[str] = ()
+) -> EncoderDecoderModel:
+    """Builds the model that gin files declare.
+
+    Args:
+      files: as `--gin_file` takes them; short names such as `models/mt5_xxl.gin` are those of the package.
+      bindings: macros or parameters to values, as `--gin.NAME=VALUE` sets them.
+      search_paths: folders to look for the files in before the package's.
+
+    Returns:
+      The model; gin's own configuration is empty before and after.
+
+    Raises:
+      FileNotFoundError: no such gin file.
+      ConfigError: a mistake in the files or bindings, or files that declare no model.
+
+    >>> from_gin(["models/mt5_xxl.gin"], {"PROMPT_LENGTH": 50}).config.prompt_length
+    50
+    """
+    try:
+        gin_files.parse(files, [f"{name} = {value!r}" for name, value in (bindings or {}).items()], search_paths)
+        gin_checks.check_macros()
+        return gin_files.configurable(EncoderDecoderModel)()
+    finally:
+        gin_statements.clear()
