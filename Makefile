@@ -25,7 +25,7 @@ help:
 	@echo "make test-plan  the tests that need the TPU compiler, which it installs into $(TPU_COMPILER)"
 	@echo "make test-peers the tests against transformers and PEFT, which it installs; against T5X where it is importable"
 	@echo "make test-slow  all tests"
-	@echo "make lint       ruff, format check, pyright"
+	@echo "make lint       ruff, format check, pyright, the floors of the package"
 	@echo "make wheel      dist/promot_t5x-*.whl, by way of a source distribution"
 	@echo "make clean      remove .venv and everything built; out/ stays"
 
@@ -53,6 +53,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright promot_t5x
+	$(BIN)/lint-imports
 
 wheel: $(STAMP)
 	rm -rf dist

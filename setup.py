@@ -59,6 +59,7 @@ TEST_REQUIRES = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
+    "import-linter>=2.5",
     "ruff>=0.9",
     "pyright[nodejs]>=1.1.400",  # [nodejs]: node comes as a wheel, too, instead of from nodejs.org
     "build>=1.2",

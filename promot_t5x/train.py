@@ -24,7 +24,8 @@ def main(argv: Sequence[str]) -> None:
     parser = flags.flag_parser("python -m promot_t5x.train", "Trains one stage of ProMoT, or a baseline.")
     invocation = program.start(argv, parser)
     gin_checks.check_flags()
-    gin_files.configurable(stage_run.run_stage, "train.train")(dry_run=invocation.dry_run)
+    run = gin_files.configurable(stage_run.run_stage, "train.train")
+    run(dry_run=invocation.dry_run, config_gin=gin_files.operative_config)
 
 
 if __name__ == "__main__":

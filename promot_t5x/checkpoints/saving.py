@@ -34,7 +34,7 @@ class CheckpointConfig:
     """
 
     period: int = 1000
-    keep_latest: int = 1
+    keep_latest: int = dataclasses.field(default=1, metadata={"may_change": True})
 
     def __post_init__(self):
         if self.period < 1 or self.keep_latest < 1:

@@ -132,6 +132,38 @@ def find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
     )
 
 
+def made_of(name: str, parameter: str) -> dict[str, Any]:
+    """What a task, or each task of a mixture, is made of: what a record of settings keeps of it. Opens no file.
+
+    Args:
+      name: a task or mixture of seqio's registry.
+      parameter: gin's name of it, for the error.
+
+    Returns:
+      For each task its rate in the mixture (None for a task alone), its preprocessors, and for each feature the
+      vocabulary's file or class and its number of extra ids.
+
+    Raises:
+      ValueError: no such task or mixture.
+    """
+    task_or_mixture = find(name, parameter)
+    mixture = task_or_mixture if isinstance(task_or_mixture, seqio.Mixture) else None
+
+    def vocabulary(feature: Any) -> tuple[str, int]:
+        words = feature.vocabulary
+        file = getattr(words, "sentencepiece_model_file", type(words).__name__)
+        return str(file), getattr(words, "extra_ids", 0)
+
+    return {
+        task.name: {
+            "rate": mixture and mixture.get_rate(task),
+            "preprocessors": list(task.preprocessors),
+            "vocabularies": {key: vocabulary(feature) for key, feature in task.output_features.items()},
+        }
+        for task in (mixture.tasks if mixture else [task_or_mixture])
+    }
+
+
 def check_split(task: seqio.Task, split: str) -> None:
     """Raises ValueError, naming the splits there are, unless the task has this one."""
     if split not in task.splits:

@@ -30,7 +30,7 @@ class EvaluationConfig:
     """
 
     task_feature_lengths: Mapping[str, int]
-    batch_size: int = 64
+    batch_size: int = dataclasses.field(default=64, metadata={"may_change": True})
     limit: int | None = None
     answering: str = "generate"
     length_normalized: bool = False

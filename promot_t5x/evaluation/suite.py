@@ -15,13 +15,12 @@ import tqdm
 from etils import epath
 
 from promot_t5x.checkpoints import loading, soft_prompts
-from promot_t5x.configuration import gin_files
 from promot_t5x.data import evaluation_examples, features, vocabularies
 from promot_t5x.evaluation import answer_store, answering, results, scoring
 from promot_t5x.evaluation.results import ATTACHED, REMOVED, Run
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import files
+from promot_t5x.runtime import files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -139,12 +138,14 @@ def _vocabulary(entry: catalog.Entry) -> seqio.Vocabulary:
 
 def _config(model: EncoderDecoderModel, suite: Suite) -> dict[str, Any]:
     """The settings that go into the results; where these are written plays no part in them."""
-    bindings = gin_files.bindings(gin_files.resolved_config())
+    made_of = [features.made_of(entry.name, "eval.Suite.entries") for entry in suite.entries]
     return {
         "decoding": dataclasses.asdict(model.decoding),
         "split": suite.split,
         **dataclasses.asdict(suite.config),
-        "gin": [line for line in bindings if not line.lower().startswith(("output_dir", "eval.evaluate.output_dir"))],
+        "model": settings.describe(model),
+        "suite": settings.describe(suite),
+        "tasks": settings.describe({name: task for tasks in made_of for name, task in tasks.items()}),
     }
 
 

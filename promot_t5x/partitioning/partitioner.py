@@ -13,7 +13,6 @@ import numpy as np
 from flax.linen import spmd
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from promot_t5x.models import parameter_names
 from promot_t5x.partitioning import meshes
 
 Axes = str | tuple[str, ...] | None
@@ -241,12 +240,18 @@ def _product(sizes: Mapping[str, int], axes: Axes) -> int:
 
 def _indivisible(specs: Any, shapes: Any, sizes: Mapping[str, int]) -> tuple[str, int, Axes] | None:
     """The first leaf with a dimension that does not divide over its mesh axes: (name, dimension, axes)."""
-    flat_shapes = parameter_names.flatten(shapes)
-    for name, spec in parameter_names.flatten(specs).items():
-        for size, axes in zip(flat_shapes[name].shape, spec, strict=False):
+    leaves = _by_path(shapes)
+    for name, spec in _by_path(specs).items():
+        for size, axes in zip(leaves[name].shape, spec, strict=False):
             if size % _product(sizes, axes):
                 return name, size, axes
     return None
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, `encoder/layers_0/mlp/wo/kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _shortest(spec: PartitionSpec) -> PartitionSpec:

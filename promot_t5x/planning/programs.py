@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import NamedSharding
 
 from promot_t5x.checkpoints import loading
@@ -36,7 +35,7 @@ class Training:
 
     model: EncoderDecoderModel
     stage: str
-    optimizer: optax.GradientTransformation
+    optimizer: optimizers.Optimizer
     lengths: Mapping[str, int]
     batch_size: int
     partitioner: Partitioner

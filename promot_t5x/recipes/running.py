@@ -65,7 +65,8 @@ def run_recipe(
         checkpoint = base
         if planned.method != "pretrained":
             configure(invocation, recipe, planned, folder, base)
-            checkpoint = gin_files.configurable(stage_run.run_stage, "train.train")().best_checkpoint
+            train = gin_files.configurable(stage_run.run_stage, "train.train")
+            checkpoint = train(config_gin=gin_files.operative_config).best_checkpoint
             _check_base(checkpoint, fingerprint, base)
         asked = {"checkpoint": checkpoint, "base_fingerprint": fingerprint, "settings": settings}
         measured.append(_evaluate(recipe, planned, folder / planned.name, asked, model, evaluation_config, partitioner))

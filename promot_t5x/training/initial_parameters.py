@@ -22,7 +22,7 @@ def random_parameters(model: EncoderDecoderModel, partitioner: Partitioner, seed
 
 def with_new_prompt(
     params: Mapping[str, Any],
-    init: prompt_initializers.Initializer,
+    prompt_init: prompt_initializers.PromptInit,
     model: EncoderDecoderModel,
     partitioner: Partitioner,
     seed: int,
@@ -35,6 +35,7 @@ def with_new_prompt(
     c = model.config
     if not c.prompt_length:
         raise ValueError("The network has no soft prompt; set architecture.T5Config.prompt_length (the paper: 100).")
+    init = prompt_initializers.built(prompt_init)
     key = jax.random.fold_in(jax.random.key(seed), 0x50)  # apart from the key that initialised the weights
     sharding = loading.wanted_params(model, partitioner)[parameter_names.PROMPT].sharding
 

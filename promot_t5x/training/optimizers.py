@@ -1,7 +1,12 @@
-"""Optimizers over the leaves that a stage trains."""
+"""Optimizers over the leaves that a stage trains.
 
+An optimizer is a frozen dataclass of its settings with a method `build`, which returns the optax transformation. Its
+name is in lower case, as optax names transformations and gin files write them.
+"""
+
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +14,46 @@ import optax
 
 from promot_t5x.models import parameter_names
 from promot_t5x.training import adafactor_in_slabs, stages
+
+
+class OptimizerSettings(Protocol):
+    """Settings that an optax transformation is built from."""
+
+    def build(self) -> optax.GradientTransformation:
+        """The transformation."""
+        ...
+
+
+Optimizer = OptimizerSettings | optax.GradientTransformation
+
+
+def built(optimizer: Optimizer) -> optax.GradientTransformation:
+    """The transformation of an optimizer's settings; a bare optax transformation is its own.
+
+    >>> built(adam(0.1)).init({"w": jnp.zeros(2)})[0].mu
+    {'w': Array([0., 0.], dtype=float32)}
+    """
+    return optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer.build()
+
+
+@dataclasses.dataclass(frozen=True)
+class named:
+    """Any optax transformation under a name of your own, which a run records in place of the functions it is made of.
+
+    Attributes:
+      name: what is recorded, and compared when the run is resumed: put the settings that matter into it.
+      transformation: the transformation.
+
+    >>> named("sgd, rate 0.1", optax.sgd(0.1)).name
+    'sgd, rate 0.1'
+    """
+
+    name: str
+    transformation: optax.GradientTransformation = dataclasses.field(repr=False, metadata={"recorded": False})
+
+    def build(self) -> optax.GradientTransformation:
+        """The transformation."""
+        return self.transformation
 
 
 def labels(params: stages.Params, stage: stages.Stage) -> stages.Params:
@@ -39,20 +84,18 @@ def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(jax.vmap(transform.init), update)
 
 
-def staged_optimizer(
-    transform: optax.GradientTransformation, params: stages.Params, stage: stages.Stage
-) -> optax.GradientTransformation:
-    """optax.multi_transform of `transform` over the stage's trainable leaves.
+def staged_optimizer(optimizer: Optimizer, params: stages.Params, stage: stages.Stage) -> optax.GradientTransformation:
+    """optax.multi_transform of an optimizer over the stage's trainable leaves.
 
     A transform sees the leaves of one label, and of stacked layers one layer at a time. What it needs to know of all
     trainable leaves it gets as an extra argument: `gradient_norm`, sqrt(sum of g^2), which `adam` clips by.
 
     Args:
-      transform: what updates one group of leaves.
+      optimizer: what updates one group of leaves: its settings, or a bare optax transformation.
       params: the whole tree, arrays or shapes; the result works on `partition(params, stage)[0]`.
       stage: the stage.
     """
-    by_leaf = labels(params, stage)
+    transform, by_leaf = built(optimizer), labels(params, stage)
     present = sorted(set(jax.tree.leaves(by_leaf)))
     by_label = optax.multi_transform(
         {label: transform if label == "single" else _per_layer(transform) for label in present}, by_leaf
@@ -64,36 +107,43 @@ def staged_optimizer(
     return optax.GradientTransformation(by_label.init, update)
 
 
-def adafactor(
-    learning_rate: float | optax.Schedule,
-    multiply_by_parameter_scale: bool = True,
-    weight_decay_rate: float | None = None,
-    decay_rate: float = 0.8,
-) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class adafactor:
     """T5X's Adafactor: factored second moments from 128 x 128 on, no momentum, updates clipped at 1.
 
     The second moment of a soft prompt is never factored, however long the prompt, as in the prompt-tuning code: its
     rows are vectors of their own, not a matrix. All else is the same for prompt and model, in `joint_tuning` too.
 
-    Args:
+    Attributes:
       learning_rate: a constant or an optax schedule.
       multiply_by_parameter_scale: T5X's default for model weights; off for prompts (Lester et al., section 3.2).
       weight_decay_rate: 1e-5 for prompts.
       decay_rate: exponent of the second moment's decay.
+
+    >>> adafactor(0.2, multiply_by_parameter_scale=False)
+    adafactor(learning_rate=0.2, multiply_by_parameter_scale=False, weight_decay_rate=None, decay_rate=0.8)
     """
 
-    def with_moments(factored: bool) -> optax.GradientTransformation:
-        links = [
-            adafactor_in_slabs.scale_by_clipped_factored_rms(factored, decay_rate),
-            optax.scale_by_learning_rate(learning_rate, flip_sign=False),
-        ]
-        if multiply_by_parameter_scale:
-            links.append(optax.stateless_with_tree_map(_scale_by_parameter_rms))
-        if weight_decay_rate is not None:
-            links.append(optax.add_decayed_weights(weight_decay_rate))
-        return optax.chain(*links, optax.scale(-1.0))
+    learning_rate: float | optax.Schedule
+    multiply_by_parameter_scale: bool = True
+    weight_decay_rate: float | None = None
+    decay_rate: float = 0.8
 
-    return optax.multi_transform({"prompt": with_moments(False), "model": with_moments(True)}, _prompt_or_model)
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation."""
+        by_label = {"prompt": self._with_moments(factored=False), "model": self._with_moments(factored=True)}
+        return optax.multi_transform(by_label, _prompt_or_model)
+
+    def _with_moments(self, factored: bool) -> optax.GradientTransformation:
+        links = [
+            adafactor_in_slabs.scale_by_clipped_factored_rms(factored, self.decay_rate),
+            optax.scale_by_learning_rate(self.learning_rate, flip_sign=False),
+        ]
+        if self.multiply_by_parameter_scale:
+            links.append(optax.stateless_with_tree_map(_scale_by_parameter_rms))
+        if self.weight_decay_rate is not None:
+            links.append(optax.add_decayed_weights(self.weight_decay_rate))
+        return optax.chain(*links, optax.scale(-1.0))
 
 
 def _scale_by_parameter_rms(update: Any, param: Any) -> jax.Array:
@@ -108,19 +158,29 @@ def _prompt_or_model(params: stages.Params) -> stages.Params:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def adam(
-    learning_rate: float | optax.Schedule, b1: float = 0.9, b2: float = 0.999, clip_norm: float | None = None
-) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class adam:
     """Adam behind an optional clip of the gradient's norm, the norm over all leaves that train.
 
-    Args:
+    Attributes:
       learning_rate: a constant or an optax schedule.
       b1: decay of the first moment.
       b2: decay of the second moment.
       clip_norm: gradients g become g * min(1, clip_norm / |g|); None leaves them as they are.
+
+    >>> adam(1e-3, clip_norm=1.0)
+    adam(learning_rate=0.001, b1=0.9, b2=0.999, clip_norm=1.0)
     """
-    transform = optax.adam(learning_rate, b1=b1, b2=b2)
-    return transform if clip_norm is None else optax.chain(_clip(clip_norm), transform)
+
+    learning_rate: float | optax.Schedule
+    b1: float = 0.9
+    b2: float = 0.999
+    clip_norm: float | None = None
+
+    def build(self) -> optax.GradientTransformation:
+        """The optax transformation."""
+        transform = optax.adam(self.learning_rate, b1=self.b1, b2=self.b2)
+        return transform if self.clip_norm is None else optax.chain(_clip(self.clip_norm), transform)
 
 
 def _clip(clip_norm: float) -> optax.GradientTransformationExtraArgs:

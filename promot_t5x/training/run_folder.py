@@ -1,6 +1,6 @@
-"""A run's folder (MODEL_DIR): which configuration it belongs to, where it stands, and what is left when it is finished.
+"""A run's folder (MODEL_DIR): which settings it belongs to, where it stands, and what is left when it is finished.
 
-config.gin  checkpoint_<step>/  finished.json  soft_prompt.safetensors, .json (when a prompt alone was trained)
+settings.json  config.gin (from gin)  checkpoint_<step>/  finished.json  soft_prompt.safetensors, .json (when a prompt alone was trained)
 """
 
 import dataclasses
@@ -13,25 +13,13 @@ from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import saving, soft_prompts
-from promot_t5x.configuration import gin_files
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import files, processes, settings
 from promot_t5x.training import trainer
 
-_CONFIG_FILE, _FINISHED_FILE = "config.gin", "finished.json"
+_SETTINGS_FILE, _CONFIG_FILE, _FINISHED_FILE = "settings.json", "config.gin", "finished.json"
 
-# A run may go on with other ones of these: where it is, on which mesh, and how often it speaks.
-_MAY_CHANGE = (
-    "MODEL_DIR =",
-    "train.train.model_dir =",
-    "EVAL_BATCH_SIZE =",
-    "scoring.EvaluationConfig.batch_size =",
-    "partitioner.Partitioner.",
-    "PRESET =",
-    "NUM_PARTITIONS =",
-    "trainer.LoopConfig.log_period =",
-    "saving.CheckpointConfig.keep_latest =",
-)
+_SHOWN = 8  # settings named in one sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,47 +36,66 @@ class RunResult:
         return str(saving.checkpoint_folder(self.model_dir, self.best_step))
 
 
-def finished(folder: str) -> RunResult | None:
+def finished(folder: str, run_settings: Any) -> RunResult | None:
     """The result of a finished run, None for one that is not.
 
+    Args:
+      folder: the run's.
+      run_settings: as for `claim`.
+
     Raises:
-      ValueError: it was another configuration's run.
+      ValueError: it was a run with other settings.
     """
     file = epath.Path(folder) / _FINISHED_FILE
     if not file.exists():
         return None
-    _check_same_config(epath.Path(folder))
+    _check_same_settings(epath.Path(folder), run_settings)
     logging.info("%s is finished", folder)
     return RunResult(folder, **json.loads(file.read_text()))
 
 
-def claim(folder: str) -> None:
-    """Writes the configuration that is in force into the folder.
+def claim(folder: str, run_settings: Any, config_gin: str | None = None) -> None:
+    """Writes the run's settings into its folder.
+
+    Args:
+      folder: the run's.
+      run_settings: a dataclass with everything the run is configured with; fields that may differ on resumption are
+        marked with the metadata {"may_change": True}.
+      config_gin: the text of config.gin, None where gin configures nothing.
 
     Raises:
-      ValueError: the folder has checkpoints of another configuration.
+      ValueError: the folder has checkpoints of a run with other settings.
     """
-    _check_same_config(epath.Path(folder))
-    files.write_whole(epath.Path(folder) / _CONFIG_FILE, gin_files.operative_config().encode())
+    _check_same_settings(epath.Path(folder), run_settings)
+    files.write_json(epath.Path(folder) / _SETTINGS_FILE, settings.describe(run_settings))
+    if config_gin is not None:
+        files.write_whole(epath.Path(folder) / _CONFIG_FILE, config_gin.encode())
 
 
-def _check_same_config(folder: epath.Path) -> None:
-    """A folder holds one run: going on with other settings would report numbers that no configuration produces."""
-    file = folder / _CONFIG_FILE
-    if not file.exists() or not saving.all_steps(folder):  # a mistake that stopped it at once may be mended
+def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
+    """A folder holds one run: going on with other settings would report numbers that no settings produce."""
+    if not saving.all_steps(folder):  # a mistake that stopped it at once may be mended
         return
-    before, now = _settings(file.read_text()), _settings(gin_files.operative_config())
-    changed = [line for line in now if line not in before] + [f"{line} (before)" for line in before if line not in now]
-    if changed:
+    file = folder / _SETTINGS_FILE
+    if not file.exists():
         raise ValueError(
-            f"{folder} holds a run with another configuration, for example {'; '.join(changed[:4])}; use a new "
-            "MODEL_DIR or delete this one."
+            f"{folder} holds checkpoints but no {_SETTINGS_FILE}, which says how they were trained; use a new MODEL_DIR "
+            "or delete this one."
         )
-
-
-def _settings(config: str) -> list[str]:
-    """The bindings of a configuration that decide what a run computes."""
-    return [line for line in gin_files.bindings(config) if not line.startswith(_MAY_CHANGE)]
+    try:
+        before = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is not JSON ({error}), so whether this run goes on cannot be told; use a new MODEL_DIR or delete "
+            "this one."
+        ) from error
+    changed = settings.differences(before, settings.describe(run_settings), settings.may_change(run_settings))
+    if changed:
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise ValueError(
+            f"{folder} holds a run with other settings: {'; '.join(changed[:_SHOWN])}{more}; use a new MODEL_DIR or "
+            "delete this one."
+        )
 
 
 def restored(

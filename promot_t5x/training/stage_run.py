@@ -6,9 +6,9 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import optax
 from clu import metric_writers
 
 from promot_t5x.checkpoints import loading, saving
@@ -45,46 +45,74 @@ class Validation:
     prompt_id: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What `run_stage` is given, as settings.json records it; on resumption all but the marked fields must be the same.
+
+    Attributes:
+      tasks: what the seqio tasks named in `dataset` and `validation` are made of.
+    The others are arguments of `run_stage`; `model_dir` is not among them: a folder may be moved.
+    """
+
+    stage: str
+    model: EncoderDecoderModel
+    optimizer: optimizers.Optimizer
+    dataset: training_batches.DatasetConfig
+    tasks: Mapping[str, Any]
+    loop: trainer.LoopConfig
+    checkpoint: saving.CheckpointConfig
+    initial_checkpoint_path: str | None
+    prompt_init: prompt_initializers.PromptInit | None
+    validation: Validation | None
+    frozen_weights_dtype: str | None
+    export_dir: str | None
+    partitioner: Partitioner = dataclasses.field(metadata={"may_change": True})
+
+
 def run_stage(
     model: EncoderDecoderModel,
     stage: str,
-    optimizer: optax.GradientTransformation,
+    optimizer: optimizers.Optimizer,
     dataset: training_batches.DatasetConfig,
     loop: trainer.LoopConfig,
     model_dir: str,
     checkpoint: saving.CheckpointConfig = saving.CheckpointConfig(),
     initial_checkpoint_path: str | None = None,
-    prompt_init: prompt_initializers.Initializer | None = None,
+    prompt_init: prompt_initializers.PromptInit | None = None,
     validation: Validation | None = None,
     partitioner: Partitioner = Partitioner(),
     frozen_weights_dtype: str | None = None,
     export_dir: str | None = None,
     dry_run: bool = False,
+    config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
     """Trains one stage; resumes a run that was stopped, returns at once from one that is finished.
 
     Args:
       model: the network and its objective.
       stage: prompt_tuning, model_tuning, fine_tuning or joint_tuning.
-      optimizer: what updates the leaves that the stage trains.
+      optimizer: what updates the leaves that the stage trains: settings such as `optimizers.adafactor(0.2)`, or a bare
+        optax transformation, which is recorded by its functions and the values they have closed over.
       dataset: what it trains on.
       loop: its length and rhythm.
-      model_dir: where checkpoints, metrics, the configuration and the soft prompt go.
+      model_dir: where checkpoints, metrics, the settings and the soft prompt go.
       checkpoint: how often to save.
       initial_checkpoint_path: a checkpoint or run folder of ours or of T5X; None starts from random weights.
-      prompt_init: makes a new soft prompt; None takes the initial checkpoint's, as stage 2 does.
+      prompt_init: makes a new soft prompt, settings or a plain function (see `prompt_initializers`); None takes the initial checkpoint's, as stage 2 does.
       validation: what chooses the best checkpoint; None keeps the last.
       partitioner: the mesh.
       frozen_weights_dtype: what a model that does not train is held in during the run, "bfloat16" for half the memory;
         None keeps T5Config.param_dtype. The prompt, and everything that is stored, keeps its dtype.
       export_dir: where to write the best parameters alone, without optimizer state, to start other runs from.
       dry_run: print the parameters that would train and stop, before anything is read or made.
+      config_gin: gives the text of config.gin, for a run that gin configures; asked when the folder is claimed.
 
     Returns:
       The result, None for a dry run.
 
     Raises:
-      ValueError, FileNotFoundError: a configuration that cannot work, said before training starts.
+      ValueError, FileNotFoundError: a configuration that cannot work, said before training starts; a folder that holds
+        a run with other settings.
     """
     which = stages.stage(stage)
     model_dir = str(saving.absolute(model_dir))
@@ -92,7 +120,22 @@ def run_stage(
     if dry_run:
         print(parameter_table.parameter_table(_abstract_params(model, which), which, partitioner, model))
         return None
-    if (result := run_folder.finished(model_dir)) is not None:
+    settings = RunSettings(
+        stage=stage,
+        model=model,
+        optimizer=optimizer,
+        dataset=dataset,
+        tasks=_tasks(dataset, validation),
+        loop=loop,
+        checkpoint=checkpoint,
+        initial_checkpoint_path=initial_checkpoint_path and str(saving.absolute(initial_checkpoint_path)),
+        prompt_init=prompt_init,
+        validation=validation,
+        frozen_weights_dtype=frozen_weights_dtype,
+        export_dir=export_dir,
+        partitioner=partitioner,
+    )
+    if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
     params, base = _initial_params(model, which, initial_checkpoint_path, prompt_init, partitioner, loop.seed)
     trainable, frozen = stages.partition(params, which)
@@ -100,7 +143,7 @@ def run_stage(
     params = stages.combine(trainable, frozen)
     print(parameter_table.parameter_table(params, which, partitioner, model), flush=True)
     staged = optimizers.staged_optimizer(optimizer, params, which)
-    run_folder.claim(model_dir)
+    run_folder.claim(model_dir, settings, config_gin and config_gin())
     facts = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
     if which.trains_prompt:
         facts |= _facts_of_prompt(dataset.mixture_or_task_name, prompt_init, initial_checkpoint_path)
@@ -125,7 +168,14 @@ def run_stage(
     return run_folder.finish(model_dir, export_dir)
 
 
-def _facts_of_prompt(task: str, init: prompt_initializers.Initializer | None, path: str | None) -> dict[str, Any]:
+def _tasks(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, Any]:
+    parameters = {dataset.mixture_or_task_name: "training_batches.DatasetConfig.mixture_or_task_name"}
+    if validation is not None:
+        parameters.setdefault(validation.task, "train.Validation.task")
+    return {name: features.made_of(name, parameter) for name, parameter in parameters.items()}
+
+
+def _facts_of_prompt(task: str, init: prompt_initializers.PromptInit | None, path: str | None) -> dict[str, Any]:
     """What a reader of the prompt alone will want to know."""
     vocabulary = (
         features.find(task, "training_batches.DatasetConfig.mixture_or_task_name").output_features["inputs"].vocabulary

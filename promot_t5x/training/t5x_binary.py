@@ -34,21 +34,21 @@ from promot_t5x.training import optimizers, prompt_initializers, stages
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StagedOptimizer:
-    """An optax transform over the leaves that a stage trains, as T5X's optimizer definition.
+    """An optimizer over the leaves that a stage trains, as T5X's optimizer definition.
 
     The state is that of `stages.staged_optimizer`, of any optax transform, Adafactor's factored moments included; in a
     checkpoint its leaves lie under `state/param_states` by their path. The learning rate and its schedule belong to the
     transform: T5X's own is not looked at.
 
     Attributes:
-      transform: for example `optimizers.adafactor(...)`.
+      transform: for example `optimizers.adafactor(...)`, or any optax transformation.
       stage: which leaves it trains, a name of `stages.STAGES`; the others keep their bits and own no slots.
 
     >>> StagedOptimizer(optimizers.adafactor(0.2), "prompt_tuning").staged.trains("encoder/encoder_norm/scale")
     False
     """
 
-    transform: optax.GradientTransformation
+    transform: optimizers.Optimizer
     stage: str
 
     def __post_init__(self):
@@ -177,7 +177,7 @@ class T5XModel:
     attach_prompt: bool
     optimizer_def: StagedOptimizer | None = None
     prompt_id: int = 0
-    prompt_init: prompt_initializers.Initializer | None = None
+    prompt_init: prompt_initializers.PromptInit | None = None
     scan_layers: bool = False
 
     def __post_init__(self):
@@ -224,8 +224,8 @@ class T5XModel:
         axes = {f"{name}_axes": flax.linen.partitioning.AxisMetadata(tuple(spec)) for name, spec in names.items()}
         return {"params": params, "params_axes": parameter_names.unflatten(axes)}
 
-    def _new_prompt(self, init: prompt_initializers.Initializer, rng: jax.Array) -> jax.Array:
-        c = self.model.config
+    def _new_prompt(self, prompt_init: prompt_initializers.PromptInit, rng: jax.Array) -> jax.Array:
+        c, init = self.model.config, prompt_initializers.built(prompt_init)
         embedding: Any = jax.ShapeDtypeStruct((c.vocab_size, c.embed_dim), jnp.float32)  # no values, see prompt_init
         try:
             prompt_NxPxD = init(jax.random.fold_in(rng, 1), c.num_prompts, c.prompt_length, embedding)

@@ -52,7 +52,7 @@ class LoopConfig:
     """
 
     total_steps: int
-    log_period: int = 50
+    log_period: int = dataclasses.field(default=50, metadata={"may_change": True})
     seed: int = 0
     num_microbatches: int = 1
 

@@ -59,6 +59,11 @@ def test_results_and_predictions(tiny_model, tmp_path, capsys):
     assert found["checkpoint"]["path"] == str(tiny_model.folder / "with")
     assert found["versions"]["jax"] == jax.__version__ and found["config"]["limit"] == 12
     assert found["config"]["decoding"]["method"] == "greedy"
+    assert found["config"]["model"]["config"]["embed_dim"] == tiny_model.sizes["embed_dim"]
+    assert found["config"]["suite"]["entries"][0] == {
+        **{"type": "Entry", "task": "toy_wic", "k": None, "seed": None, "name": "toy_wic"}
+    }
+    assert list(found["config"]["tasks"]) == ["toy_wic", "toy_enfr"]
     assert list(found["results"]) == [f"{t}_{p}" for t in ("toy_wic", "toy_enfr") for p in ("removed", "attached")]
     answers = {}
     for key, entry in found["results"].items():

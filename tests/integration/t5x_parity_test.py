@@ -90,7 +90,7 @@ def test_one_adafactor_step_is_t5x(testdata, kind, written):
         # T5X factors the moments of stacked matrices however small they are; ours, and T5X's other leaves, from 128 on.
         stacked = "/layers/" in name
         small = optax.adafactor(1e-3, min_dim_size_to_factor=1)
-        transform = small if stacked and name.endswith("/kernel") else optimizers.adafactor(1e-3)
+        transform = small if stacked and name.endswith("/kernel") else optimizers.adafactor(1e-3).build()
         transform = optimizers._per_layer(transform) if stacked else transform
         tree = {name: leaf}
         updates, _ = jax.jit(transform.update)({name: gradients[name]}, transform.init(tree), tree)

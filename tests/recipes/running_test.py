@@ -255,7 +255,7 @@ def test_a_seed_more_keeps_the_runs_before(tiny, finished, monkeypatch):
 def test_another_setting_in_the_same_folder_is_refused(tiny, finished, capsys):
     assert _run(tiny, finished, "TRAIN_STEPS=6") == 1
     shown = capsys.readouterr().err
-    assert "holds a run with another configuration, for example TRAIN_STEPS = 6; TRAIN_STEPS = 4 (before)" in shown
+    assert "holds a run with other settings: loop.total_steps is 6, was 4; use a new MODEL_DIR" in shown
 
 
 def test_other_settings_of_the_evaluation_are_measured_again(tiny, finished, monkeypatch):

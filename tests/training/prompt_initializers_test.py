@@ -36,7 +36,7 @@ def rows_of(prompt_PxD, table):
 
 
 def test_random_uniform(table):
-    init = prompt_initializers.random_uniform()
+    init = prompt_initializers.random_uniform().build()
     prompt = np.asarray(init(KEY, 3, 200, table))
     assert prompt.shape == (3, 200, 6) and prompt.dtype == np.float32
     assert -0.5 <= prompt.min() < -0.49 and 0.49 < prompt.max() < 0.5
@@ -44,7 +44,7 @@ def test_random_uniform(table):
     np.testing.assert_array_equal(init(KEY, 3, 200, table), prompt)
     assert np.any(init(jax.random.key(4), 3, 200, table) != prompt)
     assert np.any(prompt[0] != prompt[1])
-    positive = np.asarray(prompt_initializers.random_uniform(0, 0.5)(KEY, 1, 200, table))
+    positive = np.asarray(prompt_initializers.random_uniform(0, 0.5).build()(KEY, 1, 200, table))
     assert 0 <= positive.min() and positive.max() < 0.5
 
 
@@ -53,8 +53,24 @@ def test_random_uniform_needs_a_range():
         prompt_initializers.random_uniform(0.5, 0.5)
 
 
+def test_settings_are_printable_values():
+    settings = prompt_initializers.class_labels(("yes", "no"), vocabulary=None)
+    assert repr(settings) == "class_labels(labels=('yes', 'no'), vocabulary=None, population=5000)"
+    assert settings == prompt_initializers.class_labels(("yes", "no"), None) != prompt_initializers.text("yes", None)
+    assert prompt_initializers.initializer_name(settings) == "class_labels"
+
+
+def test_a_plain_function_is_an_initialiser(table):
+    def ones(key, num_prompts, length, embedding_VxD):
+        return jnp.ones((num_prompts, length, embedding_VxD.shape[1]))
+
+    assert prompt_initializers.built(ones) is ones and prompt_initializers.initializer_name(ones).endswith("ones")
+    built = prompt_initializers.built(prompt_initializers.random_uniform(0.25, 0.5))
+    assert np.min(built(KEY, 1, 2, table)) >= 0.25
+
+
 def test_sampled_vocabulary_takes_different_frequent_rows(table):
-    init = prompt_initializers.sampled_vocabulary(population=20)
+    init = prompt_initializers.sampled_vocabulary(population=20).build()
     prompt = init(KEY, 4, 17, table)
     assert prompt.shape == (4, 17, 6) and prompt.dtype == jnp.float32
     rows = [rows_of(p, table) for p in prompt]
@@ -68,7 +84,7 @@ def test_sampled_vocabulary_takes_different_frequent_rows(table):
 
 
 def test_class_labels_are_means_in_front(table):
-    init = prompt_initializers.class_labels(["ab", "c"], Letters(), population=30)
+    init = prompt_initializers.class_labels(["ab", "c"], Letters(), population=30).build()
     prompt = np.asarray(init(KEY, 2, 5, table))
     assert prompt.shape == (2, 5, 6) and prompt.dtype == np.float32
     for p in prompt:
@@ -77,27 +93,27 @@ def test_class_labels_are_means_in_front(table):
         assert set(rows_of(p[2:], table)) <= set(range(3, 30))
     for labels in ([], list("abcdef")):
         with pytest.raises(ValueError, match=f"got {len(labels)} labels for a prompt of length 5"):
-            prompt_initializers.class_labels(labels, Letters(), population=30)(KEY, 1, 5, table)
+            prompt_initializers.class_labels(labels, Letters(), population=30).build()(KEY, 1, 5, table)
     with pytest.raises(ValueError, match="the label '17', which has no tokens"):
-        prompt_initializers.class_labels(["a", "17"], Letters(), population=30)(KEY, 1, 5, table)
+        prompt_initializers.class_labels(["a", "17"], Letters(), population=30).build()(KEY, 1, 5, table)
 
 
 def test_text_is_repeated_or_cut(table):
-    prompt = prompt_initializers.text("abc", Letters())(KEY, 2, 7, table)
+    prompt = prompt_initializers.text("abc", Letters()).build()(KEY, 2, 7, table)
     assert prompt.dtype == jnp.float32
     for p in prompt:
         assert rows_of(p, table).tolist() == [3, 4, 5, 3, 4, 5, 3]
-    cut = prompt_initializers.text("abcdefgh", Letters())(KEY, 1, 2, table)
+    cut = prompt_initializers.text("abcdefgh", Letters()).build()(KEY, 1, 2, table)
     assert rows_of(cut[0], table).tolist() == [3, 4]
     with pytest.raises(ValueError, match="has no tokens"):
-        prompt_initializers.text("...", Letters())(KEY, 1, 2, table)
+        prompt_initializers.text("...", Letters()).build()(KEY, 1, 2, table)
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_an_error(table):
     small = table[:5]
     for init in (prompt_initializers.text("xyz", Letters()), prompt_initializers.class_labels(["z"], Letters(), 5)):
         with pytest.raises(ValueError, match="28, but the network's embedding has 5 rows"):
-            init(KEY, 1, 2, small)
+            init.build()(KEY, 1, 2, small)
 
 
 def test_text_and_labels_with_the_vocabulary_of_t5(shared_dir, testdata):
@@ -107,10 +123,12 @@ def test_text_and_labels_with_the_vocabulary_of_t5(shared_dir, testdata):
         model_file=str(shared_dir / "data" / "spm" / "t5_cc_all_32000.model")
     )
     ids = vocabulary.encode("Does the premise entail the hypothesis?")
-    prompt = prompt_initializers.text("Does the premise entail the hypothesis?", vocabulary)(KEY, 1, len(ids), table)
+    prompt = prompt_initializers.text("Does the premise entail the hypothesis?", vocabulary).build()(
+        KEY, 1, len(ids), table
+    )
     np.testing.assert_array_equal(prompt[0], table[ids])
     labels = ["entailment", "not_entailment"]
-    prompt = prompt_initializers.class_labels(labels, vocabulary)(KEY, 1, 100, table)
+    prompt = prompt_initializers.class_labels(labels, vocabulary).build()(KEY, 1, 100, table)
     assert len(vocabulary.encode(labels[1])) > 1
     for position, label in enumerate(labels):
         np.testing.assert_allclose(prompt[0, position], table[vocabulary.encode(label)].mean(axis=0), rtol=1e-5)
@@ -146,16 +164,17 @@ def test_from_file(tmp_path, table):
     np.save(tmp_path / "flat.npy", prompt[0])
     np.save(tmp_path / "whole.npy", prompt)
     for path in (tmp_path, tmp_path / "soft_prompt.safetensors", tmp_path / "flat.npy", tmp_path / "whole.npy"):
-        np.testing.assert_array_equal(prompt_initializers.from_file(str(path))(KEY, 1, 3, table), prompt)
+        np.testing.assert_array_equal(prompt_initializers.from_file(str(path)).build()(KEY, 1, 3, table), prompt)
     for prompts, length, embedding in ((2, 3, table), (1, 4, table), (1, 3, table[:, :5])):
         with pytest.raises(ValueError, match=r"has the shape \(1, 3, 6\), the network expects"):
-            prompt_initializers.from_file(str(tmp_path))(KEY, prompts, length, embedding)
+            prompt_initializers.from_file(str(tmp_path)).build()(KEY, prompts, length, embedding)
 
 
 def test_published_prompts_of_prompt_tuning_are_read(testdata):
     folder = testdata / "prompt_tuning_t5x" / "pretrained_prompts" / "t5_1_1_lm100k_base"
     for task in ("rte", "mrpc", "sst2"):
-        prompt = prompt_initializers.from_file(str(folder / f"{task}.npy"))(KEY, 1, 100, np.zeros((8, 768), np.float32))
+        init = prompt_initializers.from_file(str(folder / f"{task}.npy")).build()
+        prompt = init(KEY, 1, 100, np.zeros((8, 768), np.float32))
         np.testing.assert_array_equal(prompt[0], np.load(folder / f"{task}.npy"))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import safetensors.numpy
 
@@ -21,11 +23,12 @@ from promot_t5x import train
 from promot_t5x.checkpoints import fingerprints, loading, saving
 from promot_t5x.configuration import gin_files, program
 from promot_t5x.data import training_batches
+from promot_t5x.evaluation import scoring
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import trainer
+from promot_t5x.training import optimizers, prompt_initializers, stage_run, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,10 +146,125 @@ def test_written_configuration_makes_the_same_run_again(world, stage_1, tmp_path
     assert [line for line in lines[0] if line not in lines[1]] == [f"MODEL_DIR = {str(again)!r}"]
 
 
-def test_another_configuration_in_the_same_folder(world, stage_1, capsys):
+def test_other_settings_in_the_same_folder(world, stage_1, capsys):
     code, shown = _run(_flags(world, "prompt_tuning", stage_1, SEED=1), capsys)
     assert code == 1
-    assert f"error: {stage_1} holds a run with another configuration, for example SEED = 1; SEED = 0 (before)" in shown
+    changed = "dataset.seed is 1, was 0; loop.seed is 1, was 0"
+    assert f"error: {stage_1} holds a run with other settings: {changed}; use a new MODEL_DIR or delete" in shown
+
+
+def _from_python(world, folder, optimizer=None, seed=0, steps=4, **rest):
+    """The run of `_flags(world, "prompt_tuning", folder)`, without gin."""
+    lengths = {"inputs": 28, "targets": 6}
+    config = T5Config(288, **TINY, relative_bias_max_distance=64, dropout_rate=0.0, prompt_length=8)
+    validation_config = scoring.EvaluationConfig(lengths, batch_size=rest.pop("eval_batch_size", 8), limit=8)
+    return stage_run.run_stage(
+        EncoderDecoderModel(config, label_smoothing=0.1),
+        "prompt_tuning",
+        optimizer or _adafactor(0.2),
+        training_batches.DatasetConfig("toy_enfr", lengths, batch_size=8, seed=seed),
+        trainer.LoopConfig(steps, seed=seed, log_period=rest.pop("log_period", 50)),
+        str(folder),
+        saving.CheckpointConfig(2, keep_latest=rest.pop("keep_latest", 1)),
+        initial_checkpoint_path=str(world / "base"),
+        prompt_init=rest.pop("prompt_init", prompt_initializers.random_uniform()),
+        validation=stage_run.Validation("toy_enfr", "validation", validation_config),
+        **rest,
+    )
+
+
+def _adafactor(rate):
+    return optimizers.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=1e-5)
+
+
+def _stored(folder) -> dict[str, bytes]:
+    """Every array of a checkpoint, parameters and optimizer state."""
+    arrays = {}
+    for item in ("params", "opt_state"):
+        tree = saving.ocp.StandardCheckpointer().restore(folder / item)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
+    return arrays
+
+
+SCHEDULE = """
+from __gin__ import dynamic_registration
+import optax
+from promot_t5x.training import optimizers
+optimizers.adafactor.learning_rate = @optax.warmup_cosine_decay_schedule()
+optax.warmup_cosine_decay_schedule.init_value = 0.0
+optax.warmup_cosine_decay_schedule.peak_value = %LEARNING_RATE
+optax.warmup_cosine_decay_schedule.warmup_steps = 2
+optax.warmup_cosine_decay_schedule.decay_steps = %TRAIN_STEPS
+"""
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_gin_and_python_make_the_same_run(scheduled, world, stage_1, tmp_path, capsys):
+    from_gin, rate = stage_1, 0.2
+    if scheduled:
+        (tmp_path / "schedule.gin").write_text(SCHEDULE)
+        from_gin, rate = tmp_path / "gin", optax.warmup_cosine_decay_schedule(0.0, 0.2, 2, 4)
+        argv = [*_flags(world, "prompt_tuning", from_gin), f"--gin_file={tmp_path / 'schedule.gin'}"]
+        code, shown = _run(argv, capsys)
+        assert code == 0, shown
+    _from_python(world, tmp_path / "python", _adafactor(rate))
+    assert (from_gin / "settings.json").read_bytes() == (tmp_path / "python" / "settings.json").read_bytes()
+    assert not (tmp_path / "python" / "config.gin").exists()
+    assert saving.all_steps(from_gin) == saving.all_steps(tmp_path / "python")
+    for step in saving.all_steps(from_gin):
+        stored = [_stored(saving.checkpoint_folder(folder, step)) for folder in (from_gin, tmp_path / "python")]
+        assert stored[0] == stored[1] and len(stored[0]) > 1
+    recorded = json.loads((from_gin / "settings.json").read_text())["optimizer"]
+    assert recorded["type"] == "adafactor" and recorded["weight_decay_rate"] == 1e-5
+    assert ('"decay_steps"' in json.dumps(recorded)) == scheduled
+
+
+def test_a_run_from_python_is_guarded_as_one_from_gin(world, stage_1, monkeypatch, capsys):
+    """The learning rate, the seed and the length of a finished run, on either way."""
+    _forbid_training(monkeypatch)
+    changes = "optimizer.learning_rate is 0.3, was 0.2; dataset.seed is 5, was 0; loop.total_steps is 6, was 4"
+    sentence = f"{stage_1} holds a run with other settings: {changes}; loop.seed is 5, was 0; use a new MODEL_DIR or"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        _from_python(world, stage_1, _adafactor(0.3), seed=5, steps=6)
+    code, shown = _run(_flags(world, "prompt_tuning", stage_1, LEARNING_RATE=0.3, SEED=5, TRAIN_STEPS=6), capsys)
+    assert code == 1 and f"error: {sentence}" in shown
+    for prompt_init, said in (
+        (prompt_initializers.random_uniform(0.0), "prompt_init.low is 0.0, was -0.5; use"),
+        (None, "prompt_init is null, was not set"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            _from_python(world, stage_1, prompt_init=prompt_init)
+    mesh = Partitioner("tensor", num_slices=1)
+    other = dict(partitioner=mesh, eval_batch_size=4, log_period=1, keep_latest=3)
+    assert _from_python(world, stage_1, **other) == _from_python(world, stage_1)
+
+
+def test_bare_transformations_and_functions_are_recorded(world, tmp_path, capsys):
+    def ones(key, num_prompts, length, embedding_VxD):
+        return 0.5 * jnp.ones((num_prompts, length, embedding_VxD.shape[1]))
+
+    for name, make in (
+        ("bare", optax.sgd),
+        ("named", lambda rate: optimizers.named(f"sgd {rate}", optax.sgd(rate))),
+    ):
+        folder = tmp_path / name
+        result = _from_python(world, folder, make(0.1), steps=2, prompt_init=ones)
+        assert result == _from_python(world, folder, make(0.1), steps=2, prompt_init=ones)
+        with pytest.raises(ValueError, match="optimizer.* was .*0.1"):
+            _from_python(world, folder, make(0.2), steps=2, prompt_init=ones)
+        assert json.loads((folder / "soft_prompt.json").read_text())["initialisation"].endswith("ones")
+    assert json.loads((folder / "settings.json").read_text())["optimizer"] == {"type": "named", "name": "sgd 0.1"}
+
+
+def test_checkpoints_without_settings_are_refused(world, stage_1, tmp_path):
+    shutil.copytree(stage_1, tmp_path / "run")
+    (tmp_path / "run" / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match="settings.json is not JSON"):
+        _from_python(world, tmp_path / "run")
+    (tmp_path / "run" / "settings.json").unlink()
+    with pytest.raises(ValueError, match="holds checkpoints but no settings.json"):
+        _from_python(world, tmp_path / "run")
 
 
 def test_what_changes_no_result_may_change(world, stage_1, monkeypatch, capsys):
@@ -273,7 +391,7 @@ def test_a_resumed_run_may_have_other_partitioner_settings(world, tmp_path, step
     assert {"PRESET = 'tensor'", "partitioner.Partitioner.num_slices = 1"} <= set(written)
     # What it computes may still not change, the parts of a batch among it: they decide the masks of dropout.
     code, shown = _run([*flags, "--gin.NUM_MICROBATCHES=2"], capsys)
-    assert code == 1 and "holds a run with another configuration" in shown and "NUM_MICROBATCHES = 2" in shown
+    assert code == 1 and "holds a run with other settings: loop.num_microbatches is 2, was 1; use" in shown
 
 
 # Mistakes: one sentence, exit code 1, and nothing left that looks like a run.

@@ -47,7 +47,7 @@ def test_adafactor_is_t5x(testdata, kind, kwargs):
     def tree(prefix):
         return {n.removeprefix(prefix): jnp.asarray(x) for n, x in fixture.items() if n.startswith(prefix)}
 
-    params, optimizer = tree("params/"), optimizers.adafactor(1e-2, **kwargs)
+    params, optimizer = tree("params/"), optimizers.adafactor(1e-2, **kwargs).build()
     assert len(params) == 8
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradients in (tree("grads_1/"), tree("grads_2/")):
@@ -264,7 +264,7 @@ def test_adam_clips_by_the_norm_of_all_trainable_leaves(stage):
 
 
 def test_adam_clips_the_gradient_before_its_moments():
-    transform = optimizers.adam(0.1, clip_norm=1.0)
+    transform = optimizers.adam(0.1, clip_norm=1.0).build()
     params = {"w": jnp.zeros(2)}
     state = transform.init(params)
     for gradient in (jnp.array([30.0, 40.0]), jnp.array([0.3, 0.4])):

@@ -1,0 +1,34 @@
+"""Optimizers as settings; what they compute is tested with the stages that they train."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from promot_t5x.training import optimizers
+
+
+def test_settings_are_printable_values():
+    shown = "adafactor(learning_rate=0.2, multiply_by_parameter_scale=True, weight_decay_rate=1e-05, decay_rate=0.8)"
+    assert repr(optimizers.adafactor(0.2, weight_decay_rate=1e-5)) == shown
+    assert optimizers.adam(0.1) == optimizers.adam(0.1, b1=0.9) != optimizers.adam(0.1, b1=0.8)
+    assert repr(optimizers.named("plain", optax.sgd(0.1))) == "named(name='plain')"
+
+
+@pytest.mark.parametrize("wrap", [lambda transform: transform, lambda transform: optimizers.named("sgd", transform)])
+def test_a_bare_transformation_is_an_optimizer(wrap):
+    transform = optimizers.built(wrap(optax.sgd(0.5)))
+    params = {"w": jnp.array([1.0, 2.0])}
+    updates, _ = transform.update({"w": jnp.array([4.0, -2.0])}, transform.init(params), params)
+    np.testing.assert_array_equal(updates["w"], [-2.0, 1.0])
+
+
+def test_schedules_are_followed():
+    transform = optimizers.adam(optax.piecewise_constant_schedule(0.1, {1: 0.0})).build()
+    params = {"w": jnp.zeros(1)}
+    state = transform.init(params)
+    steps = []
+    for _ in range(2):
+        updates, state = transform.update({"w": jnp.ones(1)}, state, params)
+        steps.append(float(updates["w"][0]))
+    np.testing.assert_allclose(steps, [-0.1, 0.0], rtol=1e-5)
