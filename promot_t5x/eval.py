@@ -51,7 +51,11 @@ def main(argv: Sequence[str]) -> None:
     if invocation.extra["show"] is not None:
         show(gin_files.configurable(Suite, "eval.Suite")(), invocation.extra["show"])
     else:
-        gin_files.configurable(evaluate, "eval.evaluate")()
+        # Where the scores are written plays no part in them.
+        elsewhere = ("output_dir", "eval.evaluate.output_dir")
+        bindings = gin_files.bindings(gin_files.resolved_config())
+        settings = [line for line in bindings if not line.lower().startswith(elsewhere)]
+        gin_files.configurable(evaluate, "eval.evaluate")(settings=settings)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
 
 def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Asked:
-    """Reads the configuration of a recipe's ProMoT stages, or of the one stage that the gin files describe.
+    """Reads the configuration of a recipe's training runs, or of the one stage that the gin files describe.
+
+    Of a recipe's runs those are taken whose methods ask for it (`Method.planned`), or all that train where none does.
+    Runs of one stage have one program.
 
     Args:
       invocation: the command; a recipe that binds pipeline.run, or files as for the train binary.
@@ -40,13 +43,13 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
     bound = gin_files.bound_arguments(running.run_recipe)
     recipe, found = bound["recipe"], {}
     running.check_flags(invocation, recipe, epath.Path("not read"))
-    for run in planned_runs(recipe):
-        if run.method in ("prompt_tuning", "promot"):
-            running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
-            training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
-            found.setdefault(training.stage, training)
+    trained = [run for run in planned_runs(recipe) if run.trains]
+    for run in [run for run in trained if run.planned] or trained:
+        running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
+        training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
+        found.setdefault(training.stage, training)
     if not found:
-        raise ValueError("The recipe has no ProMoT run to plan: pipeline.Recipe.methods has no prompt_tuning.")
+        raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
     return search.Asked(found, _answering(next(iter(found.values())), bound.get("evaluation_config")))
 
 
