@@ -41,16 +41,16 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         training, validation = _training(bound, devices), bound.get("validation")
         return search.Asked({training.stage: training}, _answering(training, validation and validation.config))
     bound = gin_files.bound_arguments(running.run_recipe)
-    recipe, found = bound["recipe"], {}
+    recipe, by_stage = bound["recipe"], {}
     running.check_flags(invocation, recipe, epath.Path("not read"))
     trained = [run for run in planned_runs(recipe) if run.trains]
     for run in [run for run in trained if run.planned] or trained:
         running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
-        found.setdefault(training.stage, training)
-    if not found:
+        by_stage.setdefault(training.stage, training)
+    if not by_stage:
         raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
-    return search.Asked(found, _answering(next(iter(found.values())), bound.get("evaluation_config")))
+    return search.Asked(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))
 
 
 def _training(bound: dict[str, Any], devices: tuple[Any, ...]) -> programs.Training:
@@ -92,9 +92,9 @@ def main(argv: Sequence[str]) -> None:
     if invocation.dry_run:
         return
     only = [name for name in invocation.extra["programs"].split(",") if name]
-    found = search.plan(asked, topology, only)
-    print(tables.text(found))
-    written = tables.as_json(found)
+    compiled = search.plan(asked, topology, only)
+    print(tables.text(compiled))
+    written = tables.as_json(compiled)
     if invocation.extra["search"]:
         written["search"] = {}
         for stage, training in ((s, t) for s, t in asked.stages.items() if s in (only or asked.stages)):

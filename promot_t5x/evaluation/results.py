@@ -226,10 +226,10 @@ def _task_version(name: str, split: str) -> str:
     identity = getattr(seqio.TaskRegistry.get(name).source, "identity", None)
     if identity is None:
         return f"seqio {name}/{split}"
-    found = identity(split)
-    if "tfds" in found:
-        return f"tfds {found['tfds']}/{found['split']}"
-    return f"jsonl {found['jsonl']}, sha256 {found['content'][:16]}"
+    source = identity(split)
+    if "tfds" in source:
+        return f"tfds {source['tfds']}/{source['split']}"
+    return f"jsonl {source['jsonl']}, sha256 {source['content'][:16]}"
 
 
 def _prompts_hash(examples: EvaluationExamples) -> str:

@@ -63,13 +63,13 @@ class Checkpoint:
     Attributes:
       model: the network and how it decodes.
       params: its parameters.
-      facts: run, step, path, base, base_fingerprint and prompt_fingerprint.
+      origin: run, step, path, base, base_fingerprint and prompt_fingerprint.
       partitioner: the mesh.
     """
 
     model: EncoderDecoderModel
     params: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    origin: Mapping[str, Any]
     partitioner: Partitioner
 
 
@@ -113,7 +113,7 @@ def evaluate_suite(
             rows.append(score_task(checkpoint, suite, entry, prompt, folder, f"{len(rows) + 1}/{total}"))
         evaluation_examples.forget()  # a large task's examples take gigabytes
     config = _config(model, suite, settings)
-    summary = results.summarize(rows, config=config, checkpoint=checkpoint.facts, versions=versions())
+    summary = results.summarize(rows, config=config, checkpoint=checkpoint.origin, versions=versions())
     files.write_json(folder / "scores.json", summary)
     print(f"\n{results.table(summary)}\n\nResults: {folder / 'scores.json'}")
     return summary
@@ -128,7 +128,7 @@ def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: s
     """
     loaded = loading.load(path, model, partitioner)
     prompt = loaded.params.get("soft_prompt")
-    facts = {
+    origin = {
         "run": run,
         "step": _step(saving.absolute(path)),
         "path": path,
@@ -136,7 +136,7 @@ def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: s
         "base_fingerprint": loaded.base_fingerprint,
         "prompt_fingerprint": None if prompt is None else soft_prompts.fingerprint(prompt["embedding"]),
     }
-    return Checkpoint(model, loaded.params, facts, partitioner)
+    return Checkpoint(model, loaded.params, origin, partitioner)
 
 
 def _step(folder: epath.Path) -> int | None:
@@ -219,7 +219,7 @@ def score_task(
     alone = scoring.example_scores(asked, outcome)
     kept.finish(_rows(asked, outcome, alone))
     stderr = scoring.standard_error(outcome, alone)
-    return results.row(checkpoint.facts, entry, suite.role, prompt_id, way, asked, outcome, stderr, f"{name}.jsonl")
+    return results.row(checkpoint.origin, entry, suite.role, prompt_id, way, asked, outcome, stderr, f"{name}.jsonl")
 
 
 def _made_by(
@@ -230,9 +230,9 @@ def _made_by(
     prompt_id: int | None,
 ) -> dict[str, Any]:
     """Everything but the prompt itself that decides an answer."""
-    attached = None if prompt_id is None else [prompt_id, checkpoint.facts["prompt_fingerprint"]]
+    attached = None if prompt_id is None else [prompt_id, checkpoint.origin["prompt_fingerprint"]]
     made_by = {
-        "checkpoint": checkpoint.facts["base_fingerprint"],
+        "checkpoint": checkpoint.origin["base_fingerprint"],
         "attached": attached,
         "network": dataclasses.asdict(checkpoint.model.config),
         "vocabulary": vocabularies.vocabulary_name(_vocabulary(entry)),

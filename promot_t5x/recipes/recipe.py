@@ -49,11 +49,11 @@ class Recipe:
         names = [row.name for row in self.rows]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"Recipe.methods has {', '.join(repeated)} more than once; give each method its own name.")
-        known = [*METHODS, *names]
-        if unknown := [name for name in self.stage_files if name not in known]:
+        method_names = [*METHODS, *names]
+        if unknown := [name for name in self.stage_files if name not in method_names]:
             raise ValueError(
                 f"Recipe.stage_files has files for {unknown[0]!r}, which is no method"
-                f"{did_you_mean(unknown[0], known)}; the methods are {', '.join(dict.fromkeys(known))}."
+                f"{did_you_mean(unknown[0], method_names)}; the methods are {', '.join(dict.fromkeys(method_names))}."
             )
         if len(self.headline) != 3:
             raise ValueError(f"Recipe.headline is {self.headline!r}; expected the names of three methods.")

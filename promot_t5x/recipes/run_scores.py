@@ -77,7 +77,7 @@ def scores(
         suite.score_task(checkpoint, asked, asked.entries[0], prompt, folder, f"{number}/{len(questions)}")
         for number, (asked, prompt) in enumerate(questions, start=1)
     ]
-    summary = results.summarize(rows, config={}, checkpoint=checkpoint.facts, versions=versions())
+    summary = results.summarize(rows, config={}, checkpoint=checkpoint.origin, versions=versions())
     chosen = saving.read_metadata(decided_by["checkpoint"]) if planned.trains else {}
     details = {"chosen step": chosen["step"], "validation score": chosen["score"]} if chosen else {}
     summary |= {"details": details, "decided_by": decided_by}

@@ -296,9 +296,9 @@ def validate(results: Any, source: str) -> None:
     """
     for key, kind in (("methods", dict), ("seeds", list), ("versions", dict)):
         if not isinstance(results, dict) or not isinstance(results.get(key), kind):
-            found = f"the keys {sorted(results)}" if isinstance(results, dict) else f"a {type(results).__name__}"
+            content = f"the keys {sorted(results)}" if isinstance(results, dict) else f"a {type(results).__name__}"
             raise ValueError(
-                f'{source} holds {found}, but a {"list" if kind is list else "table"} "{key}" was expected; '
+                f'{source} holds {content}, but a {"list" if kind is list else "table"} "{key}" was expected; '
                 "give the comparison.json of a pipeline or demo."
             )
     if results.get("unit") != UNIT:

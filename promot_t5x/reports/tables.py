@@ -91,14 +91,14 @@ def rate(key: str) -> str:
 
 def best(lines: Sequence[Row]) -> set[tuple[int, int]]:
     """(line, column) of the best score per column among the methods that train the model, unless all are equal."""
-    found: set[tuple[int, int]] = set()
+    cells: set[tuple[int, int]] = set()
     trained = [index for index, row in enumerate(lines) if row.rate != MISSING]
     for column in range(len(lines[0].values) if lines else 0):
         shown = {index: lines[index].values[column] for index in trained}
         scores = {index: round(value, 1) for index, value in shown.items() if value is not None}
         if len(set(scores.values())) > 1:
-            found |= {(index, column) for index, score in scores.items() if score == max(scores.values())}
-    return found
+            cells |= {(index, column) for index, score in scores.items() if score == max(scores.values())}
+    return cells
 
 
 def number(value: float | None, spread: float | None = None) -> str:
