@@ -20,7 +20,7 @@ TPU_COMPILER = build/tpu
 .PHONY: demo test test-plan test-peers test-slow lint wheel install-wheel setup clean help
 
 help:
-	@echo "make demo       the two-stage demo; results in out/demo/report.html and out/demo/results.json"
+	@echo "make demo       the two-stage demo; results in out/demo/report.html and out/demo/comparison.json"
 	@echo "make test       the tests, without those marked slow"
 	@echo "make test-plan  the tests that need the TPU compiler, which it installs into $(TPU_COMPILER)"
 	@echo "make test-peers the tests against transformers and PEFT, which it installs; against T5X where it is importable"

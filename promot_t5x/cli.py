@@ -15,7 +15,7 @@ _VERBS = {
     "plan": ("promot_t5x.plan", "what a recipe needs and does on a TPU slice, compiled without one"),
     "convert": ("promot_t5x.convert", "a checkpoint in another format: ours, T5X's or Hugging Face's"),
     "demo": ("promot_t5x.demo", "the whole method on a small world, in minutes on a CPU"),
-    "report": ("promot_t5x.report", "make the report of a results.json again"),
+    "report": ("promot_t5x.report", "make the report of a comparison.json again"),
     "doctor": ("promot_t5x.doctor", "versions, devices and folders, to put beside a question"),
 }
 

@@ -23,7 +23,10 @@ _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
 
 def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Asked:
-    """Reads the configuration of a recipe's ProMoT stages, or of the one stage that the gin files describe.
+    """Reads the configuration of a recipe's training runs, or of the one stage that the gin files describe.
+
+    Of a recipe's runs those are taken whose methods ask for it (`Method.planned`), or all that train where none does.
+    Runs of one stage have one program.
 
     Args:
       invocation: the command; a recipe that binds pipeline.run, or files as for the train binary.
@@ -42,16 +45,16 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         training, validation = _training(bound, devices), bound.get("validation")
         return search.Asked({training.stage: training}, _answering(training, validation and validation.config))
     bound = gin_files.bound_arguments(running.run_recipe)
-    recipe, found = bound["recipe"], {}
+    recipe, by_stage = bound["recipe"], {}
     running.check_flags(invocation, recipe, epath.Path("not read"))
-    for run in recipes.planned_runs(recipe):
-        if run.method in ("prompt_tuning", "promot"):
-            running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
-            training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
-            found.setdefault(training.stage, training)
-    if not found:
-        raise ValueError("The recipe has no ProMoT run to plan: pipeline.Recipe.methods has no prompt_tuning.")
-    return search.Asked(found, _answering(next(iter(found.values())), bound.get("evaluation_config")))
+    trained = [run for run in recipes.planned_runs(recipe) if run.trains]
+    for run in [run for run in trained if run.planned] or trained:
+        running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
+        training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
+        by_stage.setdefault(training.stage, training)
+    if not by_stage:
+        raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
+    return search.Asked(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))
 
 
 def _training(bound: dict[str, Any], devices: tuple[Any, ...]) -> programs.Training:
@@ -93,9 +96,9 @@ def main(argv: Sequence[str]) -> None:
     if invocation.dry_run:
         return
     only = [name for name in invocation.extra["programs"].split(",") if name]
-    found = search.plan(asked, topology, only)
-    print(tables.text(found))
-    written = tables.as_json(found)
+    compiled = search.plan(asked, topology, only)
+    print(tables.text(compiled))
+    written = tables.as_json(compiled)
     if invocation.extra["search"]:
         written["search"] = {}
         for stage, training in ((s, t) for s, t in asked.stages.items() if s in (only or asked.stages)):

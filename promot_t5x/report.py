@@ -1,4 +1,4 @@
-"""The report verb: results.json -> report.html, results.md and the plot, again."""
+"""The report verb: comparison.json -> report.html, comparison.md and the plot, again."""
 
 from etils import epy
 
@@ -9,10 +9,10 @@ with epy.lazy_imports():  # --help needs no matplotlib
 
 
 def main(argv: list[str]) -> None:
-    """Writes the report of a results file beside it or into --out."""
+    """Writes the report of a comparison into --out."""
     parser = flags.flag_parser("promot-t5x report", __doc__)
-    parser.add_argument("--results", required=True, help="a results.json that the pipeline wrote")
-    parser.add_argument("--out", required=True, help="the folder for report.html, results.md and report.png")
+    parser.add_argument("--results", required=True, help="a comparison.json that the pipeline wrote")
+    parser.add_argument("--out", required=True, help="the folder for report.html, comparison.md and report.png")
     extra = flags.parse_flags(argv, parser).extra
     measured = comparison.read(extra["results"])
     written = page.write_all(measured, extra["out"])

@@ -94,6 +94,18 @@ def entries(
     return tuple(found)
 
 
+def entry(name: str) -> Entry:
+    """The entry of one seqio task as it was registered: with its own exemplars, and nothing registered anew.
+
+    >>> entry("toy_enfr")
+    Entry(task='toy_enfr', k=None, seed=None, name='toy_enfr')
+    """
+    registered = few_shot.registered(name)
+    if registered is None:
+        return Entry(name, None, None, name)
+    return Entry(registered.task.name, registered.shots, registered.seed if registered.shots else None, name)
+
+
 def names(entries: Sequence[Entry]) -> tuple[str, ...]:
     """The seqio tasks of entries.
 

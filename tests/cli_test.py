@@ -14,6 +14,7 @@ from promot_t5x.checkpoints import formats, soft_prompts
 from promot_t5x.configuration import flags, gin_checks, gin_files
 from promot_t5x.recipes import running
 from promot_t5x.reports import comparison
+from promot_t5x.reports.method_rows import MethodRow
 from promot_t5x.runtime import files, processes
 from promot_t5x.runtime.versions import versions
 
@@ -179,7 +180,7 @@ def test_demo_flags_win(asked, tmp_path):
 def test_demo_without_its_checkpoint(tmp_path, capsys):
     assert cli.main(["demo", f"--out={tmp_path}/o", f"--gin.DEMO_CHECKPOINT={tmp_path}/absent"]) == 1
     assert f"error: There is no checkpoint at {tmp_path}/absent" in capsys.readouterr().err
-    assert not (tmp_path / "o" / "results.json").exists()
+    assert not (tmp_path / "o" / "comparison.json").exists()
 
 
 def test_doctor(capsys, tmp_path):
@@ -193,17 +194,17 @@ def test_doctor(capsys, tmp_path):
 
 def _write_results(file):
     runs = [
-        comparison.Run("pretrained", None, 0, 0.5, {"a": 0.7}),
-        comparison.Run("fine_tuning", 1e-3, 0, 0.9, {"a": 0.2}),
-        comparison.Run("promot", 1e-3, 0, 0.91, {"a": 0.6}, {"a": 0.1}),
+        comparison.Run("pretrained", None, 0, 50.0, {"a": 70.0}),
+        comparison.Run("fine_tuning", 1e-3, 0, 90.0, {"a": 20.0}),
+        comparison.Run("promot", 1e-3, 0, 91.0, {"a": 60.0}, {"a": 10.0}),
     ]
-    files.write_json(file, comparison.summarize(runs, versions(), {}))
+    files.write_json(file, comparison.compare(runs, versions(), {}, {"promot": MethodRow("ProMoT")}))
 
 
 def test_report(tmp_path, capsys):
-    _write_results(tmp_path / "results.json")
-    assert cli.main(["report", f"--results={tmp_path}/results.json", f"--out={tmp_path}/report"]) == 0
-    assert {"report.html", "results.md", "report.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
+    _write_results(tmp_path / "comparison.json")
+    assert cli.main(["report", f"--results={tmp_path}/comparison.json", f"--out={tmp_path}/report"]) == 0
+    assert {"report.html", "comparison.md", "report.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
     shown = capsys.readouterr().out
     assert "ProMoT" in shown and f"Report: {tmp_path}/report/report.html" in shown
 
@@ -215,7 +216,7 @@ def test_report_mistakes(tmp_path, capsys):
         return sentence
 
     out = f"--out={tmp_path}/report"
-    assert "does not exist; give the results.json" in mistake(f"--results={tmp_path}/absent.json", out)
+    assert "does not exist; give the comparison.json" in mistake(f"--results={tmp_path}/absent.json", out)
     (tmp_path / "broken.json").write_text("{")
     assert "is not JSON" in mistake(f"--results={tmp_path}/broken.json", out)
     (tmp_path / "other.json").write_text(json.dumps({"a": 1}))

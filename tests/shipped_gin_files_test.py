@@ -53,6 +53,10 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
         ["models/mt5_small.gin"],
         ["CHECKPOINT_PATH = '/c'", "INPUTS = '/i.jsonl'", "OUTPUTS = '/o.jsonl'"],
     ),
+    "recipes/base.gin": (
+        ["models/mt5_small.gin", "tasks/rte.gin"],
+        ["WORK_DIR = '/w'", "PRETRAINED = '/c'"],
+    ),
     "recipes/demo.gin": ([], ["WORK_DIR = '/w'", "DEMO_CHECKPOINT = '/c'"]),
     "recipes/demo_seeds.gin": ([], ["WORK_DIR = '/w'", "DEMO_CHECKPOINT = '/c'"]),
     "recipes/demo_pretrain.gin": ([], ["MODEL_DIR = '/m'"]),
@@ -60,7 +64,8 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
     "recipes/trial_rte.gin": ([], _TRIAL),
     "recipes/trial_steps.gin": ([], ["STEPS = 10"]),
 }
-PIPELINES = [name for name, path in FILES.items() if "import pipeline" in path.read_text()]
+PIPELINES = [name for name, path in FILES.items() if "pipeline.Recipe.methods = " in path.read_text()]
+PIPELINES += ["recipes/demo_seeds.gin"]
 
 # Sizes of the public checkpoints: heads, layers of each side, D, F. The heads are 64 wide in all of them.
 SIZES = {

@@ -1,6 +1,6 @@
-"""Scores of single runs -> the `results.json` of an evaluation, in percent; docs/results.md describes it.
+"""Rows of scores -> the `scores.json` of an evaluation, in percent; docs/results.md describes it.
 
-A run is one task with one number of exemplars, one seed of these and the prompt removed or attached. Runs that differ
+A row is one task with one number of exemplars, one seed of these and the prompt removed or attached. Rows that differ
 in the seed alone make one entry.
 """
 
@@ -23,146 +23,192 @@ from promot_t5x.tasks import catalog
 
 REMOVED, ATTACHED = "removed", "attached"
 
-UNIT = "percent"
+ROLES = ("target", "sister", "other")
+
+"""What a task is to the training: its target, another task of the target's kind, or any other."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Row:
     """One task, scored once.
 
     Attributes:
+      run: the run whose checkpoint is scored.
+      step: the checkpoint's training step; None of one that does not say.
       entry: the task, its number of exemplars and their seed.
-      prompt: REMOVED or ATTACHED.
+      role: one of ROLES.
+      prompt: id of the attached prompt, None for none.
       answering: "generate" or "rank".
       outcome: the scores.
       stderr: standard error of the score, None if unknown.
-      examples: how many were asked.
+      n: how many examples were asked.
       truncated: how many prompts lost something to the length of inputs.
       cuts: what was lost, see `examples.EvalExamples`.
       task_version: the data that was asked about.
-      prompts_sha256: a hash of all prompts and targets in their order: two runs with one hash asked the same questions.
+      prompts_sha256: a hash of all prompts and targets in their order: two rows with one hash asked the same questions.
+      split: the split that was scored.
+      answers: name of the file with every prompt, answer and score, beside scores.json.
 
     Raises:
-      ValueError: a score outside [0, 100].
+      ValueError: a score outside [0, 100], or an unknown role.
     """
 
+    run: str
+    step: int | None
     entry: catalog.Entry
-    prompt: str
+    role: str
+    prompt: int | None
     answering: str
     outcome: Evaluation
     stderr: float | None
-    examples: int
+    n: int
     truncated: int
     cuts: Mapping[str, int]
     task_version: str
     prompts_sha256: str
+    split: str
+    answers: str
 
     def __post_init__(self):
+        if self.role not in ROLES:
+            raise ValueError(f"The role of task {self.entry.name} is {self.role!r}: expected {', '.join(ROLES)}.")
         if not 0 <= self.outcome.value <= 100:
             raise ValueError(
                 f"Metric {self.outcome.metric} of task {self.entry.name} is {self.outcome.value!r}, expected 0 to 100: "
-                f"results are in {UNIT}, as seqio's and T5's metrics are; let the metric function scale its value."
+                f"results are in {comparison.UNIT}, as seqio's and T5's metrics are; let the metric function scale it."
             )
 
     @property
     def key(self) -> str:
-        """The entry of the results that the run belongs to."""
+        """The entry of the results that the row belongs to."""
         return f"{self.entry.task}_{self.group}"
 
     @property
     def group(self) -> str:
-        """What the runs of a mean have in common."""
-        return self.prompt if self.entry.k is None else f"{self.entry.k}shot_{self.prompt}"
+        """What the rows of a mean have in common."""
+        return prompt_word(self.prompt) if self.entry.k is None else f"{self.entry.k}shot_{prompt_word(self.prompt)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it is in scores.json and comparison.json."""
+        return {
+            "run": self.run,
+            "step": self.step,
+            "task": self.entry.task,
+            "role": self.role,
+            "k": self.entry.k,
+            "exemplar_seed": self.entry.seed,
+            "prompt": self.prompt,
+            "metric": self.outcome.metric,
+            "value": self.outcome.value,
+            "stderr": self.stderr,
+            "n": self.n,
+            "truncated": self.truncated,
+            "cuts": dict(self.cuts),
+            "answers": self.answers,
+            "answering": self.answering,
+            "seqio_task": self.entry.name,
+            "split": self.split,
+            "metrics": {name: _finite_mean([value]) for name, value in self.outcome.metrics.items()},
+            "prompts_sha256": self.prompts_sha256,
+        }
 
 
-def run(
+def prompt_word(prompt: int | None) -> str:
+    """What people and names of files say of the prompt.
+
+    >>> prompt_word(None), prompt_word(0)
+    ('removed', 'attached')
+    """
+    return REMOVED if prompt is None else ATTACHED
+
+
+def row(
+    checkpoint: Mapping[str, Any],
     entry: catalog.Entry,
-    prompt: str,
+    role: str,
+    prompt: int | None,
     answering: str,
     examples: EvaluationExamples,
     outcome: Evaluation,
     stderr: float | None,
-) -> Run:
-    """A run and what is worth keeping of its examples; see `Run`."""
-    facts = (len(examples.examples), examples.truncated, examples.cuts)
+    answers: str,
+) -> Row:
+    """A row and what is worth keeping of its examples; see `Row`.
+
+    Args:
+      checkpoint: with its "run" and "step".
+      entry, role, prompt, answering, outcome, stderr, answers: see `Row`.
+      examples: what was asked.
+    """
+    lost = (len(examples.examples), examples.truncated, examples.cuts)
     version = _task_version(examples.task_name, examples.split)
-    return Run(entry, prompt, answering, outcome, stderr, *facts, version, _prompts_hash(examples))
+    asked = (entry, role, prompt, answering, outcome, stderr, *lost, version, _prompts_hash(examples), examples.split)
+    return Row(checkpoint["run"], checkpoint["step"], *asked, answers)
 
 
 def summarize(
-    runs: Iterable[Run], *, config: Mapping[str, Any], checkpoint: Mapping[str, Any], versions: Mapping[str, str]
+    rows: Iterable[Row], *, config: Mapping[str, Any], checkpoint: Mapping[str, Any], versions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The whole of results.json.
+    """The whole of scores.json.
 
     Args:
-      runs: all runs, in the order in which their entries are to stand.
+      rows: all rows, in the order in which their entries are to stand.
       config: settings; JSON values only.
       checkpoint: where the parameters came from and their fingerprints.
       versions: of packages.
 
     """
-    entries: dict[str, list[Run]] = {}
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        entries.setdefault(run.key, []).append(run)
-        groups.setdefault(run.group, []).append(run)
+    rows = list(rows)
+    entries: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        entries.setdefault(row.key, []).append(row)
+        groups.setdefault(row.group, []).append(row)
     return {
-        "results": {key: _entry(found) for key, found in entries.items()},
-        "mean": {group: _mean(found) for group, found in groups.items()},
+        "unit": comparison.UNIT,
+        "results": {key: _entry(of_entry) for key, of_entry in entries.items()},
+        "mean": {group: _mean(of_group) for group, of_group in groups.items()},
+        "rows": [row.as_json() for row in rows],
         "config": dict(config),
         "checkpoint": dict(checkpoint),
         "versions": dict(versions),
     }
 
 
-def _entry(runs: Sequence[Run]) -> dict[str, Any]:
-    """The runs of one task, k and prompt; they differ in the seed of the exemplars."""
-    first = runs[0]
-    stderr, _ = comparison.mean_and_std([run.stderr for run in runs])
-    value, seed_std = comparison.mean_and_std([run.outcome.value for run in runs])
+def _entry(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows of one task, k and prompt; they differ in the seed of the exemplars."""
+    first = rows[0]
+    stderr, _ = comparison.mean_and_std([row.stderr for row in rows])
+    value, seed_std = comparison.mean_and_std([row.outcome.value for row in rows])
     return {
         "task": first.entry.task,
+        "role": first.role,
         "k": first.entry.k,
         "prompt": first.prompt,
         "metric": first.outcome.metric,
-        "unit": UNIT,
         "value": value,
         "stderr": stderr,
         "seed_std": seed_std,
-        "examples": first.examples,
-        "truncated": sum(run.truncated for run in runs),
+        "n": first.n,
+        "truncated": sum(row.truncated for row in rows),
         "answering": first.answering,
-        "metrics": {name: _finite_mean([r.outcome.metrics[name] for r in runs]) for name in first.outcome.metrics},
+        "metrics": {name: _finite_mean([r.outcome.metrics[name] for r in rows]) for name in first.outcome.metrics},
         "notes": dict(first.outcome.notes),
         "task_version": first.task_version,
-        "runs": [
-            {
-                "seed": run.entry.seed,
-                "seqio_task": run.entry.name,
-                "value": run.outcome.value,
-                "stderr": run.stderr,
-                "metrics": {name: _finite_mean([value]) for name, value in run.outcome.metrics.items()},
-                "truncated": run.truncated,
-                "cuts": dict(run.cuts),
-                "prompts_sha256": run.prompts_sha256,
-            }
-            for run in runs
-        ],
     }
 
 
-def _mean(runs: Sequence[Run]) -> dict[str, Any]:
+def _mean(rows: Sequence[Row]) -> dict[str, Any]:
     """The plain mean over tasks (the paper's "Norm. Avg."), and the spread over seeds of the means of single seeds."""
     by_task: dict[str, dict[int | None, float]] = {}
-    for run in runs:
-        by_task.setdefault(run.entry.task, {})[run.entry.seed] = run.outcome.value
+    for row in rows:
+        by_task.setdefault(row.entry.task, {})[row.entry.seed] = row.outcome.value
     seeds = list(next(iter(by_task.values())))
     same_seeds = all(list(values) == seeds for values in by_task.values())
     of_seeds = [statistics.fmean([values[seed] for values in by_task.values()]) for seed in seeds] if same_seeds else []
     return {
-        "k": runs[0].entry.k,
-        "prompt": runs[0].prompt,
-        "unit": UNIT,
+        "k": rows[0].entry.k,
+        "prompt": rows[0].prompt,
         "value": statistics.fmean([statistics.fmean(values.values()) for values in by_task.values()]),
         "seed_std": comparison.mean_and_std(of_seeds)[1],
         "tasks": list(by_task),
@@ -180,10 +226,10 @@ def _task_version(name: str, split: str) -> str:
     identity = getattr(seqio.TaskRegistry.get(name).source, "identity", None)
     if identity is None:
         return f"seqio {name}/{split}"
-    found = identity(split)
-    if "tfds" in found:
-        return f"tfds {found['tfds']}/{found['split']}"
-    return f"jsonl {found['jsonl']}, sha256 {found['content'][:16]}"
+    source = identity(split)
+    if "tfds" in source:
+        return f"tfds {source['tfds']}/{source['split']}"
+    return f"jsonl {source['jsonl']}, sha256 {source['content'][:16]}"
 
 
 def _prompts_hash(examples: EvaluationExamples) -> str:
@@ -199,17 +245,16 @@ def table(results: Mapping[str, Any]) -> str:
     Args:
       results: what `summarize` returned.
     """
-    rows: list[tuple[str, ...]] = [
-        ("task", "k", "prompt", "metric", UNIT, "stderr", "seed std", "examples", "truncated")
+    lines: list[tuple[str, ...]] = [
+        ("task", "k", "prompt", "metric", results["unit"], "stderr", "seed std", "examples", "truncated")
     ]
     for entry in results["results"].values():
-        names = (entry["task"], _shown(entry["k"]), entry["prompt"], entry["metric"])
-        numbers = tuple(_shown(entry[name]) for name in ("value", "stderr", "seed_std", "examples", "truncated"))
-        rows.append((*names, *numbers))
+        names = (entry["task"], _shown(entry["k"]), prompt_word(entry["prompt"]), entry["metric"])
+        lines.append((*names, *(_shown(entry[name]) for name in ("value", "stderr", "seed_std", "n", "truncated"))))
     for mean in results["mean"].values():
-        of = f"mean of {len(mean['tasks'])}"
-        rows.append((of, _shown(mean["k"]), mean["prompt"], "", *(_shown(mean[n]) for n in ("value",)), "", "", "", ""))
-    return aligned(rows)
+        of, prompt = f"mean of {len(mean['tasks'])}", prompt_word(mean["prompt"])
+        lines.append((of, _shown(mean["k"]), prompt, "", _shown(mean["value"]), "", "", "", ""))
+    return aligned(lines)
 
 
 def _shown(value: float | int | None) -> str:

@@ -1,8 +1,4 @@
-"""The eval binary: scores one checkpoint on seqio tasks, with the soft prompt removed, attached, or both.
-
-    python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=suites/in_context.gin \
-        --gin.CHECKPOINT_PATH=/path/to/run --gin.OUTPUT_DIR=/tmp/scores
-"""
+"""One checkpoint scored on seqio tasks, with the soft prompt removed, attached, or both; answers are kept on disk."""
 
 import dataclasses
 import functools
@@ -14,10 +10,10 @@ import seqio
 import tqdm
 from etils import epath
 
-from promot_t5x.checkpoints import loading, soft_prompts
+from promot_t5x.checkpoints import loading, saving, soft_prompts
 from promot_t5x.data import evaluation_examples, features, vocabularies
 from promot_t5x.evaluation import answer_store, answering, results, scoring
-from promot_t5x.evaluation.results import ATTACHED, REMOVED, Run
+from promot_t5x.evaluation.results import ATTACHED, REMOVED, ROLES, Row
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import files, settings
@@ -37,6 +33,7 @@ class Suite:
       config: lengths, batch size, limit, way of answering.
       prompts: "removed", "attached", or both.
       prompt_id: the prompt that "attached" attaches.
+      role: what the tasks are to the checkpoint's training: "target", "sister" or "other".
     """
 
     entries: Sequence[catalog.Entry]
@@ -44,8 +41,11 @@ class Suite:
     config: scoring.EvaluationConfig
     prompts: Sequence[str] = (REMOVED,)
     prompt_id: int = 0
+    role: str = "other"
 
     def __post_init__(self):
+        if self.role not in ROLES:
+            raise ValueError(f"eval.Suite.role is {self.role!r}: expected one of {', '.join(ROLES)}.")
         if not self.prompts or not set(self.prompts) <= {REMOVED, ATTACHED}:
             raise ValueError(f"eval.Suite.prompts is {tuple(self.prompts)}: expected 'removed', 'attached' or both.")
 
@@ -57,12 +57,19 @@ class Suite:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Checkpoint:
-    """A model with its parameters, and what tells them apart from others."""
+class Checkpoint:
+    """A model with its parameters, and what tells them apart from others.
+
+    Attributes:
+      model: the network and how it decodes.
+      params: its parameters.
+      origin: run, step, path, base, base_fingerprint and prompt_fingerprint.
+      partitioner: the mesh.
+    """
 
     model: EncoderDecoderModel
     params: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    origin: Mapping[str, Any]
     partitioner: Partitioner
 
 
@@ -73,7 +80,7 @@ def evaluate_suite(
     output_dir: str,
     partitioner: Partitioner = Partitioner(),
 ) -> dict[str, Any]:
-    """Scores a checkpoint and writes results.json, and per run a JSONL of every prompt, prediction, target and score.
+    """Scores a checkpoint and writes scores.json, and per row a JSONL of every prompt, prediction, target and score.
 
     Answers are kept as they are made: a second call with the same folder asks only for those that are missing, or were
     made by another checkpoint or decoded otherwise.
@@ -86,45 +93,59 @@ def evaluate_suite(
       partitioner: the mesh.
 
     Returns:
-      The results, as in results.json.
+      The results, as in scores.json.
 
     Raises:
       FileNotFoundError: no checkpoint, or no data.
       ValueError: an unknown or empty split, a vocabulary or checkpoint of another network, no prompt to attach.
     """
     folder = epath.Path(output_dir)
-    _check(suite, model, folder)
-    loaded = loading.load(checkpoint_path, model, partitioner)
+    _check(suite, model)
+    checkpoint = load(checkpoint_path, model, partitioner, run=checkpoint_path)
     if ATTACHED in suite.prompts:
-        answering.check_prompt(loaded.params, suite.prompt_id)
+        answering.check_prompt(checkpoint.params, suite.prompt_id)
+    prompts = [None if word == REMOVED else suite.prompt_id for word in dict.fromkeys(suite.prompts)]
+    rows, total = [], len(suite.entries) * len(prompts)
+    for entry in suite.entries:
+        for prompt in prompts:
+            rows.append(score_task(checkpoint, suite, entry, prompt, folder, f"{len(rows) + 1}/{total}"))
+        evaluation_examples.forget()  # a large task's examples take gigabytes
+    config = _config(model, suite)
+    summary = results.summarize(rows, config=config, checkpoint=checkpoint.origin, versions=versions())
+    files.write_json(folder / "scores.json", summary)
+    print(f"\n{results.table(summary)}\n\nResults: {folder / 'scores.json'}")
+    return summary
+
+
+def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: str) -> Checkpoint:
+    """Reads a checkpoint to be scored.
+
+    Args:
+      path, model, partitioner: see `loading.load`.
+      run: the name of its run in the results.
+    """
+    loaded = loading.load(path, model, partitioner)
     prompt = loaded.params.get("soft_prompt")
-    facts = {
-        "path": checkpoint_path,
+    origin = {
+        "run": run,
+        "step": _step(saving.absolute(path)),
+        "path": path,
         "base": loaded.base_path,
         "base_fingerprint": loaded.base_fingerprint,
         "prompt_fingerprint": None if prompt is None else soft_prompts.fingerprint(prompt["embedding"]),
     }
-    checkpoint = _Checkpoint(model, loaded.params, facts, partitioner)
-    prompts = tuple(dict.fromkeys(suite.prompts))
-    runs, total = [], len(suite.entries) * len(prompts)
-    for entry in suite.entries:
-        runs += [
-            _run(checkpoint, suite, entry, p, folder, f"{len(runs) + i}/{total}") for i, p in enumerate(prompts, 1)
-        ]
-        evaluation_examples.forget()  # a large task's examples take gigabytes
-    found = results.summarize(runs, config=_config(model, suite), checkpoint=facts, versions=versions())
-    files.write_json(folder / "results.json", found)
-    print(f"\n{results.table(found)}\n\nResults: {folder / 'results.json'}")
-    return found
+    return Checkpoint(model, loaded.params, origin, partitioner)
 
 
-def _check(suite: Suite, model: EncoderDecoderModel, folder: epath.Path) -> None:
+def _step(folder: epath.Path) -> int | None:
+    """The training step of a checkpoint, or of a run's best one, of ours; other formats do not say it here."""
+    if saving.is_checkpoint(folder):
+        return saving.read_metadata(folder)["step"]
+    return saving.best_step(folder) if saving.all_steps(folder) else None
+
+
+def _check(suite: Suite, model: EncoderDecoderModel) -> None:
     """Finds mistakes before the checkpoint is read."""
-    file = folder / "results.json"
-    if file.exists() and '"methods"' in file.read_text()[:100]:
-        raise ValueError(
-            f"{file} holds the results of a pipeline, which would be lost; set OUTPUT_DIR to another folder."
-        )
     for entry in suite.entries:
         vocabulary = _vocabulary(entry)
         vocabularies.open_vocabulary(vocabulary)
@@ -149,16 +170,25 @@ def _config(model: EncoderDecoderModel, suite: Suite) -> dict[str, Any]:
     }
 
 
-def _run(
-    checkpoint: _Checkpoint, suite: Suite, entry: catalog.Entry, prompt: str, folder: epath.Path, place: str
-) -> Run:
-    """Answers one task, or the part of it that is not answered yet, and scores it."""
+def score_task(
+    checkpoint: Checkpoint, suite: Suite, entry: catalog.Entry, prompt_id: int | None, folder: epath.Path, place: str
+) -> Row:
+    """Answers one task, or the part of it that is not answered yet, scores it, and keeps every answer.
+
+    Args:
+      checkpoint: what `load` returned.
+      suite: the split, lengths and way of answering.
+      entry: the task, one of the suite's.
+      prompt_id: the prompt to attach, None to remove it.
+      folder: where the answers go.
+      place: what the progress bar begins with.
+    """
     asked = suite.read(entry, suite.config.limit)
     way = answering.ways(asked, suite.config.answering)
-    prompt_id = suite.prompt_id if prompt == ATTACHED else None
     sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
     keys = answer_store.keys(asked, _made_by(checkpoint, suite.config, entry, way, prompt_id), numbered=sampled)
-    kept = answer_store.Answers(folder, f"{entry.name}.{suite.split}.{prompt}", keys)
+    name = f"{entry.name}.{suite.split}.{results.prompt_word(prompt_id)}"
+    kept = answer_store.Answers(folder, name, keys)
     missing = [number for number in range(len(keys)) if number not in kept.known]
     if sampled and missing:  # which numbers a batch draws depends on its rows
         missing = list(range(len(keys)))
@@ -174,7 +204,7 @@ def _run(
         partitioner=checkpoint.partitioner,
     )
     with tqdm.tqdm(
-        desc=f"{place} {entry.name}, prompt {prompt}",
+        desc=f"{place} {entry.name}, prompt {results.prompt_word(prompt_id)}",
         total=len(keys),
         initial=len(keys) - len(missing),
         unit=" examples",
@@ -189,20 +219,21 @@ def _run(
     outcome = scoring.score(asked, [kept.known[number] for number in range(len(keys))])
     alone = scoring.example_scores(asked, outcome)
     kept.finish(_rows(asked, outcome, alone))
-    return results.run(entry, prompt, way, asked, outcome, scoring.standard_error(outcome, alone))
+    stderr = scoring.standard_error(outcome, alone)
+    return results.row(checkpoint.origin, entry, suite.role, prompt_id, way, asked, outcome, stderr, f"{name}.jsonl")
 
 
 def _made_by(
-    checkpoint: _Checkpoint,
+    checkpoint: Checkpoint,
     config: scoring.EvaluationConfig,
     entry: catalog.Entry,
     way: str,
     prompt_id: int | None,
 ) -> dict[str, Any]:
     """Everything but the prompt itself that decides an answer."""
-    attached = None if prompt_id is None else [prompt_id, checkpoint.facts["prompt_fingerprint"]]
+    attached = None if prompt_id is None else [prompt_id, checkpoint.origin["prompt_fingerprint"]]
     made_by = {
-        "checkpoint": checkpoint.facts["base_fingerprint"],
+        "checkpoint": checkpoint.origin["base_fingerprint"],
         "attached": attached,
         "network": dataclasses.asdict(checkpoint.model.config),
         "vocabulary": vocabularies.vocabulary_name(_vocabulary(entry)),

@@ -1,20 +1,12 @@
-"""A recipe: which methods, learning rates and seeds are compared, as a list of runs."""
+"""A recipe: which methods, learning rates and seeds are compared, as a graph of runs."""
 
 import dataclasses
+import graphlib
 from collections.abc import Iterator, Mapping, Sequence
 
-# Which stage's run a method is, and what that run starts from.
-STARTS_FROM = {
-    "prompt_tuning": "pretrained",
-    "fine_tuning": "pretrained",
-    "random_prompt": "pretrained",
-    "joint_tuning": "pretrained",
-    "promot": "prompt_tuning",
-}
-
-METHODS = ("pretrained", *STARTS_FROM)
-
-WITHOUT_PROMPT = ("pretrained", "fine_tuning")
+from promot_t5x.recipes.methods import HEADLINE, METHODS, PRETRAINED, Method
+from promot_t5x.reports.method_rows import Compared
+from promot_t5x.runtime.text import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,64 +14,171 @@ class Recipe:
     """What is compared.
 
     Attributes:
-      methods: among METHODS; "promot" needs "prompt_tuning".
-      stage_files: gin files of each method that trains, read before the recipe's own, which win.
+      methods: names of `methods.METHODS`, or rows of one's own; what one of them starts from is among them.
       target: the seqio task that is scored as the target, with the prompt attached if the method has one; the runs
         train on MIXTURE_OR_TASK_NAME, which is the same task or a mixture that holds it.
       in_context: seqio tasks that must not suffer; scored with the prompt removed, and attached for comparison.
       learning_rates: of the model, the same grid for every method that trains it; the prompt's is its stage file's.
+      stage_files: gin files by method, read after the method's own and before the recipe's, which win.
       seeds: of data order, dropout and prompt initialisation.
       target_split: scored at the end; chooses nothing.
       in_context_split: likewise.
+      headline: names of the method that the report judges, of the one it is compared with, and of the untouched model.
+
+    Raises:
+      ValueError: an unknown or repeated name, a method without what it starts from, a circle of methods.
     """
 
-    methods: Sequence[str]
-    stage_files: Mapping[str, Sequence[str]]
+    methods: Sequence[str | Method]
     target: str
     in_context: Sequence[str]
     learning_rates: Sequence[float]
+    stage_files: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     target_split: str = "test"
     in_context_split: str = "test"
+    headline: Sequence[str] = HEADLINE
 
     def __post_init__(self):
         for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"Recipe.methods has {method!r}; expected names among {', '.join(METHODS)}.")
-            if method != "pretrained" and method not in self.stage_files:
-                raise ValueError(f"Recipe.stage_files has no gin files for the method {method}.")
-        if "promot" in self.methods and "prompt_tuning" not in self.methods:
-            raise ValueError("Recipe.methods has promot without prompt_tuning, whose prompt it needs; add it.")
+            if not isinstance(method, Method) and method not in METHODS:
+                raise ValueError(
+                    f"Recipe.methods has {method!r}; expected names among {', '.join(METHODS)}"
+                    f"{did_you_mean(str(method), METHODS)}, or a methods.Method of your own."
+                )
+        names = [row.name for row in self.rows]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"Recipe.methods has {', '.join(repeated)} more than once; give each method its own name.")
+        method_names = [*METHODS, *names]
+        if unknown := [name for name in self.stage_files if name not in method_names]:
+            raise ValueError(
+                f"Recipe.stage_files has files for {unknown[0]!r}, which is no method"
+                f"{did_you_mean(unknown[0], method_names)}; the methods are {', '.join(dict.fromkeys(method_names))}."
+            )
+        if len(self.headline) != 3:
+            raise ValueError(f"Recipe.headline is {self.headline!r}; expected the names of three methods.")
         if not self.learning_rates or not self.seeds:
             raise ValueError("Recipe.learning_rates and Recipe.seeds need at least one entry each.")
+        sorted_methods(self)
+
+    @property
+    def rows(self) -> tuple[Method, ...]:
+        """The methods as rows, in the recipe's order."""
+        return tuple(method if isinstance(method, Method) else METHODS[method] for method in self.methods)
+
+    @property
+    def compared(self) -> Compared:
+        """The headline's methods as a report is handed them."""
+        return Compared(*self.headline)
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One training run of a recipe, or the pretrained model, which needs none."""
+    """One run of a recipe's graph.
+
+    Attributes:
+      method: its method's name.
+      learning_rate: of the model; None for a method that the grid does not apply to.
+      seed: of data order, dropout and prompt initialisation.
+      gin_files: what configures it, before the recipe's files; none for a run that trains nothing.
+      starts_from: other runs, paths of checkpoints, or PRETRAINED.
+      prompt: the soft prompt that stays attached for the target; None for none.
+      planned: whether `plan` compiles its step.
+    """
 
     method: str
     learning_rate: float | None
     seed: int
+    gin_files: tuple[str, ...]
+    starts_from: "tuple[PlannedRun | str, ...]"
+    prompt: int | None
+    planned: bool = True
 
     @property
     def name(self) -> str:
+        """Its folder in WORK_DIR, and its name in the results."""
         rate = "" if self.learning_rate is None else f"_lr{self.learning_rate:g}"
         return f"seed{self.seed}/{self.method}{rate}"
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return bool(self.gin_files)
+
+
+def sorted_methods(recipe: Recipe) -> list[Method]:
+    """The methods, each after those that it starts from.
+
+    Raises:
+      ValueError: something to start from that is not there, a circle, or a start that the grid makes ambiguous.
+    """
+    rows = {row.name: row for row in recipe.rows}
+    graph = {name: [start for start in row.starts_from if start in rows] for name, row in rows.items()}
+    for name, row in rows.items():
+        if row.gin_files and not row.starts_from:
+            raise ValueError(f"The method {name} starts from nothing; set Method.starts_from, to {PRETRAINED!r} say.")
+        if not row.gin_files and (len(row.starts_from) > 1 or graph[name]):
+            raise ValueError(
+                f"The method {name} has no gin files, so it trains nothing, but starts from "
+                f"{', '.join(row.starts_from)}; expected one checkpoint's path."
+            )
+        for start in row.starts_from:
+            if start in rows and rows[start].grid and not row.grid:
+                raise ValueError(
+                    f"The method {name} starts from {start}, which has one run per learning rate, but the grid does "
+                    f"not apply to {name}; set its Method.grid to True."
+                )
+            if start in METHODS and start not in rows and start != PRETRAINED:
+                raise ValueError(f"Recipe.methods has {name} without {start}, which it starts from; add it.")
+            if start not in rows and start != PRETRAINED and "/" not in start:
+                raise ValueError(
+                    f"The method {name} starts from {start!r}; expected a method of the recipe "
+                    f"({', '.join(rows)}), {PRETRAINED!r}, or a checkpoint's path with a slash in it."
+                )
+    try:
+        return [rows[name] for name in graphlib.TopologicalSorter(graph).static_order()]
+    except graphlib.CycleError as error:
+        circle = " -> ".join(reversed(error.args[1]))
+        raise ValueError(
+            f"Methods start from one another in a circle: {circle}; let one start from {PRETRAINED!r}."
+        ) from error
+
 
 def planned_runs(recipe: Recipe) -> list[PlannedRun]:
-    """All runs in order: what another one starts from comes first."""
+    """All runs in order: what another one starts from comes first.
+
+    >>> [run.name for run in planned_runs(Recipe(("fine_tuning",), "rte", (), (1e-3, 3e-3)))]
+    ['seed0/fine_tuning_lr0.001', 'seed0/fine_tuning_lr0.003']
+    """
     return list(_planned(recipe))
 
 
 def _planned(recipe: Recipe) -> Iterator[PlannedRun]:
-    if "pretrained" in recipe.methods:
-        yield PlannedRun("pretrained", None, recipe.seeds[0])
+    methods = sorted_methods(recipe)
+    for method in methods:
+        if not method.gin_files:
+            yield _run(recipe, method, None, recipe.seeds[0])
     for seed in recipe.seeds:
-        if "prompt_tuning" in recipe.methods:
-            yield PlannedRun("prompt_tuning", None, seed)
+        for method in methods:
+            if method.gin_files and not method.grid:
+                yield _run(recipe, method, None, seed)
         for rate in recipe.learning_rates:
-            for method in recipe.methods:
-                if method not in ("pretrained", "prompt_tuning"):
-                    yield PlannedRun(method, rate, seed)
+            for method in methods:
+                if method.gin_files and method.grid:
+                    yield _run(recipe, method, rate, seed)
+
+
+def _run(recipe: Recipe, method: Method, rate: float | None, seed: int) -> PlannedRun:
+    rows = {row.name: row for row in recipe.rows}
+
+    def start(name: str) -> PlannedRun | str:
+        row = rows.get(name)
+        if row is None or name == PRETRAINED:
+            return name
+        if not row.gin_files:  # it stands for a checkpoint
+            return row.starts_from[0]
+        return _run(recipe, row, rate if row.grid else None, seed)
+
+    files = (*method.gin_files, *recipe.stage_files.get(method.name, ())) if method.gin_files else ()
+    starts = tuple(start(name) for name in method.starts_from) or (PRETRAINED,)
+    return PlannedRun(method.name, rate, seed, files, starts, method.prompt, method.planned)

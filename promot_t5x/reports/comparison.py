@@ -1,15 +1,17 @@
-"""Scores of single runs -> one `results.json`: means and spreads over seeds, read, written and judged.
+"""Scores of single runs -> one `comparison.json`: means and spreads over seeds, read, written and judged.
 
 The file compares training methods on one target task and on in-context tasks that nobody trained on::
 
-    {"methods": {"promot": {"learning_rates": {"0.0003": {
-         "target": 0.99, "target_std": 0.01, "in_context": {"cb": 0.7}, "in_context_std": {"cb": 0.02},
-         "in_context_mean": 0.7, "in_context_mean_std": 0.02, "in_context_with_prompt": {"cb": 0.3},
-         "in_context_mean_with_prompt": 0.3, "in_context_mean_with_prompt_std": 0.03, "seeds": [0, 1, 2]}}}},
-     "seeds": [0, 1, 2], "config": {}, "versions": {"python": "3.11.7"}, "runs": [...]}
+    {"unit": "percent",
+     "methods": {"mine": {"label": "my method", "colour": "#0072b2", "learning_rates": {"0.0003": {
+         "target": 99.0, "target_std": 1.0, "in_context": {"cb": 70.0}, "in_context_std": {"cb": 2.0},
+         "in_context_mean": 70.0, "in_context_mean_std": 2.0, "in_context_with_prompt": {"cb": 30.0},
+         "in_context_mean_with_prompt": 30.0, "in_context_mean_with_prompt_std": 3.0, "seeds": [0, 1, 2]}}}},
+     "compared": {"method": "mine", "baseline": "usual", "reference": "before", "labels": {}},
+     "seeds": [0, 1, 2], "config": {}, "versions": {"python": "3.11.7"}, "runs": [...], "rows": [...]}
 
-All scores lie in [0, 1]. What does not apply is null (a spread of one seed, a mean of no tasks, scores with a prompt of
-a method that has none). A method without a model learning rate has the one entry "none".
+All scores are percentages. What does not apply is null (a spread of one seed, a mean of no tasks, scores with a prompt
+of a method that has none). A method without a model learning rate has the one entry "none". See docs/results.md.
 """
 
 import dataclasses
@@ -22,19 +24,23 @@ from typing import Any
 
 from etils import epath
 
+from promot_t5x.reports.method_rows import Compared, MethodRow, compared
+
+UNIT = "percent"
+
 NO_RATE = "none"
 
 """Key of the only entry of a method that has no model learning rate (pretrained, prompt tuning)."""
 
-TARGET_MARGIN = 0.02
+TARGET_MARGIN = 2.0
 
-"""How far ProMoT's target score may lie below standard fine-tuning's for the two to count as equally well trained."""
+"""How far a method's target score may be below the baseline's for the two to count as equally well trained."""
 
-IN_CONTEXT_MARGIN = 0.05
+IN_CONTEXT_MARGIN = 5.0
 
-"""How far ProMoT's in-context mean must lie above standard fine-tuning's for a difference worth the name."""
+"""How far a method's in-context mean must be above the baseline's for a difference worth the name."""
 
-_ROUNDING = 1e-9  # 0.98 - 1.00 is a little more than 0.02 in binary
+_ROUNDING = 1e-9  # 98.4 - 100.4 is a little more than -2 in binary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +48,11 @@ class Run:
     """Test scores of one trained (or untouched) model.
 
     Attributes:
-      method: "pretrained", "prompt_tuning", "fine_tuning", "random_prompt", "promot", or another method's name.
+      method: its method's name.
       learning_rate: learning rate of the model's own weights; None where these were not trained.
       seed: seed of the training run.
-      target: score in [0, 1] on the task that was trained; None if it was not measured.
-      in_context: score in [0, 1] per in-context task, without a prompt attached; may be empty.
+      target: score in percent on the task that was trained; None if it was not measured.
+      in_context: score in percent per in-context task, without a prompt attached; may be empty.
       in_context_with_prompt: the same with the trained prompt attached; None for a method without a prompt.
       details: anything else worth keeping, JSON values only (chosen step, validation score, seconds).
     """
@@ -62,15 +68,15 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """ProMoT beside standard fine-tuning at one model learning rate; None where a score is missing.
+    """A method next to the baseline at one model learning rate; None where a score is missing.
 
     Attributes:
       learning_rate: key of the learning rate in the results.
-      target_difference: ProMoT's target score minus fine-tuning's.
-      in_context_difference: ProMoT's in-context mean minus fine-tuning's, prompt removed.
-      target_kept: ProMoT's target is at most the margin below fine-tuning's.
-      in_context_gained: ProMoT's in-context mean is at least the margin above fine-tuning's.
-      nearer_to_pretrained: ProMoT's in-context mean is nearer to the pretrained model's than to fine-tuning's.
+      target_difference: the method's target score minus the baseline's.
+      in_context_difference: the method's in-context mean minus the baseline's, prompt removed.
+      target_kept: the method's target is at most the margin below the baseline's.
+      in_context_gained: the method's in-context mean is at least the margin above the baseline's.
+      nearer_to_pretrained: the method's in-context mean is nearer to the untouched model's than to the baseline's.
     """
 
     learning_rate: str
@@ -95,46 +101,67 @@ def rate_key(learning_rate: float | None) -> str:
     return NO_RATE if learning_rate is None else repr(float(learning_rate))
 
 
-def summarize(runs: Iterable[Run], versions: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, Any]:
+def compare(
+    runs: Iterable[Run],
+    versions: Mapping[str, str],
+    config: Mapping[str, Any],
+    methods: Mapping[str, MethodRow] | None = None,
+    headline: Compared | None = None,
+    rows: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """The results that this module's head describes: means and sample standard deviations over seeds.
 
     The in-context mean of a run is the plain mean of its tasks; its spread over seeds is that of these means.
 
     Args:
-      runs: single runs in any order; methods, learning rates and tasks keep the order of their first appearance.
+      runs: single runs in any order; learning rates and tasks keep the order of their first appearance.
       versions: what `versions()` returned where the runs were made.
       config: settings worth showing beside the numbers, JSON values only.
+      methods: how methods are shown, in the order of the tables; methods without a row come last.
+      headline: which methods the headline compares.
+      rows: every single score, as an evaluation's `scores.json` has them.
 
     Raises:
-      ValueError: no runs, one run given twice, a score outside [0, 1], or seeds that measured different things.
+      ValueError: no runs, one run given twice, a score outside [0, 100], or seeds that measured different things.
 
-    >>> runs = [Run("promot", 1e-3, seed, 1.0, {"cb": 0.6 + 0.2 * seed}) for seed in (0, 1)]
-    >>> entry = summarize(runs, {}, {})["methods"]["promot"]["learning_rates"]["0.001"]
-    >>> round(entry["in_context_mean"], 3), round(entry["in_context_mean_std"], 3)
-    (0.7, 0.141)
+    >>> runs = [Run("mine", 1e-3, seed, 100.0, {"cb": 60.0 + 20.0 * seed}) for seed in (0, 1)]
+    >>> entry = compare(runs, {}, {})["methods"]["mine"]["learning_rates"]["0.001"]
+    >>> entry["in_context_mean"], round(entry["in_context_mean_std"], 1)
+    (70.0, 14.1)
     """
     runs = list(runs)
     if not runs:
-        raise ValueError("There is nothing to summarize: no run was given, at least one was expected.")
+        raise ValueError("There is nothing to compare: no run was given, at least one was expected.")
     groups: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
         group = groups.setdefault((run.method, rate_key(run.learning_rate)), {})
         if run.seed in group:
             raise ValueError(f"{_name(run)} was given twice; give every method, learning rate and seed once.")
         group[run.seed] = run
-    methods: dict[str, Any] = {}
+    shown = methods or {}
+    run_methods = {run.method for run in runs}
+    names = dict.fromkeys([*(name for name in shown if name in run_methods), *(run.method for run in runs)])
+    described = {name: dataclasses.asdict(shown[name]) if name in shown else {} for name in names}
+    contents: dict[str, Any] = {name: {**described[name], "learning_rates": {}} for name in names}
     for (method, key), by_seed in groups.items():
-        rates = methods.setdefault(method, {"learning_rates": {}})["learning_rates"]
-        rates[key] = _entry([by_seed[seed] for seed in sorted(by_seed)])
-    found = {
-        "methods": methods,
+        contents[method]["learning_rates"][key] = _entry([by_seed[seed] for seed in sorted(by_seed)])
+    results = {
+        "unit": UNIT,
+        "methods": contents,
+        "compared": None if headline is None else _compared(headline, shown),
         "seeds": sorted({run.seed for run in runs}),
         "config": dict(config),
         "versions": dict(versions),
         "runs": [_as_json(run) for run in runs],
+        "rows": [dict(row) for row in rows],
     }
-    validate(found, "The summary of these runs")
-    return found
+    validate(results, "The comparison of these runs")
+    return results
+
+
+def _compared(headline: Compared, rows: Mapping[str, MethodRow]) -> dict[str, Any]:
+    names = dataclasses.asdict(headline)
+    return {**names, "labels": {name: rows[name].label for name in names.values() if name in rows}}
 
 
 def _entry(runs: Sequence[Run]) -> dict[str, Any]:
@@ -198,23 +225,23 @@ def _as_json(run: Run) -> dict[str, Any]:
 def verdict(
     results: Mapping[str, Any], target_margin: float = TARGET_MARGIN, in_context_margin: float = IN_CONTEXT_MARGIN
 ) -> list[Comparison]:
-    """Compares ProMoT with standard fine-tuning at every model learning rate that both have, in rising order.
+    """Compares the headline's method with its baseline at every model learning rate that both have, in rising order.
 
     Args:
-      results: what `summarize` or `read` returned.
-      target_margin: how far ProMoT's target score may lie below fine-tuning's.
-      in_context_margin: how far ProMoT's in-context mean must lie above fine-tuning's.
+      results: what `compare` or `read` returned.
+      target_margin: how far the method's target score may be below the baseline's.
+      in_context_margin: how far the method's in-context mean must be above the baseline's.
 
     Returns:
       One comparison per shared learning rate; empty if one of the two methods is missing.
     """
-    names = ("promot", "fine_tuning", "pretrained")
-    promot, tuned, pretrained = (results["methods"].get(name, {}).get("learning_rates", {}) for name in names)
-    before = next(iter(pretrained.values()))["in_context_mean"] if pretrained else None
+    names = compared(results)
+    judged, tuned = (rates(results, name) for name in (names.method, names.baseline))
+    before = next((entry["in_context_mean"] for entry in rates(results, names.reference).values()), None)
     comparisons = []
-    for key in sorted((key for key in promot if key in tuned and key != NO_RATE), key=float):
-        kept, baseline = promot[key]["in_context_mean"], tuned[key]["in_context_mean"]
-        on_target = _difference(promot[key]["target"], tuned[key]["target"])
+    for key in sorted((key for key in judged if key in tuned and key != NO_RATE), key=float):
+        kept, baseline = judged[key]["in_context_mean"], tuned[key]["in_context_mean"]
+        on_target = _difference(judged[key]["target"], tuned[key]["target"])
         in_context = _difference(kept, baseline)
         nearer = None if None in (before, kept, baseline) else abs(kept - before) < abs(kept - baseline)
         comparisons.append(
@@ -230,20 +257,25 @@ def verdict(
     return comparisons
 
 
+def rates(results: Mapping[str, Any], method: str) -> Mapping[str, Any]:
+    """A method's entries by learning rate; none of a method that was not measured."""
+    return results["methods"].get(method, {}).get("learning_rates", {})
+
+
 def _difference(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a file that `write` made from `summarize` and checks it.
+    """Reads a `comparison.json` and checks it.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is not such a file, or a score lies outside [0, 1].
+      ValueError: it is not such a file, or a score is outside [0, 100].
     """
     source = os.fspath(path)
     if not epath.Path(path).is_file():
-        raise FileNotFoundError(f"{source} does not exist; give the results.json of a finished pipeline or demo.")
+        raise FileNotFoundError(f"{source} does not exist; give the comparison.json of a finished pipeline or demo.")
     try:
         results = json.loads(epath.Path(path).read_text())
     except ValueError as error:
@@ -253,7 +285,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def validate(results: Any, source: str) -> None:
-    """Checks that results have the keys of this module's head and scores in [0, 1].
+    """Checks that results have the keys of this module's head and scores in [0, 100].
 
     Args:
       results: the dictionary, or whatever a file held in its place.
@@ -264,11 +296,16 @@ def validate(results: Any, source: str) -> None:
     """
     for key, kind in (("methods", dict), ("seeds", list), ("versions", dict)):
         if not isinstance(results, dict) or not isinstance(results.get(key), kind):
-            found = f"the keys {sorted(results)}" if isinstance(results, dict) else f"a {type(results).__name__}"
+            content = f"the keys {sorted(results)}" if isinstance(results, dict) else f"a {type(results).__name__}"
             raise ValueError(
-                f'{source} holds {found}, but a {"list" if kind is list else "table"} "{key}" was expected; '
-                "give the results.json of a pipeline or demo."
+                f'{source} holds {content}, but a {"list" if kind is list else "table"} "{key}" was expected; '
+                "give the comparison.json of a pipeline or demo."
             )
+    if results.get("unit") != UNIT:
+        raise ValueError(
+            f'{source} has the unit {results.get("unit")!r}, expected "{UNIT}"; make it again with the pipeline or the '
+            "demo, which go on from finished runs."
+        )
     for method, content in results["methods"].items():
         rates = content.get("learning_rates") if isinstance(content, dict) else None
         if not isinstance(rates, dict) or not rates:
@@ -281,15 +318,15 @@ def _validate_entry(key: str, entry: Any, place: str) -> None:
     if key != NO_RATE and not _is_number(key):
         raise ValueError(f'{place} is neither a positive number nor "{NO_RATE}"; name it as rate_key does.')
     if not isinstance(entry, dict) or not isinstance(entry.get("in_context"), dict):
-        raise ValueError(f'{place} has no table "in_context", expected a score per task; summarize the runs again.')
+        raise ValueError(f'{place} has no table "in_context", expected a score per task; compare the runs again.')
     scores = {f'in_context "{task}"': value for task, value in entry["in_context"].items()}
     for name in ("target", "in_context_mean", "in_context_mean_with_prompt"):
         if name not in entry:
-            raise ValueError(f'{place} has no "{name}", expected a score in [0, 1] or null; summarize the runs again.')
+            raise ValueError(f'{place} has no "{name}", expected a score in [0, 100] or null; compare the runs again.')
         scores[name] = entry[name]
     for name, value in scores.items():
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise ValueError(f"{place}: {name} is {value!r}, expected a score in [0, 1]; divide percentages by 100.")
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 100):
+            raise ValueError(f"{place}: {name} is {value!r}, expected a percentage in [0, 100].")
 
 
 def _is_number(key: str) -> bool:

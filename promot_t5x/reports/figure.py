@@ -10,22 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from promot_t5x.reports import comparison, tables
+from promot_t5x.reports import comparison, method_rows, tables
 from promot_t5x.runtime import files
-
-COLOURS = {  # Okabe and Ito's palette, which colour-blind readers can tell apart; the markers differ as well
-    "pretrained": "#4d4d4d",
-    "prompt_tuning": "#b05c91",
-    "fine_tuning": "#d55e00",
-    "random_prompt": "#009e73",
-    "promot": "#0072b2",
-}
-
-"""Colour of each method wherever the report shows one."""
-
-_MARKERS = {"pretrained": "D", "prompt_tuning": "v", "fine_tuning": "s", "random_prompt": "^", "promot": "o"}
-
-_OTHER = "#8a6d00"
 
 _GREY = "#5f6368"
 
@@ -35,6 +21,7 @@ class _Point:
     """Scores of one method at one learning rate (0 where it has none), with spreads (0 where there is none)."""
 
     method: str
+    row: method_rows.MethodRow
     key: str
     rate: float
     target: float | None
@@ -48,13 +35,19 @@ def _points(results: Mapping[str, Any]) -> list[_Point]:
     for method, key, entry in tables.entries(results):
         rate = 0.0 if key == comparison.NO_RATE else float(key)
         target_std, mean_std = entry.get("target_std") or 0.0, entry.get("in_context_mean_std") or 0.0
-        points.append(_Point(method, key, rate, entry["target"], target_std, entry["in_context_mean"], mean_std))
+        points.append(
+            _Point(
+                method,
+                method_rows.row(results, method),
+                key,
+                rate,
+                entry["target"],
+                target_std,
+                entry["in_context_mean"],
+                mean_std,
+            )
+        )
     return points
-
-
-def colour(method: str) -> str:
-    """The colour that stands for a method."""
-    return COLOURS.get(method, _OTHER)
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:
@@ -93,14 +86,14 @@ def _draw(
     joined: bool = True,
 ) -> None:
     """One method's points with error bars over seeds."""
-    method = points[0].method
+    row = points[0].row
     axes.errorbar(
         xs,
         [point.mean or 0.0 for point in points],
         xerr=x_spread,
         yerr=[point.mean_std for point in points],
-        color=colour(method),
-        marker=_MARKERS.get(method, "X"),
+        color=row.colour,
+        marker=row.marker,
         markersize=6,
         linewidth=1.8 if joined else 0,
         elinewidth=1,
@@ -114,30 +107,31 @@ def _limits(axes: Axes, points: Sequence[_Point]) -> tuple[float, float]:
     """Common height of both panels: the scores with their spreads and some air."""
     means = [(p.mean, p.mean_std) for p in points if p.mean is not None]
     low, high = min(mean - std for mean, std in means), max(mean + std for mean, std in means)
-    air = max(0.08 * (high - low), 0.02)
+    air = max(0.08 * (high - low), 2.0)
     axes.set_ylim(low - air, high + air)
     return axes.get_ylim()
 
 
-def _learning_rates(axes: Axes, points: Sequence[_Point]) -> None:
+def _learning_rates(axes: Axes, points: Sequence[_Point], reference: str) -> None:
     """Left panel: in-context mean over the learning rate; the untrained model is a dashed line; names at the right."""
     bottom, top = _limits(axes, points)
-    names, heights = [], []
+    rows: list[method_rows.MethodRow] = []
+    heights: list[float] = []
     methods = _by_method(points)
     curves = [method for method in methods if methods[method][-1].rate]
     for method, own in methods.items():
         if method in curves:  # curves stand a little beside each other, so that equal scores stay visible
             aside = 1.03 ** (curves.index(method) - (len(curves) - 1) / 2)
             _draw(axes, [point.rate * aside for point in own if point.rate], [point for point in own if point.rate])
-        elif method == "pretrained":
-            axes.axhline(own[0].mean or 0.0, color=colour(method), linestyle=(0, (5, 3)), linewidth=1.4, zorder=1)
+        elif method == reference:
+            axes.axhline(own[0].mean or 0.0, color=own[0].row.colour, linestyle=(0, (5, 3)), linewidth=1.4, zorder=1)
         else:
-            continue  # with its prompt removed, prompt tuning is the pretrained model: its line would hide the other
-        names.append(method)
+            continue  # with its prompt removed it is the reference: its line would hide the other
+        rows.append(own[0].row)
         heights.append(own[-1].mean or 0.0)
-    for method, height in zip(names, apart(heights, 0.065 * (top - bottom)), strict=True):
+    for row, height in zip(rows, apart(heights, 0.065 * (top - bottom)), strict=True):
         place = (1.02, (height - bottom) / (top - bottom))
-        axes.annotate(_plain(tables.label(method)), place, xycoords="axes fraction", va="center", color=colour(method))
+        axes.annotate(_plain(row.label), place, xycoords="axes fraction", va="center", color=row.colour)
     rates = {point.rate: tables.rate(point.key) for point in points if point.rate}
     if rates:
         axes.set_xscale("log")
@@ -145,17 +139,17 @@ def _learning_rates(axes: Axes, points: Sequence[_Point]) -> None:
     axes.set_xticks(sorted(rates), [rates[rate] for rate in sorted(rates)])
     axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes.set_xlabel("model learning rate")
-    axes.set_ylabel("in-context mean, prompt removed")
+    axes.set_ylabel("in-context mean (%), prompt removed")
 
 
-def _trade_off(axes: Axes, points: Sequence[_Point]) -> None:
+def _trade_off(axes: Axes, points: Sequence[_Point], reference: str) -> None:
     """Right panel: in-context mean against target score; up and right is better; every point is named."""
     bottom, top = _limits(axes, points)
     shown = [point for point in points if point.target is not None]
     if not shown:
         return _nothing(axes, "no target score")
     targets = [point.target or 0.0 for point in shown]
-    air = max(0.12 * (max(targets) - min(targets)), 0.02)
+    air = max(0.12 * (max(targets) - min(targets)), 2.0)
     axes.set_xlim(min(targets) - 1.5 * air, max(targets) + air)
     for own in _by_method(shown).values():
         _draw(axes, [point.target or 0.0 for point in own], own, [point.target_std for point in own], joined=False)
@@ -163,16 +157,16 @@ def _trade_off(axes: Axes, points: Sequence[_Point]) -> None:
     heights = apart([point.mean or 0.0 for point in trained], 0.055 * (top - bottom))
     for point, height in zip(trained, heights, strict=True):
         axes.annotate(
-            f"{_plain(tables.label(point.method))}  {tables.rate(point.key)}",
+            f"{_plain(point.row.label)}  {tables.rate(point.key)}",
             (point.target or 0.0, point.mean or 0.0),
             xytext=(1.04, (height - bottom) / (top - bottom)),
             textcoords="axes fraction",
             va="center",
             fontsize=8.5,
-            color=colour(point.method),
+            color=point.row.colour,
             arrowprops={
                 "arrowstyle": "-",
-                "color": colour(point.method),
+                "color": point.row.colour,
                 "linewidth": 0.5,
                 "shrinkB": 3,
                 "relpos": (0, 0.5),
@@ -180,11 +174,11 @@ def _trade_off(axes: Axes, points: Sequence[_Point]) -> None:
         )
     for point in shown:
         if not point.rate:  # these share their height; one name above its point and one below never meet
-            offset = (0, 11) if point.method == "pretrained" else (0, -11)
+            offset = (0, 11) if point.method == reference else (0, -11)
             spot = (point.target or 0.0, point.mean or 0.0)
-            style = {"fontsize": 8.5, "color": colour(point.method), "ha": "center", "va": "center"}
-            axes.annotate(_plain(tables.label(point.method)), spot, offset, textcoords="offset points", **style)
-    axes.set_xlabel("target score")
+            style = {"fontsize": 8.5, "color": point.row.colour, "ha": "center", "va": "center"}
+            axes.annotate(_plain(point.row.label), spot, offset, textcoords="offset points", **style)
+    axes.set_xlabel("target score (%)")
     return None
 
 
@@ -202,7 +196,7 @@ def plot_png(results: Mapping[str, Any]) -> bytes:
     """The plot's PNG, 1,900 pixels wide; error bars are sample standard deviations over seeds.
 
     Args:
-      results: what `promot_t5x.results.summarize` or `read` returned.
+      results: what `comparison.compare` or `read` returned.
 
     Returns:
       Bytes of the file; equal results give equal bytes.
@@ -218,8 +212,9 @@ def plot_png(results: Mapping[str, Any]) -> bytes:
         axes.grid(axis="y", color="#e8eaed", linewidth=0.8)
         axes.set_axisbelow(True)
     if points:
-        _learning_rates(left, points)
-        _trade_off(right, points)
+        reference = method_rows.compared(results).reference
+        _learning_rates(left, points, reference)
+        _trade_off(right, points, reference)
     else:
         _nothing(left, "no in-context scores")
         _nothing(right, "no in-context scores")

@@ -5,19 +5,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from promot_t5x.reports import comparison
+from promot_t5x.reports import comparison, method_rows
 
 MISSING = "–"
 
 """Stands where nothing was measured or nothing applies."""
-
-_LABELS = {
-    "pretrained": "pretrained",
-    "prompt_tuning": "prompt tuning",
-    "fine_tuning": "standard fine-tuning",
-    "random_prompt": "fixed random prompt",
-    "promot": "ProMoT",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +43,7 @@ def columns(results: Mapping[str, Any]) -> list[str]:
 
 
 def rows(results: Mapping[str, Any]) -> list[Row]:
-    """Lines of the tables: methods from pretrained to ProMoT (unknown ones last), learning rates rising."""
+    """Lines of the tables: methods in the order of the results, learning rates rising."""
     tasks = in_context_tasks(results)
     means = ("in_context_mean", "in_context_mean_with_prompt") if tasks else ()
     lines = []
@@ -60,29 +52,27 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
         of_tasks = entry.get("in_context_std") or {}
         spreads = [entry.get("target_std"), *(of_tasks.get(task) for task in tasks)]
         spreads += [entry.get(f"{mean}_std") for mean in means]
-        lines.append(Row(method, label(method), rate(key), tuple(values), tuple(spreads)))
+        lines.append(Row(method, label(results, method), rate(key), tuple(values), tuple(spreads)))
     return lines
 
 
 def entries(results: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(method, learning rate key, scores) in the order of the tables: known methods first, learning rates rising."""
-    methods = results["methods"]
-    ordered = [method for method in _LABELS if method in methods] + [name for name in methods if name not in _LABELS]
-    found = []
-    for method in ordered:
-        rates = methods[method]["learning_rates"]
+    """(method, learning rate key, scores) in the order of the tables: that of the results, learning rates rising."""
+    lines = []
+    for method, content in results["methods"].items():
+        rates = content["learning_rates"]
         keys = sorted(rates, key=lambda key: -1.0 if key == comparison.NO_RATE else float(key))
-        found += [(method, key, rates[key]) for key in keys]
-    return found
+        lines += [(method, key, rates[key]) for key in keys]
+    return lines
 
 
-def label(method: str) -> str:
+def label(results: Mapping[str, Any], method: str) -> str:
     """A method's name for readers.
 
-    >>> label("promot"), label("joint_tuning")
-    ('ProMoT', 'joint tuning')
+    >>> label({"methods": {"a_b": {"label": "A of B"}}}, "a_b"), label({"methods": {}}, "joint_tuning")
+    ('A of B', 'joint tuning')
     """
-    return _LABELS.get(method, method.replace("_", " "))
+    return method_rows.row(results, method).label
 
 
 def rate(key: str) -> str:
@@ -101,24 +91,24 @@ def rate(key: str) -> str:
 
 def best(lines: Sequence[Row]) -> set[tuple[int, int]]:
     """(line, column) of the best score per column among the methods that train the model, unless all are equal."""
-    found: set[tuple[int, int]] = set()
+    cells: set[tuple[int, int]] = set()
     trained = [index for index, row in enumerate(lines) if row.rate != MISSING]
     for column in range(len(lines[0].values) if lines else 0):
         shown = {index: lines[index].values[column] for index in trained}
-        scores = {index: round(value, 3) for index, value in shown.items() if value is not None}
+        scores = {index: round(value, 1) for index, value in shown.items() if value is not None}
         if len(set(scores.values())) > 1:
-            found |= {(index, column) for index, score in scores.items() if score == max(scores.values())}
-    return found
+            cells |= {(index, column) for index, score in scores.items() if score == max(scores.values())}
+    return cells
 
 
 def number(value: float | None, spread: float | None = None) -> str:
-    """A score with three digits and its spread.
+    """A percentage with one decimal and its spread.
 
-    >>> number(0.87, 0.021), number(1.0), number(None)
-    ('0.870 ± 0.021', '1.000', '–')
+    >>> number(87.0, 2.1), number(100.0), number(None)
+    ('87.0 ± 2.1', '100.0', '–')
     """
-    text = MISSING if value is None else f"{value:.3f}"
-    return text if spread is None else f"{text} ± {spread:.3f}"
+    text = MISSING if value is None else f"{value:.1f}"
+    return text if spread is None else f"{text} ± {spread:.1f}"
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:

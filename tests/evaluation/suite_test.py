@@ -55,8 +55,8 @@ def own(tmp_path):
 
 def test_results_and_predictions(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out") == 0
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert found["checkpoint"]["path"] == str(tiny_model.folder / "with")
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert found["checkpoint"]["path"] == str(tiny_model.folder / "with") and found["unit"] == "percent"
     assert found["versions"]["jax"] == jax.__version__ and found["config"]["limit"] == 12
     assert found["config"]["decoding"]["method"] == "greedy"
     assert found["config"]["model"]["config"]["embed_dim"] == tiny_model.sizes["embed_dim"]
@@ -67,8 +67,11 @@ def test_results_and_predictions(tiny_model, tmp_path, capsys):
     assert list(found["results"]) == [f"{t}_{p}" for t in ("toy_wic", "toy_enfr") for p in ("removed", "attached")]
     answers = {}
     for key, entry in found["results"].items():
-        rows = _rows(tmp_path / "out" / f"{entry['task']}.test.{entry['prompt']}.jsonl")
-        assert len(rows) == entry["examples"] == 12 and entry["k"] is None and entry["unit"] == "percent"
+        (score,) = [row for row in found["rows"] if (row["task"], row["prompt"]) == (entry["task"], entry["prompt"])]
+        assert score["answers"] == f"{entry['task']}.test.{'removed' if score['prompt'] is None else 'attached'}.jsonl"
+        assert (score["role"], score["step"], score["n"]) == ("other", 0, 12) and score["value"] == entry["value"]
+        rows = _rows(tmp_path / "out" / score["answers"])
+        assert len(rows) == entry["n"] == 12 and entry["k"] is None
         assert all(set(row) == {"prompt", "prediction", "target", "score", "output", "key"} for row in rows)
         assert entry["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
         if entry["task"] == "toy_wic":  # accuracy, by hand
@@ -102,15 +105,16 @@ def test_two_equal_runs_write_the_same_bytes(tiny_model, own, tmp_path):
 def test_exemplars_seeds_and_choices(tiny_model, own, tmp_path):
     extra, changes = own
     assert _run(tiny_model, tmp_path / "out", *extra, ANSWERING="rank", **changes) == 0
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
     keys = [f"own_{k}shot_{prompt}" for k in (0, 2) for prompt in ("removed", "attached")]
     assert list(found["results"]) == keys and list(found["mean"]) == [key.removeprefix("own_") for key in keys]
     entry = found["results"]["own_2shot_removed"]
-    assert (entry["k"], entry["answering"], entry["examples"]) == (2, "rank", 5)
-    assert [run["seed"] for run in entry["runs"]] == [0, 1] and entry["seed_std"] is not None
-    assert entry["runs"][0]["prompts_sha256"] != entry["runs"][1]["prompts_sha256"], "other exemplars"
-    assert entry["runs"][0]["cuts"]["exemplars_dropped"] == 0
-    assert found["results"]["own_0shot_removed"]["runs"][0]["seed"] is None
+    assert (entry["k"], entry["answering"], entry["n"]) == (2, "rank", 5)
+    draws = [row for row in found["rows"] if (row["k"], row["prompt"]) == (2, None)]
+    assert [row["exemplar_seed"] for row in draws] == [0, 1] and entry["seed_std"] is not None
+    assert draws[0]["prompts_sha256"] != draws[1]["prompts_sha256"], "other exemplars"
+    assert draws[0]["cuts"]["exemplars_dropped"] == 0
+    assert found["rows"][0]["exemplar_seed"] is None and found["rows"][0]["k"] == 0
     for row in _rows(tmp_path / "out" / "own_2shot_seed1.test.attached.jsonl"):
         assert row["prediction"] == "yn"[int(np.argmax(row["choice_scores"]))] and row["prompt"].count("?") == 3
 
@@ -156,7 +160,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path
     monkeypatch.setattr(answering._Runner, "__call__", stopping)
     with pytest.raises(_Stop):
         _run(tiny_model, tmp_path / "out")
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out" / "scores.json").exists()
     capsys.readouterr()
     assert _run(tiny_model, tmp_path / "out") == 0
     assert len(asked) == 4 * 12, "each example was answered once"
@@ -233,22 +237,22 @@ def test_a_mistake_is_one_sentence(changes, expected, tiny_model, tmp_path, caps
     assert "Traceback" not in shown
     (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert expected in sentence
-    assert not (tmp_path / "out" / "results.json").exists()
+    assert not (tmp_path / "out" / "scores.json").exists()
 
 
-def test_a_pipelines_results_are_not_overwritten(tiny_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
-    files.write_json(tmp_path / "results.json", {"methods": {}, "seeds": []})
-    before = (tmp_path / "results.json").read_bytes()
-    assert _run(tiny_model, tmp_path) == 1
-    assert "holds the results of a pipeline, which would be lost; set OUTPUT_DIR" in capsys.readouterr().err
-    assert (tmp_path / "results.json").read_bytes() == before
+def test_a_pipelines_results_are_not_overwritten(tiny_model, tmp_path):
+    files.write_json(tmp_path / "comparison.json", {"methods": {}, "seeds": []})
+    before = (tmp_path / "comparison.json").read_bytes()
+    assert _run(tiny_model, tmp_path, "--gin.eval.Suite.role='target'", TASKS="('toy_wic',)") == 0
+    assert (tmp_path / "comparison.json").read_bytes() == before
+    assert {row["role"] for row in json.loads((tmp_path / "scores.json").read_text())["rows"]} == {"target"}
 
 
 def test_a_prompt_named_twice_is_scored_once(tiny_model, tmp_path):
     assert _run(tiny_model, tmp_path / "out", PROMPTS="('removed', 'removed')", TASKS="('toy_wic',)") == 0
-    (entry,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"].values()
-    assert len(entry["runs"]) == 1 and entry["seed_std"] is None
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    (entry,) = found["results"].values()
+    assert len(found["rows"]) == 1 and entry["seed_std"] is None
 
 
 def test_a_limited_evaluation_loses_no_answer(tiny_model, tmp_path, monkeypatch):
@@ -261,7 +265,7 @@ def test_a_limited_evaluation_loses_no_answer(tiny_model, tmp_path, monkeypatch)
 
     monkeypatch.setattr(answering._Runner, "__call__", refuse)
     assert _run(tiny_model, tmp_path / "out", "--limit=2") == 0
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["results"]["toy_wic_removed"]["examples"] == 2
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["results"]["toy_wic_removed"]["n"] == 2
     assert _run(tiny_model, tmp_path / "out") == 0
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if "others" not in file.name} == whole
 

@@ -77,7 +77,7 @@ def test_predictions_are_the_same_in_every_layout(outputs):
 
 
 def test_metrics_are_the_same_in_every_layout(outputs):
-    first, *others = (json.loads((folder / "results.json").read_text()) for folder in outputs.values())
+    first, *others = (json.loads((folder / "scores.json").read_text()) for folder in outputs.values())
     for other in others:
         assert (other["results"], other["mean"]) == (first["results"], first["mean"])
     assert first["results"]["toy_nli3_removed"]["value"] > 80, "the checkpoint was trained on this"

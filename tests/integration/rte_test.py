@@ -65,14 +65,14 @@ def test_both_stages_on_rte(shared_dir, vocabulary_file, tmp_path, losses, capsy
     np.testing.assert_array_equal(stage_2["soft_prompt/embedding"], prompt)
     assert all(np.any(stage_2[name] != leaf) for name, leaf in base.items()), "stage 2 moved every other leaf"
 
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads((tmp_path / "comparison.json").read_text())
     assert list(found["methods"]) == ["pretrained", "prompt_tuning", "fine_tuning", "promot"]
     for method in found["methods"].values():
         (entry,) = method["learning_rates"].values()
-        assert 0 <= entry["target"] <= 1 and entry["in_context"] == {} and entry["in_context_mean"] is None
+        assert 0 <= entry["target"] <= 100 and entry["in_context"] == {} and entry["in_context_mean"] is None
     assert (tmp_path / "report.html").exists()
     scores = json.loads((tmp_path / "seed0" / "promot_lr0.001" / "scores.json").read_text())
-    assert scores["asked"]["splits"][0] == "test"
+    assert scores["decided_by"]["splits"][0] == "test"
 
 
 def test_own_jsonl_file(vocabulary_file, tmp_path, losses, capsys):

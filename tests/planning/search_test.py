@@ -109,8 +109,14 @@ def test_a_flag_that_changes_nothing_is_refused(files):
 def test_nothing_to_plan():
     with pytest.raises(flags.ConfigError, match=r"^the gin files never mention train.train"):
         _asked("--gin_file=models/mt5_xl.gin")
-    with pytest.raises(ValueError, match=r"has no ProMoT run to plan"):
-        _asked(*RECIPE, "--gin.pipeline.Recipe.methods=('pretrained', 'fine_tuning')")
+    with pytest.raises(ValueError, match=r"has no run to plan"):
+        _asked(*RECIPE, "--gin.pipeline.Recipe.methods=('pretrained',)")
+
+
+def test_baselines_are_planned_where_nothing_else_trains():
+    """Their steps are no more than ProMoT's second stage, so next to it they add nothing."""
+    asked = _asked(*RECIPE, "--gin.pipeline.Recipe.methods=('pretrained', 'fine_tuning')")
+    assert list(asked.stages) == ["fine_tuning"]
 
 
 # What is advised

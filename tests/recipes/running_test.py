@@ -9,14 +9,14 @@ import pytest
 import seqio
 from etils.epath import backend
 
-from promot_t5x import pipeline
+from promot_t5x import pipeline, plan
 from promot_t5x.checkpoints import fingerprints, loading, saving
-from promot_t5x.configuration import program
-from promot_t5x.evaluation import scoring
+from promot_t5x.configuration import flags, program
+from promot_t5x.evaluation import answering, suite
 from promot_t5x.models import encoder_decoder, parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.recipes.recipe import Recipe, planned_runs
+from promot_t5x.recipes.recipe import Recipe
 from promot_t5x.training import trainer
 
 TINY = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, num_encoder_layers=1)
@@ -93,22 +93,17 @@ def _recipe(**changes):
     return Recipe(**{**known, "learning_rates": (1e-3, 2e-3), **changes})
 
 
-def test_planned_runs_come_after_what_they_start_from():
-    runs = planned_runs(_recipe(seeds=(0, 1)))
-    names = [run.name for run in runs]
-    assert names[:3] == ["seed0/pretrained", "seed0/prompt_tuning", "seed0/fine_tuning_lr0.001"]
-    assert len(names) == len(set(names)) == 1 + 2 * (1 + 2 * 3)
-    for seed in (0, 1):
-        first = names.index(f"seed{seed}/prompt_tuning")
-        assert all(first < i for i, run in enumerate(runs) if run.method == "promot" and run.seed == seed)
-
-
 @pytest.mark.parametrize(
     "changes,expected",
     [
         (dict(methods=["promt"]), "Recipe.methods has 'promt'; expected names among pretrained"),
         (dict(methods=["promot"]), "Recipe.methods has promot without prompt_tuning"),
-        (dict(stage_files={}), "Recipe.stage_files has no gin files for the method prompt_tuning"),
+        (
+            dict(stage_files={"promt": ()}),
+            r"Recipe.stage_files has files for 'promt', which is no method \(did you mean",
+        ),
+        (dict(methods=["promot", "promot"]), "Recipe.methods has promot more than once"),
+        (dict(headline=("promot",)), "expected the names of three methods"),
         (dict(learning_rates=()), "need at least one entry each"),
         (dict(seeds=()), "need at least one entry each"),
     ],
@@ -176,7 +171,7 @@ def test_dry_run_of_mt5_xxl_touches_nothing(monkeypatch, tmp_path, capsys):
 
 
 def test_results_keep_their_contract(finished):
-    found = json.loads((finished / "results.json").read_text())
+    found = json.loads((finished / "comparison.json").read_text())
     assert {"methods", "seeds", "versions"} <= set(found)
     assert found["seeds"] == [0] and {"jax", "python", "promot_t5x"} <= set(found["versions"])
     assert {method: list(entry["learning_rates"]) for method, entry in found["methods"].items()} == {
@@ -185,7 +180,7 @@ def test_results_keep_their_contract(finished):
     for method, rate in METHODS.items():
         entry = found["methods"][method]["learning_rates"][rate]
         assert {"target", "in_context", "in_context_mean", "in_context_mean_with_prompt"} <= set(entry)
-        assert 0 <= entry["target"] <= 1
+        assert 0 <= entry["target"] <= 100
         assert set(entry["in_context"]) == {"toy_wic"}
         assert entry["in_context_mean"] == entry["in_context"]["toy_wic"]
         assert (entry["in_context_mean_with_prompt"] is None) == (method in ("pretrained", "fine_tuning"))
@@ -220,22 +215,25 @@ def test_runs_moved_what_they_should(tiny, finished):
 
 def test_a_second_call_does_nothing_again(tiny, finished, monkeypatch):
     trained = _count(monkeypatch, trainer, "train")
-    evaluated = _count(monkeypatch, scoring, "evaluate")
-    before = (finished / "results.json").read_text()
+    evaluated = _count(monkeypatch, suite, "score_task")
+    before = (finished / "comparison.json").read_text()
     assert _run(tiny, finished) == 0
     assert not trained and not evaluated
-    assert (finished / "results.json").read_text() == before
+    assert (finished / "comparison.json").read_text() == before
 
 
 def test_lost_scores_are_measured_again_and_no_others(tiny, finished, monkeypatch):
     trained = _count(monkeypatch, trainer, "train")
-    evaluated = _count(monkeypatch, scoring, "evaluate")
-    before = json.loads((finished / "results.json").read_text())
+    evaluated = _count(monkeypatch, suite, "score_task")
+    answered = _count(monkeypatch, answering._Runner, "__call__")
+    before = json.loads((finished / "comparison.json").read_text())
     (finished / "seed0" / "promot_lr0.001" / "scores.json").unlink()
     assert _run(tiny, finished) == 0
     assert not trained
-    assert [args[2:4] for args in evaluated] == [("toy_enfr", "test"), ("toy_wic", "test"), ("toy_wic", "test")]
-    assert json.loads((finished / "results.json").read_text()) == before
+    asked = [(args[2].name, args[1].split, args[3]) for args in evaluated]
+    assert asked == [("toy_enfr", "test", 0), ("toy_wic", "test", None), ("toy_wic", "test", 0)]
+    assert not any(rows for *_, rows in answered), "the answers were kept"
+    assert json.loads((finished / "comparison.json").read_text()) == before
 
 
 def test_a_seed_more_keeps_the_runs_before(tiny, finished, monkeypatch):
@@ -245,7 +243,7 @@ def test_a_seed_more_keeps_the_runs_before(tiny, finished, monkeypatch):
     assert _run(tiny, finished, methods, "pipeline.Recipe.seeds=(0, 1)") == 0
     assert len(trained) == 1
     assert {file: file.stat().st_mtime_ns for file in (finished / "seed0").rglob("*")} == old
-    found = json.loads((finished / "results.json").read_text())
+    found = json.loads((finished / "comparison.json").read_text())
     entry = found["methods"]["fine_tuning"]["learning_rates"]["0.001"]
     assert found["seeds"] == [0, 1] and entry["seeds"] == [0, 1] and entry["target_std"] is not None
     assert found["methods"]["pretrained"]["learning_rates"]["none"]["seeds"] == [0]
@@ -260,7 +258,7 @@ def test_another_setting_in_the_same_folder_is_refused(tiny, finished, capsys):
 
 def test_other_settings_of_the_evaluation_are_measured_again(tiny, finished, monkeypatch):
     """Also settings that only a task knows: the same names may stand for other data."""
-    evaluated = _count(monkeypatch, scoring, "evaluate")
+    evaluated = _count(monkeypatch, suite, "score_task")
     methods = "pipeline.Recipe.methods=('pretrained',)"
     assert _run(tiny, finished, methods) == 0 and not evaluated
     assert _run(tiny, finished, methods, "scoring.EvaluationConfig.limit=8") == 0 and len(evaluated) == 2
@@ -281,7 +279,7 @@ def test_a_relative_folder(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _run(tiny, "out/work", "pipeline.Recipe.methods=('pretrained', 'prompt_tuning')") == 0
     assert (tmp_path / "out" / "work" / "seed0" / "prompt_tuning" / "finished.json").exists()
-    assert (tmp_path / "out" / "work" / "results.json").exists()
+    assert (tmp_path / "out" / "work" / "comparison.json").exists()
 
 
 def test_a_flag_that_means_nothing_to_any_stage_is_refused(tiny, tmp_path, capsys):
@@ -294,4 +292,65 @@ def test_a_missing_base_is_one_sentence(tiny, tmp_path, capsys):
     assert _run(tiny, tmp_path / "work", f"DEMO_CHECKPOINT={tmp_path / 'nowhere'}") == 1
     shown = capsys.readouterr().err
     assert f"error: There is no checkpoint at {tmp_path / 'nowhere'}" in shown and "Traceback" not in shown
-    assert not (tmp_path / "work" / "results.json").exists()
+    assert not (tmp_path / "work" / "comparison.json").exists()
+
+
+ROW = """
+from __gin__ import dynamic_registration
+from promot_t5x import pipeline
+from promot_t5x.recipes import methods
+
+pipeline.Recipe.methods = ('pretrained', 'fine_tuning', @dummy/methods.Method())
+pipeline.Recipe.headline = ('dummy', 'fine_tuning', 'pretrained')
+dummy/methods.Method.name = 'dummy'
+dummy/methods.Method.gin_files = ('dummy.gin',)
+dummy/methods.Method.starts_from = ('fine_tuning',)
+dummy/methods.Method.prompt = None
+dummy/methods.Method.label = 'dummy baseline'
+dummy/methods.Method.colour = '#123456'
+dummy/methods.Method.description = 'Fine-tunes twice.'
+"""
+STAGE = """
+include 'promot_t5x/gin/stages/fine_tuning.gin'
+DROPOUT_RATE = 0.0
+"""
+
+
+def test_a_method_from_outside_the_package_is_one_row_and_one_gin_file(tiny, tmp_path, capsys):
+    (tmp_path / "row.gin").write_text(ROW)
+    (tmp_path / "dummy.gin").write_text(STAGE)
+    argv = [f"--gin_file={tiny / 'tiny.gin'}", f"--gin_file={tmp_path / 'row.gin'}", f"--gin_search_paths={tmp_path}"]
+    argv += [f"--gin.WORK_DIR={tmp_path / 'work'}", f"--gin.DEMO_CHECKPOINT={tiny / 'base'}"]
+    assert program.run_main(pipeline.main, [*argv, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    start = f"INITIAL_CHECKPOINT_PATH = '{tmp_path}/work/seed0/fine_tuning_lr0.001'"
+    assert start in shown.split("\n=== seed0/dummy_lr0.001")[1].replace("\\\n    ", "")
+
+    asked = plan.configured(flags.parse_flags(argv, flags.flag_parser()), tuple(jax.devices()))
+    assert list(asked.stages) == ["fine_tuning"] and asked.stages["fine_tuning"].batch_size == 8
+
+    assert program.run_main(pipeline.main, argv) == 0
+    work = tmp_path / "work"
+    found = json.loads((work / "comparison.json").read_text())
+    entry = found["methods"]["dummy"]["learning_rates"]["0.001"]
+    assert 0 <= entry["target"] <= 100 and entry["in_context_with_prompt"] is None
+    rows = [row for row in found["rows"] if row["run"] == "seed0/dummy_lr0.001"]
+    assert [(row["role"], row["prompt"], row["n"]) for row in rows] == [("target", None, 16), ("other", None, 16)]
+    first = saving.read_metadata(work / "seed0/dummy_lr0.001/checkpoint_2")["base"]["fingerprint"]
+    tuned = json.loads((work / "seed0/fine_tuning_lr0.001/scores.json").read_text())["checkpoint"]["base_fingerprint"]
+    assert first == tuned, "it starts from the fine-tuned weights"
+    page = (work / "report.html").read_text()
+    assert "dummy baseline" in page and "background:#123456" in page and "Fine-tunes twice." in page
+    assert "dummy baseline" in (work / "comparison.md").read_text()
+    assert (work / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_answers_and_scores_of_every_example_are_kept(finished):
+    found = json.loads((finished / "comparison.json").read_text())
+    assert found["unit"] == "percent" and len(found["rows"]) == 3 * 3 + 2 * 2
+    for row in found["rows"]:
+        lines = [json.loads(line) for line in (finished / row["answers"]).read_text().splitlines()]
+        assert len(lines) == row["n"] == 16
+        assert all({"prompt", "prediction", "target", "score", "output"} <= set(line) for line in lines)
+        assert row["value"] == pytest.approx(np.mean([line["score"] for line in lines]))
+        assert row["step"] == (0 if "pretrained" in row["run"] else row["step"]) and row["step"] in (0, 2, 4)

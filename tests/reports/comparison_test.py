@@ -7,52 +7,55 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from promot_t5x.recipes import methods
 from promot_t5x.reports import comparison
 from promot_t5x.reports.comparison import Run
+from promot_t5x.reports.method_rows import Compared, MethodRow
 from promot_t5x.runtime import files
 from promot_t5x.runtime.versions import versions
 
 ROOT = Path(__file__).resolve().parents[2]
+HEADLINE = Compared(*methods.HEADLINE)
 
 
 def _score(method, target, mean, rate=1e-3, seed=0):
     """A run whose two in-context tasks have the given mean."""
-    return Run(method, rate, seed, target, {"a": mean - 0.01, "b": mean + 0.01})
+    return Run(method, rate, seed, target, {"a": mean - 1, "b": mean + 1})
 
 
 def _two_seeds():
     return [
-        Run("pretrained", None, 0, 0.1, {"qa": 0.9, "wic": 0.7}),
-        Run("promot", 3e-4, 0, 1.0, {"qa": 0.8, "wic": 0.6}, {"qa": 0.2, "wic": 0.0}, {"step": 250}),
-        Run("promot", 3e-4, 1, 0.9, {"qa": 0.6, "wic": 0.5}, {"qa": 0.4, "wic": 0.1}),
+        Run("pretrained", None, 0, 10.0, {"qa": 90.0, "wic": 70.0}),
+        Run("promot", 3e-4, 0, 100.0, {"qa": 80.0, "wic": 60.0}, {"qa": 20.0, "wic": 0.0}, {"step": 250}),
+        Run("promot", 3e-4, 1, 90.0, {"qa": 60.0, "wic": 50.0}, {"qa": 40.0, "wic": 10.0}),
     ]
 
 
 def test_summary_means_and_sample_spread():
-    found = comparison.summarize(_two_seeds(), {"python": "3"}, {"recipe": "demo"})
+    found = comparison.compare(_two_seeds(), {"python": "3"}, {"recipe": "demo"})
     entry = found["methods"]["promot"]["learning_rates"]["0.0003"]
-    assert entry["target"] == pytest.approx(0.95)
-    assert entry["target_std"] == pytest.approx(0.1 / math.sqrt(2))
-    assert entry["in_context"] == pytest.approx({"qa": 0.7, "wic": 0.55})
-    assert entry["in_context_std"]["qa"] == pytest.approx(np.std([0.8, 0.6], ddof=1))
-    assert entry["in_context_mean"] == pytest.approx(0.625)
-    assert entry["in_context_mean_std"] == pytest.approx(np.std([0.7, 0.55], ddof=1))
-    assert entry["in_context_with_prompt"] == pytest.approx({"qa": 0.3, "wic": 0.05})
-    assert entry["in_context_mean_with_prompt"] == pytest.approx(0.175)
+    assert entry["target"] == pytest.approx(95)
+    assert entry["target_std"] == pytest.approx(10 / math.sqrt(2))
+    assert entry["in_context"] == pytest.approx({"qa": 70, "wic": 55})
+    assert entry["in_context_std"]["qa"] == pytest.approx(np.std([80, 60], ddof=1))
+    assert entry["in_context_mean"] == pytest.approx(62.5)
+    assert entry["in_context_mean_std"] == pytest.approx(np.std([70, 55], ddof=1))
+    assert entry["in_context_with_prompt"] == pytest.approx({"qa": 30, "wic": 5})
+    assert entry["in_context_mean_with_prompt"] == pytest.approx(17.5)
     assert entry["seeds"] == found["seeds"] == [0, 1]
     assert found["versions"] == {"python": "3"} and found["config"] == {"recipe": "demo"}
     assert [run["seed"] for run in found["runs"]] == [0, 0, 1] and found["runs"][1]["details"] == {"step": 250}
 
 
 def test_what_does_not_apply_is_null():
-    found = comparison.summarize([Run("pretrained", None, 0, None, {})], {}, {})
+    found = comparison.compare([Run("pretrained", None, 0, None, {})], {}, {})
     entry = found["methods"]["pretrained"]["learning_rates"]["none"]
     for name in ("target", "target_std", "in_context_mean", "in_context_with_prompt", "in_context_mean_with_prompt"):
         assert entry[name] is None
 
 
 def test_one_seed_has_no_spread():
-    entry = comparison.summarize([_score("promot", 1.0, 0.5)], {}, {})["methods"]["promot"]["learning_rates"]["0.001"]
+    entry = comparison.compare([_score("promot", 100.0, 50.0)], {}, {})["methods"]["promot"]["learning_rates"]["0.001"]
     assert entry["target_std"] is None and set(entry["in_context_std"].values()) == {None}
 
 
@@ -60,20 +63,23 @@ def test_one_seed_has_no_spread():
     ("runs", "sentence"),
     [
         ([], "no run was given"),
-        ([_score("promot", 1.0, 0.5)] * 2, "promot, learning rate 0.001, seed 0 was given twice"),
-        ([Run("promot", 1e-3, 0, 97.0, {})], r"target is 97.0, expected a score in \[0, 1\]"),
-        ([Run("promot", 1e-3, 0, 0.9, {"qa": math.nan})], 'in_context "qa" is nan'),
-        ([Run("promot", -1.0, 0, 0.9, {})], "neither a positive number"),
-        ([_score("promot", 1.0, 0.5), Run("promot", 1e-3, 1, 1.0, {"a": 0.5})], "measured other scores than seed 0"),
+        ([_score("promot", 100.0, 50.0)] * 2, "promot, learning rate 0.001, seed 0 was given twice"),
+        ([Run("promot", 1e-3, 0, 197.0, {})], r"target is 197.0, expected a percentage in \[0, 100\]"),
+        ([Run("promot", 1e-3, 0, 90.0, {"qa": math.nan})], 'in_context "qa" is nan'),
+        ([Run("promot", -1.0, 0, 90.0, {})], "neither a positive number"),
+        (
+            [_score("promot", 100.0, 50.0), Run("promot", 1e-3, 1, 100.0, {"a": 50.0})],
+            "measured other scores than seed 0",
+        ),
     ],
 )
 def test_wrong_runs_are_refused(runs, sentence):
     with pytest.raises(ValueError, match=sentence):
-        comparison.summarize(runs, {}, {})
+        comparison.compare(runs, {}, {})
 
 
 def test_round_trip_keeps_everything_and_equal_results_give_equal_bytes(tmp_path):
-    found = comparison.summarize(_two_seeds(), versions(), {"name": "Größe"})
+    found = comparison.compare(_two_seeds(), versions(), {"name": "Größe"})
     files.write_json(tmp_path / "new" / "a.json", found)
     files.write_json(tmp_path / "b.json", found)
     assert comparison.read(tmp_path / "new" / "a.json") == found
@@ -82,8 +88,8 @@ def test_round_trip_keeps_everything_and_equal_results_give_equal_bytes(tmp_path
 
 
 def test_a_missing_file_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist; give the results.json"):
-        comparison.read(tmp_path / "results.json")
+    with pytest.raises(FileNotFoundError, match="does not exist; give the comparison.json"):
+        comparison.read(tmp_path / "comparison.json")
 
 
 @pytest.mark.parametrize(
@@ -93,11 +99,15 @@ def test_a_missing_file_says_so(tmp_path):
         ("[]", 'holds a list, but a table "methods" was expected'),
         ('{"results": {}, "mean": 1}', r"holds the keys \['mean', 'results'\]"),
         ('{"methods": {}, "versions": {}}', 'a list "seeds" was expected'),
-        ('{"methods": {"promot": {}}, "seeds": [], "versions": {}}', 'method "promot" has no "learning_rates"'),
+        ('{"methods": {}, "seeds": [], "versions": {}}', 'has the unit None, expected "percent"'),
+        (
+            '{"unit": "percent", "methods": {"promot": {}}, "seeds": [], "versions": {}}',
+            'method "promot" has no "learning_rates"',
+        ),
     ],
 )
 def test_foreign_files_are_refused_in_one_sentence(tmp_path, text, sentence):
-    path = tmp_path / "results.json"
+    path = tmp_path / "comparison.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=sentence) as error:
         comparison.read(path)
@@ -106,39 +116,39 @@ def test_foreign_files_are_refused_in_one_sentence(tmp_path, text, sentence):
 
 @pytest.mark.parametrize("name", ["target", "in_context", "in_context_mean", "in_context_mean_with_prompt"])
 def test_a_missing_key_is_named(tmp_path, name):
-    found = comparison.summarize(_two_seeds(), {}, {})
+    found = comparison.compare(_two_seeds(), {}, {})
     del found["methods"]["promot"]["learning_rates"]["0.0003"][name]
     files.write_json(tmp_path / "r.json", found)
     with pytest.raises(ValueError, match=re.escape(f'"{name}"')):
         comparison.read(tmp_path / "r.json")
 
 
-def _verdict(promot_target, promot_mean, tuned_target=1.0, tuned_mean=0.7):
+def _verdict(promot_target, promot_mean, tuned_target=100.0, tuned_mean=70.0):
     runs = [
-        _score("pretrained", None, 0.9, None),
+        _score("pretrained", None, 90.0, None),
         _score("fine_tuning", tuned_target, tuned_mean),
         _score("promot", promot_target, promot_mean),
     ]
-    (outcome,) = comparison.verdict(comparison.summarize(runs, {}, {}))
+    (outcome,) = comparison.verdict(comparison.compare(runs, {}, {}, headline=HEADLINE))
     return outcome
 
 
 @pytest.mark.parametrize(
     ("target", "mean", "kept", "gained", "nearer"),
     [
-        (1.00, 0.88, True, True, True),
-        (0.98, 0.88, True, True, True),  # exactly at the margin
-        (0.97, 0.88, False, True, True),
-        (1.00, 0.75, True, True, False),
-        (1.00, 0.74, True, False, False),
-        (1.00, 0.60, True, False, False),
-        (1.00, 0.95, True, True, True),  # better than before counts as near
+        (100, 88, True, True, True),
+        (98, 88, True, True, True),  # exactly at the margin
+        (97, 88, False, True, True),
+        (100, 75, True, True, False),
+        (100, 74, True, False, False),
+        (100, 60, True, False, False),
+        (100, 95, True, True, True),  # better than before counts as near
     ],
 )
 def test_verdict(target, mean, kept, gained, nearer):
     comparison = _verdict(target, mean)
-    assert comparison.target_difference == pytest.approx(target - 1.0)
-    assert comparison.in_context_difference == pytest.approx(mean - 0.7)
+    assert comparison.target_difference == pytest.approx(target - 100)
+    assert comparison.in_context_difference == pytest.approx(mean - 70)
     assert (comparison.target_kept, comparison.in_context_gained, comparison.nearer_to_pretrained) == (
         kept,
         gained,
@@ -148,9 +158,24 @@ def test_verdict(target, mean, kept, gained, nearer):
 
 
 def test_verdict_takes_shared_learning_rates_in_rising_order_and_misses_nothing_silently():
-    runs = [_score(method, 1.0, 0.5, rate) for rate in (1e-3, 1e-4, 3e-4) for method in ("promot", "fine_tuning")]
-    runs.append(_score("promot", 1.0, 0.5, 1e-2))
-    comparisons = comparison.verdict(comparison.summarize(runs, {}, {}))
+    runs = [_score(method, 100.0, 50.0, rate) for rate in (1e-3, 1e-4, 3e-4) for method in ("promot", "fine_tuning")]
+    runs.append(_score("promot", 100.0, 50.0, 1e-2))
+    comparisons = comparison.verdict(comparison.compare(runs, {}, {}, headline=HEADLINE))
     assert [comparison.learning_rate for comparison in comparisons] == ["0.0001", "0.0003", "0.001"]
     assert comparisons[0].nearer_to_pretrained is None and not comparisons[0].holds
-    assert comparison.verdict(comparison.summarize(runs[:1], {}, {})) == []
+    assert comparison.verdict(comparison.compare(runs[:1], {}, {}, headline=HEADLINE)) == []
+    assert comparison.verdict(comparison.compare(runs, {}, {})) == [], "nobody says what to compare"
+
+
+def test_handed_rows_are_kept_and_give_the_order():
+    rows = {name: MethodRow(name.upper(), "#123456", "*", f"About {name}.") for name in ("first", "absent", "second")}
+    runs = [_score(name, 100.0, 50.0) for name in ("own", "second", "first")]
+    scores = [{"run": "r", "task": "a", "value": 50.0}]
+    results = comparison.compare(runs, {}, {}, rows, HEADLINE, scores)
+    assert list(results["methods"]) == ["first", "second", "own"]
+    described = {name: results["methods"]["first"][name] for name in ("label", "colour", "marker", "description")}
+    assert described == {"label": "FIRST", "colour": "#123456", "marker": "*", "description": "About first."}
+    assert list(results["methods"]["own"]) == ["learning_rates"]
+    assert results["rows"] == scores and results["unit"] == "percent"
+    compared = {"method": "promot", "baseline": "fine_tuning", "reference": "pretrained", "labels": {}}
+    assert results["compared"] == compared

@@ -8,11 +8,19 @@ from html.parser import HTMLParser
 
 import pytest
 
-from promot_t5x.reports import figure, page, tables
-from promot_t5x.reports.comparison import Run, rate_key, summarize
+from promot_t5x.recipes import methods
+from promot_t5x.reports import comparison, figure, page, tables
+from promot_t5x.reports.comparison import Run, rate_key
+from promot_t5x.reports.method_rows import Compared
 
+ROWS = {name: method.row for name, method in methods.METHODS.items()}
 TASKS = ("nli3", "wic", "qa_short", "key_sentence")
 VOID = {"meta", "img", "wbr", "br", "hr", "link", "input"}
+
+
+def compare(runs, versions, config):
+    """The comparison as a recipe makes it of this package's methods."""
+    return comparison.compare(runs, versions, config, ROWS, Compared(*methods.HEADLINE))
 
 
 class _Page(HTMLParser):
@@ -45,24 +53,24 @@ class _Page(HTMLParser):
 
 def _world(seeds=(0,), swap=False, drop=0.0, methods=("pretrained", "prompt_tuning", "fine_tuning", "promot")):
     """Scores like those of a small study; `swap` exchanges the two methods, `drop` lowers ProMoT's target."""
-    means = {1e-4: (0.852, 0.906), 3e-4: (0.735, 0.870), 5e-4: (0.404, 0.747)}
+    means = {1e-4: (85.2, 90.6), 3e-4: (73.5, 87.0), 5e-4: (40.4, 74.7)}
     runs = []
     for seed in seeds:
-        shift = 0.01 * seed
+        shift = 1.0 * seed
 
         def scores(mean, shift=shift):
-            return {task: mean - shift + 0.02 * place for place, task in zip((-3, -1, 1, 3), TASKS, strict=True)}
+            return {task: mean - shift + 2 * place for place, task in zip((-3, -1, 1, 3), TASKS, strict=True)}
 
         runs += [
-            Run("pretrained", None, seed, 0.497, scores(0.906)),
-            Run("prompt_tuning", None, seed, 0.77 + shift, scores(0.906), scores(0.3)),
+            Run("pretrained", None, seed, 49.7, scores(90.6)),
+            Run("prompt_tuning", None, seed, 77 + shift, scores(90.6), scores(30)),
         ]
         for rate, (low, high) in means.items():
             low, high = (high, low) if swap else (low, high)
-            runs.append(Run("fine_tuning", rate, seed, 0.998 - shift / 4, scores(low)))
-            runs.append(Run("random_prompt", rate, seed, 0.995, scores((low + high) / 2), scores(0.4)))
-            runs.append(Run("promot", rate, seed, 0.997 - drop, scores(high), scores(0.45), {"step": 250}))
-    return summarize([run for run in runs if run.method in methods], {"jax": "1.2.3"}, {"recipe": "demo.gin"})
+            runs.append(Run("fine_tuning", rate, seed, 99.8 - shift / 4, scores(low)))
+            runs.append(Run("random_prompt", rate, seed, 99.5, scores((low + high) / 2), scores(40)))
+            runs.append(Run("promot", rate, seed, 99.7 - drop, scores(high), scores(45), {"step": 250}))
+    return compare([run for run in runs if run.method in methods], {"jax": "1.2.3"}, {"recipe": "demo.gin"})
 
 
 def _html(results, tmp_path, **options):
@@ -77,18 +85,19 @@ WORLDS = {
     "two methods": _world(methods=("pretrained", "promot")),
     "no pretrained": _world(methods=("fine_tuning", "promot")),
     "no learning rates": _world(methods=("pretrained", "prompt_tuning")),
-    "no tasks": summarize([Run("fine_tuning", 1e-3, 0, 0.5, {}), Run("promot", 1e-3, 0, 0.6, {})], {}, {}),
-    "nothing measured": summarize([Run("pretrained", None, 0, None, {})], {}, {}),
-    "no target": summarize([Run("promot", 1e-3, 0, None, {"qa": 0.5})], {}, {}),
-    "another method": summarize([Run("joint_tuning", 0.05, 7, 0.0, {"$a_1$": 1.0}, {"$a_1$": 0.0})], {}, {}),
+    "no tasks": compare([Run("fine_tuning", 1e-3, 0, 50.0, {}), Run("promot", 1e-3, 0, 60.0, {})], {}, {}),
+    "nothing measured": compare([Run("pretrained", None, 0, None, {})], {}, {}),
+    "no target": compare([Run("promot", 1e-3, 0, None, {"qa": 50.0})], {}, {}),
+    "another method": compare([Run("my_method", 0.05, 7, 0.0, {"$a_1$": 100.0}, {"$a_1$": 0.0})], {}, {}),
     "the required keys only": {
+        "unit": "percent",
         "methods": {
             "promot": {
                 "learning_rates": {
                     "0.001": {
-                        "target": 0.9,
-                        "in_context": {"qa": 0.5},
-                        "in_context_mean": 0.5,
+                        "target": 90.0,
+                        "in_context": {"qa": 50.0},
+                        "in_context_mean": 50.0,
                         "in_context_mean_with_prompt": None,
                     }
                 }
@@ -97,7 +106,7 @@ WORLDS = {
         "seeds": [0],
         "versions": {},
     },
-    "equal scores": summarize([Run(m, 1e-3, 0, 0.5, {"qa": 0.5}) for m in ("fine_tuning", "promot")], {}, {}),
+    "equal scores": compare([Run(m, 1e-3, 0, 50.0, {"qa": 50.0}) for m in ("fine_tuning", "promot")], {}, {}),
 }
 
 
@@ -123,8 +132,8 @@ def test_every_number_is_on_the_page_and_in_the_tables(name):
             values = [entry[column] for column in columns]
             for value in [*spreads, *values, *entry["in_context"].values()]:
                 if value is not None:
-                    assert any(f"{value:.3f}" in cell for cell in parsed.cells)
-                    assert f"{value:.3f}" in markdown and f"{value:.3f}" in terminal
+                    assert any(f"{value:.1f}" in cell for cell in parsed.cells)
+                    assert f"{value:.1f}" in markdown and f"{value:.1f}" in terminal
             assert tables.rate(key) in parsed.cells
 
 
@@ -156,49 +165,49 @@ def test_equal_results_give_equal_files(tmp_path):
 
 def test_headline_follows_the_numbers():
     good, bad = page.headline(_world()), page.headline(_world(swap=True))
-    assert "learning rate 3e-4 and the same target score (ProMoT 0.997, standard fine-tuning 0.998)" in good
-    assert "ProMoT keeps 0.870 of the pretrained in-context mean of 0.906; standard fine-tuning keeps 0.735." in good
-    assert "ProMoT keeps less, not more: 0.735" in bad and "standard fine-tuning keeps 0.870." in bad
-    unequal = page.headline(_world(drop=0.1))
-    assert "a lower target score" in unequal and "the comparison unequal" in unequal and "0.897" in unequal
+    assert "learning rate 3e-4 and the same target score (ProMoT 99.7, standard fine-tuning 99.8)" in good
+    assert "ProMoT keeps 87.0 (pretrained 90.6) in context; standard fine-tuning keeps 73.5." in good
+    assert "ProMoT keeps less, not more: 73.5" in bad and "standard fine-tuning keeps 87.0." in bad
+    unequal = page.headline(_world(drop=10.0))
+    assert "a lower target score" in unequal and "the comparison unequal" in unequal and "89.7" in unequal
 
 
 @pytest.mark.parametrize(
     ("promot", "target", "words"),
     [
-        (0.50, 0.9, "makes no difference in context"),
-        (0.52, 0.9, "keeps only slightly more: 0.520"),
-        (0.60, 0.9, "keeps 0.600 of the pretrained in-context mean of 0.800"),
-        (0.60, 1.0, "a higher target score"),
-        (0.60, None, "no target score for both"),
+        (50.0, 90.0, "makes no difference in context"),
+        (52.0, 90.0, "keeps only slightly more: 52.0"),
+        (60.0, 90.0, "keeps 60.0 (pretrained 80.0) in context"),
+        (60.0, 100.0, "a higher target score"),
+        (60.0, None, "no target score for both"),
     ],
 )
 def test_headline_in_between(promot, target, words):
     runs = [
-        Run("pretrained", None, 0, 0.0, {"qa": 0.8}),
-        Run("fine_tuning", 1e-3, 0, 0.9, {"qa": 0.5}),
+        Run("pretrained", None, 0, 0.0, {"qa": 80.0}),
+        Run("fine_tuning", 1e-3, 0, 90.0, {"qa": 50.0}),
         Run("promot", 1e-3, 0, target, {"qa": promot}),
     ]
-    assert words in page.headline(summarize(runs, {}, {}))
+    assert words in page.headline(compare(runs, {}, {}))
 
 
 def test_headline_admits_noise_and_missing_methods():
-    runs = [Run("fine_tuning", 1e-3, seed, 0.9, {"qa": 0.5 + 0.2 * seed}) for seed in (0, 1)]
-    runs += [Run("promot", 1e-3, seed, 0.9, {"qa": 0.6 + 0.2 * seed}) for seed in (0, 1)]
-    assert "a difference within the spread over seeds" in page.headline(summarize(runs, {}, {}))
+    runs = [Run("fine_tuning", 1e-3, seed, 90.0, {"qa": 50.0 + 20 * seed}) for seed in (0, 1)]
+    runs += [Run("promot", 1e-3, seed, 90.0, {"qa": 60.0 + 20 * seed}) for seed in (0, 1)]
+    assert "a difference within the spread over seeds" in page.headline(compare(runs, {}, {}))
     assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores of standard fine-tuning."
 
 
 def test_summary_counts_where_the_claim_holds():
     assert "holds at 3 of 3 learning rates" in page.summary(_world())
     assert "holds at 0 of 3 learning rates" in page.summary(_world(swap=True))
-    assert "+0.135 in context and −0.001 on the target at 3e-4" in page.summary(_world())
+    assert "+13.5 in context and −0.1 on the target at 3e-4" in page.summary(_world())
 
 
 def test_all_text_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>&'
-    run = Run(evil, 1e-3, 0, 0.5, {evil: 0.5}, {evil: 0.5}, {evil: evil})
-    text = _html(summarize([run], {evil: evil}, {evil: evil, "nested": {"k": [evil]}}), tmp_path, title=evil)
+    run = Run(evil, 1e-3, 0, 50.0, {evil: 50.0}, {evil: 50.0}, {evil: evil})
+    text = _html(compare([run], {evil: evil}, {evil: evil, "nested": {"k": [evil]}}), tmp_path, title=evil)
     assert "<script" not in text
     parsed = _Page(text)
     assert parsed.open == [] and evil in parsed.texts and parsed.cells.count(evil) >= 4
@@ -228,14 +237,14 @@ def test_best_marks_trained_methods_only_and_no_column_of_equals():
     index = next(i for i, row in enumerate(lines) if row.method == "promot" and row.rate == "1e-4")
     assert {column for line, column in marked if line == index} == {1, 2, 3, 4, 5}
     assert all(lines[line].rate != tables.MISSING for line, _ in marked)
-    assert "**0.906**" in tables.markdown_table(results)
+    assert "**90.6**" in tables.markdown_table(results)
     assert tables.best(tables.rows(WORLDS["equal scores"])) == set()
 
 
 def test_rows_keep_methods_in_order_and_learning_rates_rising():
     rates = (1e-3, 5e-5, 3e-4)
-    runs = [Run(method, rate, 0, 0.5, {}) for method in ("own", "promot", "fine_tuning") for rate in rates]
-    found = [(row.method, row.rate) for row in tables.rows(summarize(runs, {}, {}))]
+    runs = [Run(method, rate, 0, 50.0, {}) for method in ("own", "promot", "fine_tuning") for rate in rates]
+    found = [(row.method, row.rate) for row in tables.rows(compare(runs, {}, {}))]
     assert found == list(itertools.product(("fine_tuning", "promot", "own"), ("5e-5", "3e-4", "1e-3")))
     assert tables.rate(rate_key(None)) == tables.MISSING
 
@@ -250,7 +259,18 @@ def test_labels_are_kept_apart():
 
 def test_write_all_makes_three_files(tmp_path):
     paths = page.write_all(_world((0, 1)), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.png", "results.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["comparison.md", "report.html", "report.png"]
     assert paths["html"] == str(tmp_path / "out" / "report.html")
-    markdown = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    markdown = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert page.headline(_world((0, 1))) in markdown and tables.markdown_table(_world((0, 1))) in markdown
+
+
+def test_rows_that_were_handed_in_are_what_is_shown():
+    row = methods.Method("mine", ("mine.gin",), label="Mine & more", colour="#abcdef", description="About <mine>.").row
+    runs = [Run("mine", 1e-3, 0, 90.0, {"qa": 60.0}), Run("usual", 1e-3, 0, 90.0, {"qa": 50.0})]
+    results = comparison.compare(runs, {}, {}, {"mine": row}, Compared("mine", "usual", "before"))
+    text = page._page(results, "t", figure.plot_png(results))
+    assert "Mine &amp; more" in text and "background:#abcdef" in text and "About &lt;mine&gt;." in text
+    expected = "At learning rate 1e-3 and the same target score (Mine & more 90.0, usual 90.0), Mine & more keeps 60.0"
+    assert page.headline(results).startswith(expected)
+    assert page.summary(results).startswith("Mine & more minus usual: +10.0 in context")

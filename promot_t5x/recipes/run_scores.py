@@ -1,0 +1,123 @@
+"""What a run's chosen checkpoint scores: kept in the run's folder as `eval` keeps it, and read back from there."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from promot_t5x.checkpoints import saving
+from promot_t5x.evaluation import results, scoring, suite
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.recipes.recipe import PlannedRun, Recipe
+from promot_t5x.reports import comparison
+from promot_t5x.runtime import files
+from promot_t5x.runtime.versions import versions
+from promot_t5x.tasks import catalog
+
+# The recipe's own settings leave other runs as they are, and the mesh leaves the numbers as they are.
+_DECIDE_NO_SCORE = ("pipeline.", "partitioner.", "methods.Method.")
+
+
+def settings(bindings: Sequence[str]) -> list[str]:
+    """The bindings of a configuration that a score depends on.
+
+    Args:
+      bindings: one `name = value` each, macros among them.
+
+    >>> settings(["A = 1", "pipeline.Recipe.seeds = (0,)", "my/methods.Method.name = 'm'", "data.Config.limit = 3"])
+    ['data.Config.limit = 3']
+    """
+    names = {line: line.split(" = ")[0].split("/")[-1] for line in bindings}
+    return [line for line, name in names.items() if "." in name and not name.startswith(_DECIDE_NO_SCORE)]
+
+
+def scores(
+    recipe: Recipe,
+    planned: PlannedRun,
+    work_dir: epath.Path,
+    decided_by: Mapping[str, Any],
+    model: EncoderDecoderModel,
+    config: scoring.EvaluationConfig,
+    partitioner: Partitioner,
+) -> dict[str, Any]:
+    """Scores a run's checkpoint on splits that selected nothing: the target, and the in-context tasks.
+
+    The target is asked with the run's prompt; the in-context tasks without one and, for comparison, with it. Prompts,
+    answers and scores of single examples are kept beside scores.json.
+
+    Args:
+      recipe: names the tasks and splits.
+      planned: the run.
+      work_dir: the recipe's.
+      decided_by: what else the scores depend on, JSON values only, with the "checkpoint"'s path; scores that were
+        decided by something else are measured again.
+      model, config, partitioner: see `scoring.evaluate`.
+
+    Returns:
+      What is in the run's scores.json.
+    """
+    folder = work_dir / planned.name
+    file = folder / "scores.json"
+    decided_by = {
+        **decided_by,
+        "target": recipe.target,
+        "in_context": list(recipe.in_context),
+        "prompt": planned.prompt,
+    }
+    decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
+    if file.exists():
+        kept = json.loads(file.read_text())
+        if kept.get("decided_by") == decided_by:
+            return kept
+    checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
+    questions = list(_questions(recipe, planned, config))
+    rows = [
+        suite.score_task(checkpoint, asked, asked.entries[0], prompt, folder, f"{number}/{len(questions)}")
+        for number, (asked, prompt) in enumerate(questions, start=1)
+    ]
+    summary = results.summarize(rows, config={}, checkpoint=checkpoint.origin, versions=versions())
+    chosen = saving.read_metadata(decided_by["checkpoint"]) if planned.trains else {}
+    details = {"chosen step": chosen["step"], "validation score": chosen["score"]} if chosen else {}
+    summary |= {"details": details, "decided_by": decided_by}
+    files.write_json(file, summary)
+    return summary
+
+
+def _questions(
+    recipe: Recipe, planned: PlannedRun, config: scoring.EvaluationConfig
+) -> Iterator[tuple[suite.Suite, int | None]]:
+    """Suites of one task each, and the prompt that they are asked with."""
+    yield suite.Suite([catalog.entry(recipe.target)], recipe.target_split, config, role="target"), planned.prompt
+    for prompt in dict.fromkeys((None, planned.prompt)):
+        for task in recipe.in_context:
+            yield suite.Suite([catalog.entry(task)], recipe.in_context_split, config, role="other"), prompt
+
+
+def comparison_run(planned: PlannedRun, run_scores: Mapping[str, Any]) -> comparison.Run:
+    """A run as the comparison takes it.
+
+    Args:
+      planned: the run.
+      run_scores: what `scores` returned.
+    """
+
+    def in_context(prompt: int | None) -> dict[str, float]:
+        rows = [row for row in run_scores["rows"] if row["role"] == "other" and row["prompt"] == prompt]
+        return {row["seqio_task"]: row["value"] for row in rows}
+
+    return comparison.Run(
+        method=planned.method,
+        learning_rate=planned.learning_rate,
+        seed=planned.seed,
+        target=next(row["value"] for row in run_scores["rows"] if row["role"] == "target"),
+        in_context=in_context(None),
+        in_context_with_prompt=None if planned.prompt is None else in_context(planned.prompt),
+        details=run_scores["details"],
+    )
+
+
+def rows_of_work_dir(planned: PlannedRun, run_scores: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A run's rows with paths of answers that start at WORK_DIR."""
+    return [{**row, "answers": f"{planned.name}/{row['answers']}"} for row in run_scores["rows"]]

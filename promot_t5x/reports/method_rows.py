@@ -1,0 +1,59 @@
+"""What a report needs to know of a method: how it is called, drawn and described. The caller hands these rows in."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+OTHER_COLOUR, OTHER_MARKER = "#8a6d00", "X"
+
+"""Colour and marker of a method that has none of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodRow:
+    """A method as readers see it.
+
+    Attributes:
+      label: its name in tables and plots.
+      colour: "#rrggbb".
+      marker: one of matplotlib's.
+      description: one or two sentences for the page.
+    """
+
+    label: str
+    colour: str = OTHER_COLOUR
+    marker: str = OTHER_MARKER
+    description: str = "A method of this run."
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """The three methods that the headline is about; a report without one of them has no headline.
+
+    Attributes:
+      method: the method that is judged.
+      baseline: the method that it is compared with, at the same learning rate.
+      reference: the model before any training.
+    """
+
+    method: str
+    baseline: str
+    reference: str
+
+
+def row(results: Mapping[str, Any], method: str) -> MethodRow:
+    """A method's row in results; one made of its name where the results describe it in no other way.
+
+    >>> row({"methods": {}}, "joint_tuning").label
+    'joint tuning'
+    """
+    content = results["methods"].get(method, {})
+    labels = (results.get("compared") or {}).get("labels", {})  # of a method that was not measured
+    described = {field.name: content[field.name] for field in dataclasses.fields(MethodRow) if field.name in content}
+    return MethodRow(**{"label": labels.get(method, method.replace("_", " ")), **described})
+
+
+def compared(results: Mapping[str, Any]) -> Compared:
+    """Which methods the headline of results compares; names of nothing where they do not say."""
+    names = results.get("compared") or {}
+    return Compared(names.get("method", ""), names.get("baseline", ""), names.get("reference", ""))

@@ -1,0 +1,88 @@
+"""The graph of runs: its order, and what is refused."""
+
+import graphlib
+
+import pytest
+
+from promot_t5x.recipes.methods import METHODS, PRETRAINED, Method
+from promot_t5x.recipes.recipe import Recipe, planned_runs
+
+
+def _recipe(*methods, **changes):
+    return Recipe(**{"methods": methods, "target": "t", "in_context": (), "learning_rates": (1e-3, 2e-3), **changes})
+
+
+def _graph(runs):
+    return {run.name: {start.name for start in run.starts_from if not isinstance(start, str)} for run in runs}
+
+
+def test_planned_runs_come_after_what_they_start_from():
+    runs = planned_runs(_recipe(*METHODS, seeds=(0, 1)))
+    names = [run.name for run in runs]
+    assert names[:3] == ["seed0/pretrained", "seed0/prompt_tuning", "seed0/fine_tuning_lr0.001"]
+    assert len(names) == len(set(names)) == 1 + 2 * (1 + 2 * 4)
+    for seed in (0, 1):
+        first = names.index(f"seed{seed}/prompt_tuning")
+        assert all(first < i for i, run in enumerate(runs) if run.method == "promot" and run.seed == seed)
+
+
+def test_a_chain_and_an_average_in_any_order_of_the_rows():
+    """Each run starts from those of its own seed and rate; graphlib agrees that the order is a topological one."""
+    rows = (
+        Method("average", ("average.gin",), starts_from=("second", "promot")),
+        Method("second", ("stages/model_tuning.gin",), starts_from=("promot",)),
+        METHODS["promot"],
+        METHODS["prompt_tuning"],
+    )
+    runs = planned_runs(_recipe(*rows, seeds=(0, 1)))
+    graph = _graph(runs)
+    assert graph["seed1/average_lr0.002"] == {"seed1/second_lr0.002", "seed1/promot_lr0.002"}
+    assert graph["seed0/second_lr0.001"] == {"seed0/promot_lr0.001"}
+    assert graph["seed0/promot_lr0.002"] == {"seed0/prompt_tuning"} and graph["seed0/prompt_tuning"] == set()
+    assert set(graphlib.TopologicalSorter(graph).static_order()) == {run.name for run in runs}
+    names = [run.name for run in runs]
+    assert all(names.index(start) < names.index(name) for name, starts in graph.items() for start in starts)
+
+
+def test_a_run_knows_its_files_prompt_and_start():
+    files = {"promot": ("mine.gin",)}
+    checkpoint = Method("theirs", (), starts_from=("/their/checkpoint",), prompt=None, grid=False)
+    tuned = Method("tuned", ("tuned.gin",), starts_from=("theirs",), prompt=2, grid=False)
+    runs = {
+        run.name: run for run in planned_runs(_recipe("prompt_tuning", "promot", tuned, checkpoint, stage_files=files))
+    }
+    assert runs["seed0/promot_lr0.001"].gin_files == ("stages/model_tuning.gin", "mine.gin")
+    assert runs["seed0/promot_lr0.001"].starts_from == (runs["seed0/prompt_tuning"],)
+    assert runs["seed0/prompt_tuning"].starts_from == (PRETRAINED,) and runs["seed0/prompt_tuning"].prompt == 0
+    assert not runs["seed0/theirs"].trains and runs["seed0/theirs"].starts_from == ("/their/checkpoint",)
+    assert runs["seed0/tuned"].starts_from == ("/their/checkpoint",) and runs["seed0/tuned"].prompt == 2
+
+
+@pytest.mark.parametrize(
+    "methods,expected",
+    [
+        ((Method("a", ("a.gin",), ("b",)), Method("b", ("b.gin",), ("a",))), "in a circle: (a -> b -> a|b -> a -> b)"),
+        ((Method("a", ("a.gin",), ("a",)),), "in a circle: a -> a"),
+        ((Method("a", ("a.gin",), ("b",)),), "The method a starts from 'b'; expected a method of the recipe"),
+        ((Method("a", ("a.gin",), ("promot",)),), "Recipe.methods has a without promot, which it starts from"),
+        ((Method("a", ("a.gin",), ()),), "The method a starts from nothing"),
+        ((Method("a", (), ("/x", "/y")),), "has no gin files, so it trains nothing, but starts from /x, /y"),
+        (("fine_tuning", Method("a", ("a.gin",), ("fine_tuning",), grid=False)), "one run per learning rate"),
+        (("promot",), "Recipe.methods has promot without prompt_tuning"),
+        (("fine_tunning",), r"expected names among pretrained, .* \(did you mean 'fine_tuning'\?\)"),
+    ],
+)
+def test_graphs_that_cannot_run_are_refused_in_a_sentence(methods, expected):
+    with pytest.raises(ValueError, match=expected) as error:
+        _recipe(*methods)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_that_could_not_be_a_folder():
+    with pytest.raises(ValueError, match="Method.name is 'a/b', expected letters"):
+        Method("a/b", ())
+
+
+def test_the_rows_of_this_package_can_be_told_apart():
+    for attribute in ("label", "colour", "marker", "description"):
+        assert len({getattr(method.row, attribute) for method in METHODS.values()}) == len(METHODS)
