@@ -13,7 +13,7 @@ from promot_t5x.planning import chips, programs, search, tables
 from promot_t5x.recipes import running
 from promot_t5x.recipes.recipe import planned_runs
 from promot_t5x.runtime import files
-from promot_t5x.training import stage_run
+from promot_t5x.training import stage_run, stages
 
 _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
@@ -36,7 +36,9 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         gin_checks.check_flags(gin_checks.unused_flag_macros() - set(_FOLDERS))
         bound = gin_files.bound_arguments(stage_run.run_stage, "train.train")
         training, validation = _training(bound, devices), bound.get("validation")
-        return search.Asked({training.stage: training}, _answering(training, validation and validation.config))
+        return search.Asked(
+            {stages.stage(training.stage).name: training}, _answering(training, validation and validation.config)
+        )
     bound = gin_files.bound_arguments(running.run_recipe)
     recipe, found = bound["recipe"], {}
     running.check_flags(invocation, recipe, epath.Path("not read"))
@@ -44,7 +46,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         if run.method in ("prompt_tuning", "promot"):
             running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
             training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
-            found.setdefault(training.stage, training)
+            found.setdefault(stages.stage(training.stage).name, training)
     if not found:
         raise ValueError("The recipe has no ProMoT run to plan: pipeline.Recipe.methods has no prompt_tuning.")
     return search.Asked(found, _answering(next(iter(found.values())), bound.get("evaluation_config")))

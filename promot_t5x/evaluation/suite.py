@@ -19,6 +19,7 @@ from promot_t5x.configuration import gin_files
 from promot_t5x.data import evaluation_examples, features, vocabularies
 from promot_t5x.evaluation import answer_store, answering, results, scoring
 from promot_t5x.evaluation.results import ATTACHED, REMOVED, Run
+from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import files
@@ -98,7 +99,7 @@ def evaluate_suite(
     loaded = loading.load(checkpoint_path, model, partitioner)
     if ATTACHED in suite.prompts:
         answering.check_prompt(loaded.params, suite.prompt_id)
-    prompt = loaded.params.get("soft_prompt")
+    prompt = loaded.params.get(parameter_names.SOFT_PROMPT)
     facts = {
         "path": checkpoint_path,
         "base": loaded.base_path,
