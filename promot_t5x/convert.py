@@ -26,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
     parser.add_argument("--to_format", required=True, choices=FORMATS)
-    parser.add_argument("--soft_prompt", metavar="PATH", help="a soft prompt to attach: its folder, .npy, or adapter")
+    parser.add_argument(
+        "--soft_prompt",
+        dest="prompt_path",
+        metavar="PATH",
+        help="a soft prompt to attach: its folder, .npy, or adapter",
+    )
     parser.add_argument("--force", action="store_true", help="attach it although it was trained on another model")
     parser.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
     invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser)
@@ -37,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     conversion.convert_checkpoint(
         *paths,
-        prompt_path=extra["soft_prompt"],
+        prompt_path=extra["prompt_path"],
         force=extra["force"],
         check_logits=extra["check_logits"],
         dry_run=invocation.dry_run,

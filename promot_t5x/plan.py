@@ -17,7 +17,7 @@ with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.planning import chips, programs, search, tables
     from promot_t5x.recipes import recipe as recipes
     from promot_t5x.recipes import running
-    from promot_t5x.training import stage_run
+    from promot_t5x.training import stage_run, stages
 
 _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
@@ -43,7 +43,9 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         gin_checks.check_flags(gin_checks.unused_flag_macros() - set(_FOLDERS))
         bound = gin_files.bound_arguments(stage_run.run_stage, "train.train")
         training, validation = _training(bound, devices), bound.get("validation")
-        return search.Asked({training.stage: training}, _answering(training, validation and validation.config))
+        return search.Asked(
+            {stages.stage(training.stage).name: training}, _answering(training, validation and validation.config)
+        )
     bound = gin_files.bound_arguments(running.run_recipe)
     recipe, by_stage = bound["recipe"], {}
     running.check_flags(invocation, recipe, epath.Path("not read"))
@@ -51,7 +53,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
     for run in [run for run in trained if run.planned] or trained:
         running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
-        by_stage.setdefault(training.stage, training)
+        by_stage.setdefault(stages.stage(training.stage).name, training)
     if not by_stage:
         raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
     return search.Asked(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))

@@ -1,15 +1,15 @@
 """Names that gin files and flags used to have: an error with an old one says the new one."""
 
 _MODULES = {
-    "architecture": "models.architecture",
-    "checkpoints": "checkpoints.saving",
-    "data": "data.training_batches",
-    "evaluation": "evaluation.scoring",
-    "interop.t5x_binary": "training.t5x_binary",
-    "model": "models.encoder_decoder",
-    "partitioning": "partitioning.partitioner",
-    "soft_prompt": "training.prompt_initializers",
-    "trainer": "training.trainer",
+    "promot_t5x.architecture": "promot_t5x.models.architecture",
+    "promot_t5x.checkpoints": "promot_t5x.checkpoints.saving",
+    "promot_t5x.data": "promot_t5x.data.training_batches",
+    "promot_t5x.evaluation": "promot_t5x.evaluation.scoring",
+    "promot_t5x.interop.t5x_binary": "promot_t5x.training.t5x_binary",
+    "promot_t5x.model": "promot_t5x.models.encoder_decoder",
+    "promot_t5x.partitioning": "promot_t5x.partitioning.partitioner",
+    "promot_t5x.soft_prompt": "promot_t5x.training.prompt_initializers",
+    "promot_t5x.trainer": "promot_t5x.training.trainer",
 }
 _NAMES = {
     "checkpoints.CheckpointConfig": "saving.CheckpointConfig",
@@ -19,7 +19,11 @@ _NAMES = {
     "model.DecodingConfig": "encoder_decoder.DecodingConfig",
     "model.EncoderDecoderModel": "encoder_decoder.EncoderDecoderModel",
     "partitioning.Partitioner": "partitioner.Partitioner",
-    "soft_prompt": "prompt_initializers",
+    "soft_prompt.class_labels": "prompt_initializers.class_labels",
+    "soft_prompt.from_file": "prompt_initializers.from_file",
+    "soft_prompt.random_uniform": "prompt_initializers.random_uniform",
+    "soft_prompt.sampled_vocabulary": "prompt_initializers.sampled_vocabulary",
+    "soft_prompt.text": "prompt_initializers.text",
     "stages.adafactor": "optimizers.adafactor",
     "stages.adam": "optimizers.adam",
 }
@@ -34,11 +38,9 @@ def new_name(name: str) -> str:
     >>> new_name("evaluation.EvaluationConfig"), new_name("promot_t5x.model"), new_name("trainer.LoopConfig")
     ('; it is called scoring.EvaluationConfig now', '; it is called promot_t5x.models.encoder_decoder now', '')
     """
-    module = name.removeprefix("promot_t5x.")
-    if module != name:
-        new = f"promot_t5x.{_MODULES[module]}" if module in _MODULES else None
-    else:
-        new = _NAMES.get(name) or next(
-            (now + name.removeprefix(old) for old, now in _NAMES.items() if name.startswith(f"{old}.")), None
-        )
+    new = (
+        _MODULES.get(name)
+        or _NAMES.get(name)
+        or next((now + name.removeprefix(old) for old, now in _NAMES.items() if name.startswith(f"{old}.")), None)
+    )
     return f"; it is called {new} now" if new else ""

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from promot_t5x.data import features
 from promot_t5x.data.evaluation_examples import EvaluationExamples, evaluation_batches
+from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 
@@ -38,12 +39,12 @@ def check_prompt(params: Mapping[str, Any], prompt_id: int | None) -> None:
     """Raises ValueError where a prompt is to be attached that the parameters do not have."""
     if prompt_id is None:
         return
-    if "soft_prompt" not in params:
+    if parameter_names.SOFT_PROMPT not in params:
         raise ValueError(
             "A prompt was to be attached, but the checkpoint has none; evaluate with the prompt removed "
             "(--gin.PROMPTS=\"('removed',)\" in eval, PROMPT_ID=None in infer)."
         )
-    count = params["soft_prompt"]["embedding"].shape[0]
+    count = parameter_names.flatten(params)[parameter_names.PROMPT].shape[0]
     if not 0 <= prompt_id < count:
         raise ValueError(f"The prompt {prompt_id} was to be attached, but the checkpoint has {count}, from 0 on.")
 
@@ -60,8 +61,7 @@ class _Runner:
     def __post_init__(self):
         check_prompt(self.params, self.prompt_id)
         if self.prompt_id is None:
-            without = {name: subtree for name, subtree in self.params.items() if name != "soft_prompt"}
-            object.__setattr__(self, "params", without)
+            object.__setattr__(self, "params", parameter_names.split_adapters(self.params)[0])
 
     def __call__(self, function, arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None):
         """Yields (numbers of the rows, what `function` makes of them)."""

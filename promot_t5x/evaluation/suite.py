@@ -14,6 +14,7 @@ from promot_t5x.checkpoints import loading, saving, soft_prompts
 from promot_t5x.data import evaluation_examples, features, vocabularies
 from promot_t5x.evaluation import answer_store, answering, results, scoring
 from promot_t5x.evaluation.results import ATTACHED, REMOVED, ROLES, Row
+from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import files, settings
@@ -125,7 +126,7 @@ def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: s
       run: the name of its run in the results.
     """
     loaded = loading.load(path, model, partitioner)
-    prompt = loaded.params.get("soft_prompt")
+    prompt = loaded.params.get(parameter_names.SOFT_PROMPT)
     origin = {
         "run": run,
         "step": _step(saving.absolute(path)),

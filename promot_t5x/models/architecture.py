@@ -24,7 +24,7 @@ class T5Config:
       relative_bias_max_distance: distance from which all positions share the last bucket.
       dropout_rate: probability of dropping, used only when a dropout key is given.
       prompt_length: P, soft prompt vectors in front of the encoder's input; 0 builds a network without the subtree.
-      num_prompts: N, one soft prompt a fine-tuned task.
+      num_prompts: N, one soft prompt per fine-tuned task.
       scan_layers: stack each side's layers and scan over them: compile time no longer grows with depth.
       remat: "none", "minimal" (keep matrix products) or "full" (keep layer inputs only).
       dtype: activations, "float32" or "bfloat16".

@@ -1,9 +1,9 @@
-"""What a loss needs to know of each token's logits, computed without ever holding the logits of the whole vocabulary.
+"""What a loss needs of each token's logits, computed without ever holding the logits of the whole vocabulary.
 
 For mT5 the logits of one batch are the largest array of a training step by far (64 x 128 tokens x 250,112 words in
-float32 are 8.4 GB), and a loss only needs a handful of numbers a token. They are accumulated over chunks of the
-vocabulary; the backward pass computes each chunk's logits again. The only product more than the plain computation's is
-that one.
+float32 are 8.4 GB), and a loss only needs a handful of numbers per token. They are accumulated over chunks of the
+vocabulary; the backward pass computes each chunk's logits again, the one matrix product in addition to those of the
+plain computation.
 
 Dimensions: B batch, U decoder tokens, D embed, V vocabulary, M pieces that the mesh cuts the vocabulary into, W words
 of one piece (V = M * W), C words of one chunk of a piece.
@@ -61,16 +61,16 @@ def token_statistics(
       vocab_axis: where `matrix` has its vocabulary.
       pieces: M, into how many the mesh cuts the vocabulary; every device goes through the chunks of its own piece.
 
-    >>> found = token_statistics(jnp.zeros((1, 2, 3)), jnp.ones((3, 5)), jnp.array([[4, 0]]))
-    >>> print(f"{found.log_z[0, 1]:.4f} {found.target[0, 0]:.1f}")
+    >>> statistics = token_statistics(jnp.zeros((1, 2, 3)), jnp.ones((3, 5)), jnp.array([[4, 0]]))
+    >>> print(f"{statistics.log_z[0, 1]:.4f} {statistics.target[0, 0]:.1f}")
     1.6094 0.0
     """
     vocab_size = matrix.shape[vocab_axis]
     if vocab_size % pieces:
         raise ValueError(f"A vocabulary of {vocab_size} does not divide into {pieces} pieces.")
     chunks = _Chunks(vocab_axis, pieces, vocab_size // pieces, chunk_width(vocab_size // pieces))
-    found: Any = _statistics(chunks, hidden_BxUxD.astype(jnp.float32), matrix, targets_BxU)
-    return TokenStatistics(*found[:4])
+    statistics: Any = _statistics(chunks, hidden_BxUxD.astype(jnp.float32), matrix, targets_BxU)
+    return TokenStatistics(*statistics[:4])
 
 
 class _Chunks(NamedTuple):
@@ -128,7 +128,7 @@ class _Chunks(NamedTuple):
         return jnp.arange(self.pieces)[:, None] * self.words + within_C[None, :]
 
     def new(self, i: jax.Array) -> jax.Array | None:
-        """Which words of chunk i no chunk before it had, C; None where all are new."""
+        """Mask_C of the words of chunk i that no chunk before it had; None where all are new."""
         if self.words % self.width == 0:
             return None
         return self.start(i) + jnp.arange(self.width) >= i * self.width
@@ -144,6 +144,8 @@ def _statistics(chunks: _Chunks, hidden_BxUxD: jax.Array, matrix: jax.Array, tar
     split = chunks.split(matrix)
 
     def add(carry, i):
+        # Invariant, of each piece and the words v seen so far: largest = max l_v, sum = sum exp(l_v - largest),
+        # target = l_t if t is among them, total = sum l_v. A larger maximum rescales the sum by exp(old - new).
         largest_BxUxM, sum_BxUxM, target_BxUxM, total_BxUxM = carry
         logits_BxUxMxC = _logits(hidden_BxUxD, chunks.of(split, i))
         hit_BxUxMxC = targets_BxU[..., None, None] == chunks.ids(i)
@@ -170,14 +172,27 @@ def _statistics(chunks: _Chunks, hidden_BxUxD: jax.Array, matrix: jax.Array, tar
 
 
 def _forward(chunks: _Chunks, hidden, matrix, targets):
-    found: Any = _statistics(chunks, hidden.value, matrix.value, targets.value)
+    statistics: Any = _statistics(chunks, hidden.value, matrix.value, targets.value)
     # A frozen matrix gets no gradient, and no product that would compute one.
-    wanted = None if not matrix.perturbed else ()
-    return found, (hidden.value, matrix.value, targets.value, *found[3:], wanted)
+    matrix_trains = () if matrix.perturbed else None  # a residual must be a pytree: without leaves, it costs nothing
+    return statistics, (hidden.value, matrix.value, targets.value, *statistics[3:], matrix_trains)
 
 
 def _backward(chunks: _Chunks, residuals: Any, cotangents: Any):
-    hidden_BxUxD, matrix, targets_BxU, largest_BxU, exp_sum_BxU, wanted = residuals
+    """Gradients with respect to hidden and matrix, chunk by chunk.
+
+    With logits l_v = h . w_v of a token, p_v = exp(l_v) / Z and target t, the three differentiable statistics have
+
+        d log Z / d l_v = p_v        d l_t / d l_v = [v = t]        d (sum_w l_w) / d l_v = 1,
+
+    so cotangents a of log Z, b of the target and c of the sum give
+
+        g_v = a p_v + b [v = t] + c,      dh = sum_v g_v w_v,      dw_v = sum over tokens of g_v h.
+
+    A chunk needs only its own g_v: its logits are computed again, its dw_v are final, and dh is added up over chunks.
+    With M = max_v l_v, p_v is exp(l_v - M) / sum_w exp(l_w - M), of which the forward pass kept M and the sum.
+    """
+    hidden_BxUxD, matrix, targets_BxU, largest_BxU, exp_sum_BxU, matrix_trains = residuals
     by_log_z, by_target, by_total, *_ = (
         jnp.zeros_like(exp_sum_BxU) if isinstance(x, SymbolicZero) else x for x in cotangents
     )
@@ -186,6 +201,7 @@ def _backward(chunks: _Chunks, residuals: Any, cotangents: Any):
     split = chunks.split(matrix)
 
     def add(carry, i):
+        # Invariant: hidden_gradient = sum of g_v w_v over the words seen so far, split_gradient = dw of these words.
         hidden_gradient_BxUxMxD, split_gradient = carry
         chunk_DxMxC = chunks.of(split, i)
         exp_BxUxMxC = jnp.exp(_logits(hidden_BxUxD, chunk_DxMxC) - largest_BxU[..., None, None])
@@ -208,7 +224,7 @@ def _backward(chunks: _Chunks, residuals: Any, cotangents: Any):
     zeros_BxUxMxD = jnp.zeros((*targets_BxU.shape, chunks.pieces, hidden_BxUxD.shape[-1]), jnp.float32)
     zeros_BxUxMxD = with_logical_constraint(zeros_BxUxMxD, ("batch", "length", "vocab", None))
     # Cut as the matrix is: left to itself, XLA may keep all of the embed axis on every device.
-    start = (zeros_BxUxMxD, None if wanted is None else chunks.split(jnp.zeros_like(matrix)))
+    start = (zeros_BxUxMxD, None if matrix_trains is None else chunks.split(jnp.zeros_like(matrix)))
     (hidden_gradient, split_gradient), _ = jax.lax.scan(add, start, jnp.arange(chunks.count))
     hidden_gradient = jnp.sum(hidden_gradient, axis=2)
     matrix_gradient = None if split_gradient is None else split_gradient.reshape(matrix.shape)

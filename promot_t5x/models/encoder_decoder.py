@@ -99,7 +99,7 @@ class EncoderDecoderModel:
         return self.module.init(key, token, token, prompt_ids)["params"]
 
     def logits(self, params: Params, batch: Batch, dropout_rng: jax.Array | None = None) -> jax.Array:
-        """All teacher-forced float32 logits_BxUxV, to look at; dropout is on when a key is given."""
+        """All teacher-forced float32 logits_BxUxV, for inspection; dropout is on when a key is given."""
         return self._apply("__call__", params, batch, dropout_rng)
 
     def token_statistics(
@@ -120,7 +120,7 @@ class EncoderDecoderModel:
         )
 
     def _apply(self, method: str, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> jax.Array:
-        found = self.module.apply(
+        output = self.module.apply(
             {"params": params},
             batch["encoder_input_tokens"],
             batch["decoder_input_tokens"],
@@ -129,7 +129,7 @@ class EncoderDecoderModel:
             rngs={} if dropout_rng is None else {"dropout": dropout_rng},
             method=method,
         )
-        return cast(jax.Array, found)
+        return cast(jax.Array, output)
 
     def loss_fn(self, params: Params, batch: Batch, dropout_rng: jax.Array | None) -> tuple[jax.Array, losses.LossSums]:
         """The training objective of a batch.

@@ -1,8 +1,8 @@
 """The layers of (m)T5 as Flax modules: relative bias, attention, MLP, one encoder layer, one decoder layer.
 
 Leaf names and shapes are those of T5X's public checkpoints, attention heads joined. Every parameter carries logical
-axis names (`partitioning.py` maps them to the mesh). Dimensions: B batch, S encoder positions (prompt + tokens),
-Q query positions, D embed, H heads, K head dim, F mlp, R relative position buckets.
+axis names (`partitioning/partitioner.py` maps them to the mesh). Dimensions: B batch, S encoder positions (prompt +
+tokens), Q query positions, D embed, H heads, K head dim, F mlp, R relative position buckets.
 """
 
 import functools
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax.linen.spmd import with_logical_constraint
 
 from promot_t5x.models.architecture import T5Config
-from promot_t5x.partitioning.partitioner import on_one_cpu
 
 Array = jax.Array
 
@@ -139,39 +138,6 @@ class Attention(nn.Module):
         return self.out(mixed_BxQxHxK.reshape(*mixed_BxQxHxK.shape[:2], -1))
 
 
-class TokenEmbedder(nn.Embed):
-    """Rows of the leaf `embedding` [V, D]."""
-
-    def __call__(self, inputs: Array) -> Array:
-        """The rows of token ids of any shape, in the network's dtype."""
-        if not on_one_cpu():
-            return super().__call__(inputs)
-        return _rows(self.embedding.astype(self.dtype), inputs)
-
-
-@jax.custom_vjp
-def _rows(embedding_VxD: Array, tokens: Array) -> Array:
-    """jnp.take, with a gradient that takes no memory before it is computed.
-
-    The gradient is zeros to which rows are added. XLA's CPU compiler makes zeros at the start of the step and holds
-    them till they are needed, unless they are inside of a branch.
-    """
-    return jnp.take(embedding_VxD, tokens, axis=0)
-
-
-def _rows_forward(embedding_VxD, tokens):
-    return _rows(embedding_VxD, tokens), (embedding_VxD, tokens)
-
-
-def _rows_backward(residuals, gradient):
-    embedding_VxD, tokens = residuals
-    zeros = functools.partial(jnp.zeros_like, embedding_VxD)
-    return jax.lax.cond(jnp.any(gradient != 0), lambda: zeros().at[tokens].add(gradient), zeros), None
-
-
-_rows.defvjp(_rows_forward, _rows_backward)
-
-
 class Mlp(nn.Module):
     """The feed-forward block, gated when it has two activations (`wi_0`, `wi_1`), plain with one (`wi`)."""
 
@@ -221,7 +187,9 @@ class DecoderLayer(nn.Module):
 
     config: T5Config
     deterministic: bool
-    cached_length: int | None = None  # with a number: one token a call, keys and values of earlier ones from the cache
+    cached_length: int | None = (
+        None  # with a number: one token per call, keys and values of earlier ones from the cache
+    )
 
     @nn.compact
     def __call__(self, x_BxQxD: Array, cache, encoded_BxSxD, self_bias, cross_bias, index):

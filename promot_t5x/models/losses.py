@@ -1,7 +1,7 @@
 """The training loss and the score of sequences: cross-entropy with label smoothing and z-loss.
 
-Both start from `chunked_logits.TokenStatistics`, a few float32 numbers a token, so that neither needs the logits of the
-whole vocabulary at once.
+Both start from `chunked_logits.TokenStatistics`, a few float32 numbers per token, so that neither needs the logits of
+the whole vocabulary at once.
 """
 
 import math

@@ -1,8 +1,8 @@
 """The T5 1.0 / T5 1.1 / mT5 / umT5 encoder-decoder in Flax Linen, with its `soft_prompt` subtree.
 
-The parameter tree has the names and shapes of T5X's public checkpoints (one subtree a layer, attention heads joined)
+The parameter tree has the names and shapes of T5X's public checkpoints (one subtree per layer, attention heads joined)
 plus `soft_prompt/embedding` [N, P, D]. With `scan_layers` the layers of a stack are one subtree `layers` with a leading
-layer axis; `layout.py` converts between the two.
+layer axis; `parameter_names.py` converts between the two.
 
 Dimensions: B batch, T encoder tokens, S encoder positions (prompt + tokens), U decoder tokens, Q decoder positions of
 one call, P prompt length, D embed, H heads, K head dim, V vocabulary, N prompts.
@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from promot_t5x.models import layers
+from promot_t5x.models import embedding_late_gradient, layers
 from promot_t5x.models.architecture import T5Config
 
 Array = jax.Array
@@ -32,7 +32,7 @@ _REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class DecodePosition:
-    """Where a cached decoder call stands: it reads `length` cached positions and writes one at `index` (traced)."""
+    """The position of a cached decoder call: it reads `length` cached positions and writes one at `index` (traced)."""
 
     length: int
     index: Any = 0
@@ -80,7 +80,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder's stack over embedded targets, whole (training) or one token a call (cached decoding)."""
+    """The decoder's stack over embedded targets, whole (training) or one token per call (cached decoding)."""
 
     config: T5Config
 
@@ -127,7 +127,9 @@ class Decoder(nn.Module):
 
 
 class SoftPrompt(nn.Module):
-    """The trainable prompts, leaf `embedding` [N, P, D]; the initial values of a run come from `soft_prompt.py`."""
+    """The trainable prompts, leaf `embedding` [N, P, D]; the initial values of a run come from
+    `training/prompt_initializers.py`.
+    """
 
     config: T5Config
 
@@ -145,7 +147,7 @@ class SoftPrompt(nn.Module):
 
 
 def scaled_for_embedding(hidden_BxUxD: Array) -> Array:
-    """float32 hidden_BxUxD for an output matrix that is the embedding, whose rows have unit variance a component."""
+    """float32 hidden_BxUxD for an output matrix that is the embedding, whose rows have unit variance per component."""
     return hidden_BxUxD.astype(jnp.float32) / jnp.sqrt(hidden_BxUxD.shape[-1])
 
 
@@ -156,7 +158,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.token_embedder = layers.TokenEmbedder(
+        self.token_embedder = embedding_late_gradient.Embed(
             c.vocab_size,
             c.embed_dim,
             dtype=c.dtype,

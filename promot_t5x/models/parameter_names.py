@@ -1,7 +1,9 @@
-"""Names of parameters: flat paths, and the exact conversion between per-layer and scanned stacks.
+"""Names of parameters: flat paths, adapters, and the exact conversion between per-layer and scanned stacks.
 
 Canonical is T5X's public layout, `encoder/layers_0/mlp/wo/kernel` [F, D]. With `scan_layers` the same weights are
 `encoder/layers/mlp/wo/kernel` [L, F, D]. Both hold the same bits.
+
+An adapter is a subtree that T5X does not know: it can be split off, attached to a model and stored alone.
 """
 
 import operator
@@ -16,6 +18,14 @@ from flax import traverse_util
 PROMPT = "soft_prompt/embedding"
 
 """The only leaf that T5X does not know: soft prompts [N, P, D]."""
+
+SOFT_PROMPT = "soft_prompt"
+
+"""The subtree of that leaf."""
+
+ADAPTERS = (SOFT_PROMPT,)
+
+"""Subtrees beside the model's."""
 
 _LAYER = re.compile(r"^(encoder|decoder)/layers_(\d+)/(.+)$")
 
@@ -45,6 +55,32 @@ def map_with_names(function: Callable[[str, Any], Any], tree: Mapping[str, Any])
     """Applies function(name, leaf) to every leaf of a nested dictionary, None leaves included."""
     flat = traverse_util.flatten_dict(dict(tree), sep="/")
     return unflatten({name: function(name, leaf) for name, leaf in flat.items()})
+
+
+def split_adapters(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(model, adapters) of a parameter tree, nested or flat.
+
+    >>> split_adapters({"encoder": {"scale": 1}, "soft_prompt": {"embedding": 2}})
+    ({'encoder': {'scale': 1}}, {'soft_prompt': {'embedding': 2}})
+    >>> split_adapters({"encoder/scale": 1})
+    ({'encoder/scale': 1}, {})
+    """
+    model = {name: part for name, part in params.items() if name.split("/")[0] not in ADAPTERS}
+    return model, {name: part for name, part in params.items() if name not in model}
+
+
+def attach_adapters(model: Mapping[str, Any], adapters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameter tree of a model with adapters, which replace those of the same name that it had.
+
+    Raises:
+      ValueError: what is to be attached is not an adapter.
+
+    >>> attach_adapters({"encoder": {"scale": 1}}, {"soft_prompt": {"embedding": 2}})
+    {'encoder': {'scale': 1}, 'soft_prompt': {'embedding': 2}}
+    """
+    if others := split_adapters(adapters)[0]:
+        raise ValueError(f"Cannot attach {', '.join(others)}: expected subtrees among {', '.join(ADAPTERS)}.")
+    return {**model, **adapters}
 
 
 def is_scanned(names: Iterable[str]) -> bool:

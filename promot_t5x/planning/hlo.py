@@ -1,4 +1,13 @@
-"""A compiled XLA program, read from its text: computations, instructions, and how often each computation runs."""
+"""A compiled XLA program, read from its text: computations, instructions, and how often each computation runs.
+
+A program is a graph of computations that call each other, the entry first. An instruction runs as often as its
+computation is called, times the rounds of every loop around it, so that
+
+    cost of the program = sum over instructions of (cost of one run) * (product of the rounds of the loops around it).
+
+The rounds of a loop are those that XLA states, or are read off its counter: from `start`, by `step`, as long as
+counter < limit, it runs ceil((limit - start) / step) times; with <= it runs floor((limit - start) / step) + 1 times.
+"""
 
 import dataclasses
 import functools
@@ -47,9 +56,9 @@ class Instruction:
         return sum(_BYTES.get(dtype, 0) * math.prod(sizes) for dtype, sizes in self.shapes)
 
     def attribute(self, name: str) -> str | None:
-        """What follows `name=`, up to the next comma outside of brackets."""
-        found = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
-        return None if found is None else _until_comma(self.attributes[found.end() :])
+        """The text after `name=`, up to the next comma outside of brackets."""
+        match = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
+        return None if match is None else _until_comma(self.attributes[match.end() :])
 
     def computation(self, name: str) -> str:
         """The computation that an attribute names: a loop's "body" or "condition"."""
@@ -57,12 +66,12 @@ class Instruction:
 
     def called(self) -> list[str]:
         """Names of the computations this one runs."""
-        return [name for found in _CALLS.findall(self.attributes) for name in re.findall(r"%([^\s,}]+)", found)]
+        return [name for listed in _CALLS.findall(self.attributes) for name in re.findall(r"%([^\s,}]+)", listed)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scope:
-    """A computation, and for one inside of a fusion or call where that stands: (its scope, its operands)."""
+    """A computation and, for that of a fusion or call, where it is called from: (the caller's scope, the operands)."""
 
     computation: str
     caller: "tuple[_Scope, tuple[str, ...]] | None" = None
@@ -86,30 +95,30 @@ class Program:
 
     @functools.cached_property
     def _users(self) -> dict[tuple[str, str], list[Instruction]]:
-        found: dict[tuple[str, str], list[Instruction]] = {}
+        users: dict[tuple[str, str], list[Instruction]] = {}
         for computation, instructions in self.computations.items():
             for instruction in instructions.values():
                 for name in dict.fromkeys(instruction.operands):
-                    found.setdefault((computation, name), []).append(instruction)
-        return found
+                    users.setdefault((computation, name), []).append(instruction)
+        return users
 
     @functools.cached_property
     def callers(self) -> dict[str, tuple[str, Instruction]]:
-        """(computation, instruction) that runs the computation of a fusion, of a call or of a loop's body."""
-        found = {}
+        """For the computation of a fusion, call or loop body: the (computation, instruction) that runs it."""
+        callers = {}
         for computation, instructions in self.computations.items():
             for instruction in instructions.values():
                 if instruction.opcode in ("fusion", "call"):
-                    found |= {name: (computation, instruction) for name in instruction.called()}
+                    callers |= {name: (computation, instruction) for name in instruction.called()}
                 elif instruction.opcode == "while":
-                    found[instruction.computation("body")] = computation, instruction
-        return found
+                    callers[instruction.computation("body")] = computation, instruction
+        return callers
 
     def walk(self) -> Iterator[tuple[str, Instruction, int]]:
         """(computation, instruction, how often it runs) of everything that runs, loops multiplied in.
 
         Raises:
-          ValueError: a loop whose number of rounds cannot be read off, without `unknown_trips`.
+          ValueError: the rounds of a loop cannot be read off, and `unknown_trips` is not given.
         """
         yield from self._walk(self.entry, 1)
 
@@ -136,9 +145,9 @@ class Program:
         return self._trips[key]
 
     def _count_trips(self, computation: str, loop: Instruction) -> int:
-        known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-        if known:
-            return int(known[1])
+        stated = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if stated:
+            return int(stated[1])
         try:
             return self._rounds(_Scope(computation), loop)
         except (LookupError, TypeError, ValueError) as error:
@@ -166,50 +175,54 @@ class Program:
         return max(0, math.floor(rounds) + 1 if direction in ("LE", "GE") else math.ceil(rounds))
 
     def _source(self, scope: _Scope, name: str) -> tuple[_Scope, Instruction]:
-        """Where a value comes from, through copies, tuples, fusions and calls."""
-        found = self.computations[scope.computation][name]
-        if found.opcode in _SAME_VALUE:
-            return self._source(scope, found.operands[0])
-        if found.opcode in ("fusion", "call"):
-            inside = _Scope(found.called()[0], (scope, found.operands))
-            return self._source(inside, self.root(inside.computation).name)
-        if found.opcode == "parameter" and scope.caller is not None:
-            outside, operands = scope.caller
-            return self._source(outside, operands[int(found.arguments)])
-        if found.opcode == "get-tuple-element":
-            outside, whole = self._source(scope, found.operands[0])
-            if whole.opcode == "tuple":
-                return self._source(outside, whole.operands[int(found.attribute("index") or 0)])
-        return scope, found
+        """The instruction that computes a value, found through copies, tuples, fusions and calls.
 
-    def _slot(self, scope: _Scope, found: Instruction) -> int | None:
-        """Which element of its loop's tuple a value is, None where it is none."""
-        if found.opcode != "get-tuple-element" or self._source(scope, found.operands[0])[1].opcode != "parameter":
+        Invariant: every step moves to an instruction of the same value, so the result's value is the one asked for.
+        A parameter of the entry or of a loop has no source here: it ends the search.
+        """
+        instruction = self.computations[scope.computation][name]
+        if instruction.opcode in _SAME_VALUE:
+            return self._source(scope, instruction.operands[0])
+        if instruction.opcode in ("fusion", "call"):
+            inside = _Scope(instruction.called()[0], (scope, instruction.operands))
+            return self._source(inside, self.root(inside.computation).name)
+        if instruction.opcode == "parameter" and scope.caller is not None:
+            outside, operands = scope.caller
+            return self._source(outside, operands[int(instruction.arguments)])
+        if instruction.opcode == "get-tuple-element":
+            outside, whole = self._source(scope, instruction.operands[0])
+            if whole.opcode == "tuple":
+                return self._source(outside, whole.operands[int(instruction.attribute("index") or 0)])
+        return scope, instruction
+
+    def _slot(self, scope: _Scope, value: Instruction) -> int | None:
+        """The position of a value in its loop's tuple, None where it is not an element of that tuple."""
+        if value.opcode != "get-tuple-element" or self._source(scope, value.operands[0])[1].opcode != "parameter":
             return None
-        return int(found.attribute("index") or 0)
+        return int(value.attribute("index") or 0)
 
     def _element(self, scope: _Scope, name: str, slot: int) -> tuple[_Scope, str]:
-        where, found = self._source(scope, name)
-        if found.opcode != "tuple":  # a loop that starts with what another one ended with, for example
-            raise ValueError(f"{found.name} is no tuple")
-        return where, found.operands[slot]
+        where, instruction = self._source(scope, name)
+        if instruction.opcode != "tuple":  # a loop that starts with what another one ended with, for example
+            raise ValueError(f"{instruction.name} is no tuple")
+        return where, instruction.operands[slot]
 
     def _step(self, body: _Scope, slot: int) -> int:
         """What a loop adds to its counter each round."""
-        where, found = self._source(*self._element(body, self.root(body.computation).name, slot))
-        sides = [self._source(where, name) for name in found.operands]
+        where, instruction = self._source(*self._element(body, self.root(body.computation).name, slot))
+        sides = [self._source(where, name) for name in instruction.operands]
         slots = [self._slot(*side) for side in sides]
-        if found.opcode == "add" and slot in slots:
+        if instruction.opcode == "add" and slot in slots:
             return _constant(sides[1 - slots.index(slot)][1])
-        if found.opcode == "subtract" and slots[0] == slot:
+        if instruction.opcode == "subtract" and slots[0] == slot:
             return -_constant(sides[1][1])
-        raise ValueError(f"{found.name} does not count")
+        raise ValueError(f"{instruction.name} does not count")
 
 
-def _constant(found: Instruction) -> int:
-    if found.opcode != "constant":
-        raise ValueError(f"{found.name} is no constant")
-    return int(found.arguments)
+def _constant(value: Instruction) -> int:
+    if value.opcode != "constant":
+        raise ValueError(f"{value.name} is no constant")
+    return int(value.arguments)
 
 
 def parse(text: str, unknown_trips: int | None = None) -> Program:
@@ -217,7 +230,7 @@ def parse(text: str, unknown_trips: int | None = None) -> Program:
 
     Args:
       text: HLO.
-      unknown_trips: rounds of loops whose number does not stand in the program, such as a decode that may end early.
+      unknown_trips: rounds of loops whose number is not in the program, such as a decode that may end early.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", {}

@@ -1,4 +1,13 @@
-"""What a compiled program does, from its HLO: floating-point operations of matrix products, bytes between devices."""
+"""What a compiled program does, from its HLO: floating-point operations of matrix products, bytes between devices.
+
+A device's share of the work, of N devices in a group that exchange an array of n bytes per device:
+
+    all-gather          (N - 1) n            each receives the others' parts
+    reduce-scatter      (N - 1) / N * n      each receives, from the others, their addends of its own part
+    all-reduce          2 (N - 1) / N * n    a reduce-scatter, then an all-gather of the sums
+    all-to-all          (N - 1) / N * n      each keeps 1 / N of what it has
+    collective-permute  n
+"""
 
 import collections
 import dataclasses
@@ -21,7 +30,7 @@ class Collective:
 
     Attributes:
       kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute"; "ring all-gather" and
-        "ring reduce-scatter" for permutations that XLA made of these, a piece at a time beside the products.
+        "ring reduce-scatter" for permutations that XLA made of these, one piece at a time next to the products.
       axes: names of the mesh axes that it crosses, joined by +.
       count: how often it happens in a step.
       bytes: what one device receives in a step.
@@ -48,6 +57,7 @@ def flops(program: Program) -> float:
 
 
 def _product_flops(program: Program, computation: str, product: Instruction) -> float:
+    """2 * (elements of the result) * (elements summed over), the window's part of which is counted by `_taps`."""
     left, right = (program.computations[computation][name].dimensions for name in product.operands[:2])
     if product.opcode == "dot":
         contracted = [int(n) for n in re.findall(r"\d+", product.attribute("lhs_contracting_dims") or "")]
@@ -70,8 +80,8 @@ def _taps(window: str, position: int, input_size: int, output_size: int) -> int:
     """
 
     def field(name: str, default: str) -> str:
-        found = re.search(rf"\b{name}=([0-9x_\-]+)", window)
-        return found[1].split("x")[position] if found else default
+        match = re.search(rf"\b{name}=([0-9x_\-]+)", window)
+        return match[1].split("x")[position] if match else default
 
     size, stride = int(field("size", "1")), int(field("stride", "1"))
     low = int(re.match(r"-?\d+", field("pad", "0_0"))[0])  # pyright: ignore[reportOptionalSubscript]
@@ -89,7 +99,7 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
       program: compiled for the devices of the mesh in their order.
       mesh: axis names and sizes, in order; `replica` counts slices.
     """
-    found: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+    totals: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for computation, instruction, times in program.walk():
         kind = _between_slices(instruction) or instruction.opcode.removesuffix("-start")
         if kind not in _COLLECTIVES:
@@ -100,10 +110,10 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
         received = _received(program, computation, instruction, kind, group)
         if kind == "collective-permute" and instruction.opcode != "send":
             kind = _ring_kind(program, computation, instruction)
-        entry = found[kind, axes]
+        entry = totals[kind, axes]
         entry[0] += times
         entry[1] += times * received
-    rows = [Collective(kind, axes, int(count), size) for (kind, axes), (count, size) in found.items()]
+    rows = [Collective(kind, axes, int(count), size) for (kind, axes), (count, size) in totals.items()]
     return sorted(rows, key=lambda row: -row.bytes)
 
 
@@ -112,10 +122,10 @@ def _between_slices(instruction: Instruction) -> str | None:
 
     The compiler sees one slice: what goes on to others it writes as a transfer to the host, whose runtime exchanges.
     """
-    found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-    if instruction.opcode != "send" or found is None:
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    if instruction.opcode != "send" or transfer is None:
         return None
-    kind = found[1].lower().replace("_", "-")
+    kind = transfer[1].lower().replace("_", "-")
     return kind if kind in _COLLECTIVES else "collective-permute"
 
 
@@ -193,7 +203,7 @@ def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]
     return grouped.reshape(-1, math.prod(shape[i] for i in chosen)).tolist()
 
 
-# What hands values on, some of them or beside others, without computing with them.
+# Instructions that pass values on, some of them or next to others, without computing with them.
 _HANDS_ON = {"collective-permute", "bitcast", "broadcast", "concatenate", "convert", "copy", "custom-call"}
 _HANDS_ON |= {"dynamic-slice", "dynamic-update-slice", "optimization-barrier", "pad", "reshape", "reverse", "select"}
 _HANDS_ON |= {"slice", "transpose"}
@@ -202,7 +212,8 @@ _HANDS_ON |= {"slice", "transpose"}
 def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
     """Whether what a device receives is added to what it has (a reduction), or is used as it is (a gather), or neither.
 
-    Only floats are gathered and added up; whole numbers are indices and random bits.
+    Only floats are gathered and added up; whole numbers are indices and random bits. Invariant of the search: the
+    places in `waiting` hold received values as they came, so the first addition that reads one of them is a reduction.
     """
     if permute.shapes[0][0] not in _FLOATS:
         return "collective-permute"
@@ -231,7 +242,7 @@ def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
 def _handed_on(
     program: Program, where: str, user: Instruction, name: str, element: int | None
 ) -> list[tuple[str, str, int | None]]:
-    """Where the values of an operand are, as they came, behind an instruction that has them as an operand."""
+    """The places that hold an operand's values unchanged after an instruction that reads them."""
     opcode = user.opcode.removesuffix("-start").removesuffix("-done")
     if opcode == "tuple":
         return [(where, user.name, i) for i, operand in enumerate(user.operands) if operand == name]
@@ -248,5 +259,5 @@ def _handed_on(
 
 
 def _parameters(program: Program, computation: str, number: int) -> list[Instruction]:
-    found = program.computations[computation].values()
-    return [i for i in found if i.opcode == "parameter" and i.arguments == str(number)]
+    instructions = program.computations[computation].values()
+    return [i for i in instructions if i.opcode == "parameter" and i.arguments == str(number)]

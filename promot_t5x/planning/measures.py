@@ -1,6 +1,6 @@
 """From a traced program and a slice to numbers: memory, operations, traffic, and the least time that a step can take.
 
-Memory, operations and traffic are facts of the compiled program. The times are estimates: peak rates, traffic at the
+Memory, operations and traffic are read from the compiled program. The times are estimates: peak rates, traffic at the
 full bandwidth of the links that an axis of the mesh runs over, nothing overlapping and nothing waiting.
 """
 
@@ -26,9 +26,9 @@ class Measured:
 
     Attributes:
       arguments: parameters, optimizer state and batch, in bytes.
-      temporaries: beside them; None where the compiler gave up before it knew.
+      temporaries: memory in addition to them; None where the compiler gave up before it knew.
       peak: the compiler's own peak, or what it says it would need where that does not fit.
-      hbm: what there is.
+      hbm: memory of the device.
       fits: whether the program compiled.
       largest: the largest allocations, as the compiler names them, where it does not fit.
       devices: how many run the program.
@@ -56,7 +56,7 @@ class Measured:
 
     @property
     def needed(self) -> int:
-        """The larger of the compiler's peak and arguments + temporaries: the peak can lie below the temporaries."""
+        """The larger of the compiler's peak and arguments + temporaries: the peak can be below the temporaries."""
         return max(self.peak, self.arguments + (self.temporaries or 0))
 
     @property
@@ -86,23 +86,25 @@ def measure(traced: Traced, topology: Topology, unknown_trips: int | None = None
     """
     mesh = traced.partitioner.mesh()
     jaxpr = traced.traced.jaxpr.jaxpr
-    facts: dict[str, Any] = {
+    before_compiling: dict[str, Any] = {
         "arguments": bytes_per_device(traced.arguments),
         "hbm": int(topology.chip.hbm_gib * GIB),
         "devices": mesh.size,
         "flops_jaxpr": flops.total(flops.products(jaxpr, unknown_trips=unknown_trips or 1)),
     }
     if traced.larger is not None:
-        facts["weight_gradient_flops"] = flops.weight_gradient_flops(jaxpr, traced.larger)
-    if facts["arguments"] > facts["hbm"]:  # the compiler would try for minutes to make room
-        return Measured(temporaries=None, peak=facts["arguments"], fits=False, largest=(), **facts)
+        before_compiling["weight_gradient_flops"] = flops.weight_gradient_flops(jaxpr, traced.larger)
+    if before_compiling["arguments"] > before_compiling["hbm"]:  # the compiler would try for minutes to make room
+        return Measured(
+            temporaries=None, peak=before_compiling["arguments"], fits=False, largest=(), **before_compiling
+        )
     try:
         compiled = traced.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed, largest = _needed(str(error))
-        return Measured(temporaries=None, peak=needed, fits=False, largest=largest, **facts)
+        return Measured(temporaries=None, peak=needed, fits=False, largest=largest, **before_compiling)
     memory = compiled.memory_analysis()
     program = hlo.parse(compiled.as_text(), unknown_trips)
     per_device = hlo_costs.flops(program)
@@ -116,14 +118,14 @@ def measure(traced: Traced, topology: Topology, unknown_trips: int | None = None
         collectives=tuple(rows),
         compute_seconds=per_device / topology.chip.flops,
         collective_seconds=sum(row.bytes / _bandwidth(row.axes, mesh, topology) for row in rows),
-        **{**facts, "arguments": memory.argument_size_in_bytes},
+        **{**before_compiling, "arguments": memory.argument_size_in_bytes},
     )
 
 
 def _needed(message: str) -> tuple[int, tuple[str, ...]]:
     """What a program would need, and its largest allocations, from the compiler's refusal."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds", message)
-    needed = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    size = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds", message)
+    needed = float(size[1]) * _UNITS[size[2]] if size else 0.0
     blocks = re.split(r"^ *\d+\. Size: ", message, flags=re.MULTILINE)[1:4]
     names = [re.search(r"op_name=\"([^\"]*)\"", block) or re.search(r"Shape: (\S+)", block) for block in blocks]
     largest = (f"{block.split()[0]}  {name[1] if name else '?'}" for block, name in zip(blocks, names, strict=True))

@@ -24,17 +24,17 @@ class Training:
 
     Attributes:
       model: the network and its objective.
-      stage: "prompt_tuning", "model_tuning", …
+      stage: "prompt_tuning", "model_tuning", …, or a `stages.Stage`.
       optimizer: what updates the leaves that train.
       lengths: {"inputs": T, "targets": U}.
       batch_size: rows of a whole batch.
-      partitioner: presets and mesh; its devices may be those of a slice that is not there.
+      partitioner: preset and mesh; its devices may be those of a slice that this machine does not have.
       num_microbatches: see trainer.LoopConfig.
       frozen_weights_dtype: see train.train.
     """
 
     model: EncoderDecoderModel
-    stage: str
+    stage: str | stages.Stage
     optimizer: optimizers.Optimizer
     lengths: Mapping[str, int]
     batch_size: int
@@ -77,11 +77,11 @@ class Traced:
 
 def parameters(training: Training) -> tuple[Any, Any]:
     """(trainable, frozen) parameters of a stage, abstract, as `train.train` holds them."""
-    which = stages.stage(training.stage)
+    stage = stages.stage(training.stage)
     flat = loading.wanted_params(training.model, training.partitioner)
-    if not which.attaches_prompt:
+    if not stage.attaches_prompt:
         flat.pop(parameter_names.PROMPT, None)
-    trainable, frozen = stages.partition(parameter_names.unflatten(flat), which)
+    trainable, frozen = stages.partition(parameter_names.unflatten(flat), stage)
     return trainable, stages.held_in(frozen, training.frozen_weights_dtype)
 
 
@@ -93,17 +93,17 @@ def check_divides(training: Training) -> None:
 
 def training_step(training: Training) -> Traced:
     """The step of `trainer.train`."""
-    which, partitioner = stages.stage(training.stage), training.partitioner
+    stage, partitioner = stages.stage(training.stage), training.partitioner
     partitioner.check_rows(training.batch_size // training.num_microbatches)
     trainable, frozen = parameters(training)
-    optimizer = optimizers.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), which)
+    optimizer = optimizers.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), stage)
     shardings = trainer.state_shardings(optimizer, trainable)
     slots = _abstract(jax.eval_shape(optimizer.init, trainable), shardings[1])
     step = trainer.make_step(training.model, optimizer, 0, training.num_microbatches, shardings)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated())
 
     def trace(batch_size: int):
-        prompts = {features.SOFT_PROMPT_IDS} if which.attaches_prompt else set()
+        prompts = {features.SOFT_PROMPT_IDS} if stage.attaches_prompt else set()
         batch = _batch(training, batch_size, _TRAINING_FEATURES | prompts)
         with partitioner.context():
             return step.trace(trainable, slots, frozen, batch, number), (trainable, slots, frozen, batch)
@@ -112,14 +112,14 @@ def training_step(training: Training) -> Traced:
     return Traced(traced, trace(2 * training.batch_size)[0].jaxpr.jaxpr, arguments, partitioner)
 
 
-def decoding(asked: Answering) -> Traced:
+def decoding(evaluation: Answering) -> Traced:
     """The program that answers by generation, without a prompt."""
-    return _answering(asked, answering.predict, {"encoder_input_tokens", "decoder_input_tokens"})
+    return _answering(evaluation, answering.predict, {"encoder_input_tokens", "decoder_input_tokens"})
 
 
-def scoring(asked: Answering) -> Traced:
+def scoring(evaluation: Answering) -> Traced:
     """The program that scores choices, without a prompt."""
-    return _answering(asked, answering.score, _TRAINING_FEATURES)
+    return _answering(evaluation, answering.score, _TRAINING_FEATURES)
 
 
 _TRAINING_FEATURES = {
@@ -130,20 +130,20 @@ _TRAINING_FEATURES = {
 }
 
 
-def _answering(asked: Answering, function: Any, names: set[str]) -> Traced:
-    flat = loading.wanted_params(asked.model, asked.partitioner)
+def _answering(evaluation: Answering, function: Any, names: set[str]) -> Traced:
+    flat = loading.wanted_params(evaluation.model, evaluation.partitioner)
     flat.pop(parameter_names.PROMPT, None)
-    params, batch = parameter_names.unflatten(flat), _batch(asked, asked.batch_size, names)
-    first = jax.ShapeDtypeStruct((), jnp.int32, sharding=asked.partitioner.replicated())
-    with asked.partitioner.context():
-        traced = function.trace(asked.model, params, batch, first)
-    return Traced(traced, None, (params, batch), asked.partitioner)
+    params, batch = parameter_names.unflatten(flat), _batch(evaluation, evaluation.batch_size, names)
+    first = jax.ShapeDtypeStruct((), jnp.int32, sharding=evaluation.partitioner.replicated())
+    with evaluation.partitioner.context():
+        traced = function.trace(evaluation.model, params, batch, first)
+    return Traced(traced, None, (params, batch), evaluation.partitioner)
 
 
-def _batch(asked: Training | Answering, batch_size: int, names: set[str]) -> dict[str, jax.ShapeDtypeStruct]:
-    asked.partitioner.check_rows(batch_size)
-    sharding = asked.partitioner.batch_sharding()
-    inputs, targets = asked.lengths["inputs"], asked.lengths["targets"]
+def _batch(program: Training | Answering, batch_size: int, names: set[str]) -> dict[str, jax.ShapeDtypeStruct]:
+    program.partitioner.check_rows(batch_size)
+    sharding = program.partitioner.batch_sharding()
+    inputs, targets = program.lengths["inputs"], program.lengths["targets"]
 
     def feature(name: str) -> jax.ShapeDtypeStruct:
         width = () if name == features.SOFT_PROMPT_IDS else (inputs if name.startswith("encoder") else targets,)
@@ -158,7 +158,7 @@ def _abstract(shapes: Any, shardings: Any) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What a tree of abstract arrays takes on the device that holds the most."""
+    """Bytes of a tree of abstract arrays on the device that holds the most."""
 
     def size(leaf: Any) -> int:
         sharding = leaf.sharding

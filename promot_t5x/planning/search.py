@@ -6,8 +6,10 @@ promot-t5x plan --gin_file=recipes/promot_rte.gin --topology v4:4x4x4
 import dataclasses
 from collections.abc import Collection, Iterator
 
+import jax
 from absl import logging
 
+from promot_t5x.models import parameter_names
 from promot_t5x.partitioning import meshes
 from promot_t5x.partitioning.partitioner import PRESETS, Partitioner
 from promot_t5x.planning import chips, measures, programs, tables
@@ -28,44 +30,43 @@ class Asked:
     evaluation: programs.Answering | None
 
 
-def plan(asked: Asked, topology: chips.Topology, only: Collection[str] = ()) -> tables.Plan:
+def plan(configured: Asked, topology: chips.Topology, only: Collection[str] = ()) -> tables.Plan:
     """Compiles and measures what a recipe runs.
 
     Args:
-      asked: the recipe.
+      configured: the recipe's programs.
       topology: the slice.
       only: names of the programs that are compiled, stages and what EVALUATION has; none means all.
 
     Raises:
       ValueError: a name of no program.
     """
-    names = (*asked.stages, *(EVALUATION if asked.evaluation else ()))
+    names = (*configured.stages, *(EVALUATION if configured.evaluation else ()))
     if unknown := sorted(set(only) - set(names)):
         raise ValueError(f"--programs has {', '.join(unknown)}: expected names among {', '.join(names)}.")
     measured, evaluation, groups, advice = {}, {}, {}, {}
-    for stage, training in asked.stages.items():
+    for name, training in configured.stages.items():
         params = stages.combine(*programs.parameters(training))
-        groups[stage] = parameter_table.parameter_groups(
-            params, stages.stage(stage), training.partitioner, training.model
-        )
-        if stage in (only or names):
-            logging.info("compiling %s for %s", stage, topology)
-            measured[stage] = measures.measure(programs.training_step(training), topology)
-            if not measured[stage].fits:
-                advice[stage] = training_advice(training)
-    for name, program in EVALUATION.items():
-        if asked.evaluation is not None and name in (only or names):
+        stage = stages.stage(training.stage)
+        groups[name] = parameter_table.parameter_groups(params, stage, training.partitioner, training.model)
+        if name in (only or names):
             logging.info("compiling %s for %s", name, topology)
-            length = asked.evaluation.lengths["targets"]
-            evaluation[name] = measures.measure(program(asked.evaluation), topology, unknown_trips=length)
+            measured[name] = measures.measure(programs.training_step(training), topology)
+            if not measured[name].fits:
+                advice[name] = training_advice(training)
+    for name, program in EVALUATION.items():
+        if configured.evaluation is not None and name in (only or names):
+            logging.info("compiling %s for %s", name, topology)
+            length = configured.evaluation.lengths["targets"]
+            evaluation[name] = measures.measure(program(configured.evaluation), topology, unknown_trips=length)
             if not evaluation[name].fits:
-                advice[name] = ["--gin.EVAL_BATCH_SIZE: fewer rows a batch", *_OTHER_PLACES]
-    partitioner = next(iter(asked.stages.values())).partitioner
+                advice[name] = ["--gin.EVAL_BATCH_SIZE: fewer rows per batch", *_OTHER_PLACES]
+    partitioner = next(iter(configured.stages.values())).partitioner
     return tables.Plan(topology, partitioner, groups, measured, evaluation, advice)
 
 
 def training_advice(training: programs.Training) -> list[str]:
-    """What to try where a step does not fit, what costs least first."""
+    """What to try where a step does not fit, the cheapest first."""
     steps, config = [], training.model.config
     if config.remat != "full":
         steps.append(
@@ -75,23 +76,25 @@ def training_advice(training: programs.Training) -> list[str]:
     if rows > 1:
         parts = training.num_microbatches * meshes.divisors(rows)[1]
         steps.append(f"--gin.NUM_MICROBATCHES={parts}: the same update, fewer rows at once")
-    if not stages.stage(training.stage).trains_model and training.frozen_weights_dtype is None:
+    trainable, frozen = (parameter_names.split_adapters(part)[0] for part in programs.parameters(training))
+    model_is_frozen = jax.tree.leaves(frozen) and not jax.tree.leaves(trainable)
+    if model_is_frozen and training.frozen_weights_dtype is None:
         steps.append("--gin.FROZEN_WEIGHTS_DTYPE=bfloat16: frozen weights in half the memory")
     return [*steps, *_OTHER_PLACES]
 
 
 def search(training: programs.Training, topology: chips.Topology) -> list[tuple[Partitioner, measures.Measured]]:
-    """Tries all presets and meshes that divide, fastest bound first, what does not fit last."""
-    found = []
+    """Measures all presets and meshes that divide: the fastest bound first, those that do not fit last."""
+    measured = []
     for partitioner in candidates(training):
-        logging.info("compiling %s, %s", training.stage, tables.mesh_name(partitioner))
+        logging.info("compiling %s, %s", stages.stage(training.stage).name, tables.mesh_name(partitioner))
         traced = programs.training_step(dataclasses.replace(training, partitioner=partitioner))
-        found.append((partitioner, measures.measure(traced, topology)))
-    return sorted(found, key=lambda pair: (not pair[1].fits, pair[1].bound_seconds, pair[1].needed))
+        measured.append((partitioner, measures.measure(traced, topology)))
+    return sorted(measured, key=lambda pair: (not pair[1].fits, pair[1].bound_seconds, pair[1].needed))
 
 
 def candidates(training: programs.Training) -> Iterator[Partitioner]:
-    """Partitioners over the same devices that a step divides over."""
+    """The partitioners over the same devices that a step divides over."""
     own = training.partitioner
     sizes = own.mesh().shape
     for preset in PRESETS:

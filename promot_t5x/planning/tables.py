@@ -1,4 +1,4 @@
-"""What was planned, as text for the terminal and as JSON."""
+"""A plan, as text for the terminal and as JSON."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _NO = "-"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `promot-t5x plan` found out.
+    """What `promot-t5x plan` measured.
 
     Attributes:
       topology: the slice.
@@ -66,9 +66,9 @@ def _parameters(plan: Plan) -> str:
     for state, groups in plan.groups.items():
         for group in groups:
             by_name.setdefault(group.name, {})[state] = group
-    for name, found in by_name.items():
-        first = next(iter(found.values()))
-        held = [f"{found[s].state} {found[s].dtype}" if s in found else _NO for s in states]
+    for name, by_stage in by_name.items():
+        first = next(iter(by_stage.values()))
+        held = [f"{by_stage[s].state} {by_stage[s].dtype}" if s in by_stage else _NO for s in states]
         rows.append((name, f"{first.count:,}", f"{first.bytes / GIB:.2f}", first.sharding, *held))
     return aligned(rows, numbers=(1, 2))
 

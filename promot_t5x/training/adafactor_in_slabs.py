@@ -1,4 +1,14 @@
-"""Adafactor's rescaled gradient of a large matrix on one CPU, a slab at a time.
+"""Adafactor's rescaled gradient of a large matrix on one CPU, one slab at a time.
+
+For the gradient G of a matrix, its rows numbered along the shorter axis, and the decay b of the step (Shazeer and
+Stern 2018, algorithm 4),
+
+    R = b R + (1 - b) mean over columns of (G^2 + 1e-30)        of each row
+    C = b C + (1 - b) mean over rows of (G^2 + 1e-30)           of each column
+    U = G / sqrt(R C^T / mean(R)),      update = U / max(1, rms(U) / threshold).
+
+R, C and rms(U) are sums over the matrix, so they can be added up over slabs; U itself is elementwise, and XLA computes
+it where the parameters are updated. Two passes over G suffice: one for R and C, one for rms(U).
 
 Elsewhere XLA goes through a gradient once for both factored moments and once more for the size of the update, and
 writes nothing on the way. Its CPU compiler writes the squares of the whole matrix and the rescaled matrix: for an
@@ -14,7 +24,7 @@ import optax
 
 from promot_t5x.partitioning.partitioner import on_one_cpu
 
-_LARGE = 2**22  # elements from which on a matrix is cut
+_LARGE = 2**22  # a matrix of at least as many elements is cut
 
 _SLAB = 2**20  # elements of a slab, at most
 
@@ -49,7 +59,7 @@ def scale_by_clipped_factored_rms(
         by_leaf = jax.tree.map(of_leaf, updates, state.v_row, state.v_col, state.v, params)
 
         def tree_of(pick):
-            return jax.tree.map(lambda _, found: pick(*found), updates, by_leaf)
+            return jax.tree.map(lambda _, scaled_and_slots: pick(*scaled_and_slots), updates, by_leaf)
 
         slots = (tree_of(lambda _, slots, name=name: getattr(slots, name)) for name in ("v_row", "v_col", "v"))
         return tree_of(lambda scaled, _: scaled), optax.FactoredState(optax.safe_increment(state.count), *slots)
@@ -58,7 +68,11 @@ def scale_by_clipped_factored_rms(
 
 
 def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: float):
-    """The same for one matrix, cut along its longer axis, whose moments are `v_col`."""
+    """The same for one matrix, cut along its longer axis.
+
+    optax calls the moments along the longer axis `v_col`, so a slab has all addends of its own part of `v_col`, and one
+    addend of each element of `v_row`.
+    """
     cut = 0 if gradient.shape[0] > gradient.shape[1] else 1
     length, width = gradient.shape[cut], max(1, _SLAB // gradient.shape[1 - cut])
 
@@ -66,6 +80,7 @@ def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: flo
         return jax.lax.dynamic_slice_in_dim(gradient, start, size, cut).astype(jnp.float32)
 
     def add_squares(start: Any, size: int, sums: Any) -> Any:
+        # Invariant: `by_row` has the slabs seen so far added up, `by_column` their own parts, which are final.
         by_row, by_column = sums
         squares = jnp.square(slab(start, size)) + 1e-30
         of_slab = jnp.sum(squares, 1 - cut)
@@ -76,6 +91,7 @@ def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: flo
     decay = 1.0 - jnp.float32(slots.count + 1) ** -decay_rate
     v_row = decay * slots.v_row + (1.0 - decay) * by_row / length
     v_col = decay * slots.v_col + (1.0 - decay) * by_column / gradient.shape[1 - cut]
+    # G * row_factor * column_factor = G / sqrt(v_row v_col / mean(v_row)), the rescaled gradient U.
     row_factor = jnp.expand_dims((v_row / jnp.mean(v_row)) ** -0.5, cut)
     column_factor = jnp.expand_dims(v_col**-0.5, 1 - cut)
 
@@ -91,7 +107,7 @@ def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: flo
 
 
 def _for_slabs(body: Callable[[Any, int, Any], Any], length: int, width: int, carry: Any) -> Any:
-    """carry = body(start, size, carry) for slabs of `width` and a last one of what is left."""
+    """carry = body(start, size, carry) for slabs of `width` and a last one of the remainder."""
     whole = length // width
     carry = jax.lax.fori_loop(0, whole, lambda i, carry: body(i * width, width, carry), carry)
     return body(whole * width, length % width, carry) if length % width else carry

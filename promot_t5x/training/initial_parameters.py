@@ -14,10 +14,10 @@ from promot_t5x.training import prompt_initializers
 
 
 def random_parameters(model: EncoderDecoderModel, partitioner: Partitioner, seed: int) -> dict[str, Any]:
-    """Freshly initialised parameters, made where they belong; without the soft prompt."""
+    """Freshly initialised parameters, made where they belong; without adapters."""
     shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
     params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(seed))
-    return {name: subtree for name, subtree in params.items() if name != "soft_prompt"}
+    return parameter_names.split_adapters(params)[0]
 
 
 def with_new_prompt(
@@ -43,4 +43,4 @@ def with_new_prompt(
         return jnp.asarray(init(key, c.num_prompts, c.prompt_length, embedding_VxD), c.param_dtype)
 
     placed = jax.jit(make, out_shardings=sharding)(params["token_embedder"]["embedding"])
-    return {**params, "soft_prompt": {"embedding": placed}}
+    return parameter_names.attach_adapters(params, parameter_names.unflatten({parameter_names.PROMPT: placed}))

@@ -60,7 +60,7 @@ def labels(params: stages.Params, stage: stages.Stage) -> stages.Params:
     """A label for every leaf: None when frozen, else the transform that updates it.
 
     Layers that are stacked for scanning get a label for each side, so that Adafactor clips and scales each layer on
-    its own, as it would with one leaf a layer.
+    its own, as it would with one leaf per layer.
     """
 
     def label(name: str, leaf: Any) -> str | None:
@@ -153,7 +153,8 @@ def _scale_by_parameter_rms(update: Any, param: Any) -> jax.Array:
 
 def _prompt_or_model(params: stages.Params) -> stages.Params:
     def label(path, _):
-        return "prompt" if "soft_prompt" in jax.tree_util.keystr(path) else "model"
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return "prompt" if name.startswith(f"{parameter_names.SOFT_PROMPT}/") else "model"
 
     return jax.tree_util.tree_map_with_path(label, params)
 

@@ -16,7 +16,7 @@ class Group:
     """Leaves of one part of the network.
 
     Attributes:
-      name: the part, "encoder".
+      name: the part, "encoder"; "encoder, trained" and "encoder, frozen" where a stage trains some of its leaves.
       state: "trained" or "frozen".
       count: parameters.
       bytes: of all of them, on however many devices.
@@ -42,26 +42,31 @@ def parameter_groups(params: Any, stage: stages.Stage, partitioner: Partitioner,
       model: knows the logical axes.
     """
     specs = parameter_names.flatten(partitioner.specs(model.logical_axes()))
-    leaves: dict[str, dict[str, Any]] = {}
+    leaves: dict[str, dict[str, dict[str, Any]]] = {}
     for name, leaf in parameter_names.flatten(params).items():
-        leaves.setdefault(_group(name), {})[name] = leaf
+        state = "trained" if stage.trains(name) else "frozen"
+        leaves.setdefault(_group(name), {}).setdefault(state, {})[name] = leaf
 
-    def group(name: str, leaves: dict[str, Any]) -> Group:
+    def group(name: str, state: str, leaves: dict[str, Any]) -> Group:
         sizes = {name: math.prod(leaf.shape) for name, leaf in leaves.items()}
         return Group(
             name,
-            "trained" if stage.trains(next(iter(leaves))) else "frozen",
+            state,
             sum(sizes.values()),
             sum(sizes[name] * leaf.dtype.itemsize for name, leaf in leaves.items()),
             ",".join(sorted({str(leaf.dtype) for leaf in leaves.values()})),
             "x".join(map(_axes, specs[max(sizes, key=sizes.__getitem__)])),
         )
 
-    return [group(name, found) for name, found in leaves.items()]
+    return [
+        group(name if len(by_state) == 1 else f"{name}, {state}", state, in_state)
+        for name, by_state in leaves.items()
+        for state, in_state in by_state.items()
+    ]
 
 
 def parameter_table(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel) -> str:
-    """One line a group of leaves; takes what `parameter_groups` takes."""
+    """One line per group of leaves; takes what `parameter_groups` takes."""
     groups = parameter_groups(params, stage, partitioner, model)
     rows = [("group", "stage", "parameters", "MiB", "dtype", "sharding")]
     rows += [(g.name, g.state, f"{g.count:,}", f"{g.bytes / 2**20:,.2f}", g.dtype, g.sharding) for g in groups]

@@ -15,7 +15,7 @@ from etils import epath
 from promot_t5x.checkpoints import saving, soft_prompts
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files, processes, settings
-from promot_t5x.training import trainer
+from promot_t5x.training import stages, trainer
 
 _SETTINGS_FILE, _CONFIG_FILE, _FINISHED_FILE = "settings.json", "config.gin", "finished.json"
 
@@ -122,16 +122,14 @@ def restored(
             f"{folder} was trained from {stored_base}, this run starts from {base}; use the same initial checkpoint "
             "or a new MODEL_DIR."
         )
-    # A frozen soft prompt is stored beside the trained leaves.
-    frozen_prompt = {n: leaf for n, leaf in parameter_names.flatten(frozen).items() if n == parameter_names.PROMPT}
-    read = saving.read_params(folder, parameter_names.flatten(fresh.trainable) | frozen_prompt)
-    if frozen_prompt and not jax.jit(jnp.array_equal)(
-        read[parameter_names.PROMPT], frozen_prompt[parameter_names.PROMPT]
-    ):
-        raise ValueError(
-            f"{folder} was trained behind another soft prompt than the initial checkpoint's; use the same initial "
-            "checkpoint or a new MODEL_DIR."
-        )
+    read = saving.read_params(folder, parameter_names.flatten(stages.stored(fresh.trainable, frozen)))
+    for name, leaf in parameter_names.flatten(frozen).items():
+        if name in read and not jax.jit(jnp.array_equal)(read[name], leaf):
+            what = "soft prompt" if name == parameter_names.PROMPT else name
+            raise ValueError(
+                f"{folder} was trained with another {what} than the initial checkpoint's; use the same initial "
+                "checkpoint or a new MODEL_DIR."
+            )
     trainable = parameter_names.map_with_names(lambda n, leaf: None if leaf is None else read[n], fresh.trainable)
     logging.info("resuming %s at step %d", run_checkpoints.folder, step)
     return trainer.TrainState(step, trainable, run_checkpoints.restore_opt_state(step, fresh.opt_state))

@@ -9,11 +9,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from clu import metric_writers
 
 from promot_t5x.checkpoints import loading, saving
 from promot_t5x.data import evaluation_examples, features, training_batches, vocabularies
 from promot_t5x.evaluation import scoring
+from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import processes
@@ -54,7 +56,7 @@ class RunSettings:
     The others are arguments of `run_stage`; `model_dir` is not among them: a folder may be moved.
     """
 
-    stage: str
+    stage: stages.Stage
     model: EncoderDecoderModel
     optimizer: optimizers.Optimizer
     dataset: training_batches.DatasetConfig
@@ -71,7 +73,7 @@ class RunSettings:
 
 def run_stage(
     model: EncoderDecoderModel,
-    stage: str,
+    stage: str | stages.Stage,
     optimizer: optimizers.Optimizer,
     dataset: training_batches.DatasetConfig,
     loop: trainer.LoopConfig,
@@ -90,7 +92,7 @@ def run_stage(
 
     Args:
       model: the network and its objective.
-      stage: prompt_tuning, model_tuning, fine_tuning or joint_tuning.
+      stage: prompt_tuning, model_tuning, fine_tuning, joint_tuning, or a `stages.Stage` of your own.
       optimizer: what updates the leaves that the stage trains: settings such as `optimizers.adafactor(0.2)`, or a bare
         optax transformation, which is recorded by its functions and the values they have closed over.
       dataset: what it trains on.
@@ -116,12 +118,12 @@ def run_stage(
     """
     which = stages.stage(stage)
     model_dir = str(saving.absolute(model_dir))
-    stages.held_in({}, frozen_weights_dtype)  # a wrong dtype shows at once
+    _check_frozen_dtype(model, which, frozen_weights_dtype)
     if dry_run:
         print(parameter_table.parameter_table(_abstract_params(model, which), which, partitioner, model))
         return None
     settings = RunSettings(
-        stage=stage,
+        stage=which,
         model=model,
         optimizer=optimizer,
         dataset=dataset,
@@ -144,8 +146,8 @@ def run_stage(
     print(parameter_table.parameter_table(params, which, partitioner, model), flush=True)
     staged = optimizers.staged_optimizer(optimizer, params, which)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
-    facts = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
-    if which.trains_prompt:
+    facts = {"stage": which.name, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
+    if which.trains(parameter_names.PROMPT):
         facts |= _facts_of_prompt(dataset.mixture_or_task_name, prompt_init, initial_checkpoint_path)
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(saving.RunCheckpoints(model_dir, checkpoint)) as run_checkpoints:
@@ -191,23 +193,39 @@ def _writer(model_dir: str) -> metric_writers.MetricWriter:
 
 def _abstract_params(model: EncoderDecoderModel, which: stages.Stage) -> dict[str, Any]:
     params = model.abstract_params()
-    return params if which.attaches_prompt else {k: v for k, v in params.items() if k != "soft_prompt"}
+    return params if which.attaches_prompt else parameter_names.split_adapters(params)[0]
+
+
+def _trains_model(model: EncoderDecoderModel, which: stages.Stage) -> bool:
+    return which.trains_any(parameter_names.split_adapters(model.abstract_params())[0])
+
+
+def _check_frozen_dtype(model: EncoderDecoderModel, which: stages.Stage, dtype: str | None) -> None:
+    """Only a model that no checkpoint of the run holds may be held in another dtype."""
+    stages.held_in({}, dtype)
+    params = _abstract_params(model, which)
+    frozen_model, _ = parameter_names.split_adapters(stages.partition(params, which)[1])
+    if dtype is not None and _trains_model(model, which) and jax.tree.leaves(frozen_model):
+        raise ValueError(
+            f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {which.name} trains a part of the model and "
+            "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
+        )
 
 
 def _initial_params(model, which: stages.Stage, path: str | None, prompt_init, partitioner, seed: int):
     """The whole tree this stage works on, and the base that a later reader finds the model's weights in."""
     if path is None:
-        if not which.trains_model:
+        if not _trains_model(model, which):
             raise ValueError("Prompt tuning needs a pretrained model: set INITIAL_CHECKPOINT_PATH.")
         params, base = initial_parameters.random_parameters(model, partitioner, seed), None
     else:
         loaded = loading.load(path, model, partitioner)
         params, base = loaded.params, {"path": loaded.base_path, "fingerprint": loaded.base_fingerprint}
     if not which.attaches_prompt:
-        return {k: v for k, v in params.items() if k != "soft_prompt"}, base
+        return parameter_names.split_adapters(params)[0], base
     if prompt_init is not None:
         return initial_parameters.with_new_prompt(params, prompt_init, model, partitioner, seed), base
-    if "soft_prompt" not in params:
+    if parameter_names.SOFT_PROMPT not in params:
         raise ValueError(
             f"Stage {which.name} takes its soft prompt from INITIAL_CHECKPOINT_PATH, but {path} has none; give the "
             "prompt-tuning run's folder, or set train.train.prompt_init."

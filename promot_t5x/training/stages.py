@@ -1,10 +1,12 @@
-"""Stages of ProMoT: which leaves train, and the optimizer over exactly these (ProMoT, section 4).
+"""Stages of ProMoT: which leaves train (ProMoT, section 4), by patterns over the names of leaves.
 
 `partition` splits a parameter tree into a trainable and a frozen tree of the same structure, the other's leaves None;
 `combine` joins them. Frozen leaves own no gradient and no optimizer state.
 """
 
 import dataclasses
+import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,38 +20,86 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What one training run does to the two parts of the parameter tree.
+    """What one training run does to each leaf of the parameter tree.
+
+    A pattern is the name of a subtree, or a regular expression for one or for leaves. It has to match a whole name:
+    "decoder" and r"decoder/layers_[67]" match the leaves below these subtrees, r".*/scale" matches the scales of all
+    norms. With `T5Config.scan_layers` the layers of a side are one subtree, `decoder/layers`.
 
     Attributes:
-      name: one of the keys of STAGES.
-      trains_prompt: `soft_prompt` receives updates.
-      trains_model: everything but `soft_prompt` receives updates.
-      attaches_prompt: the soft prompt stands in front of the training inputs.
+      name: what the run's table, log and metadata call it.
+      trainable: patterns of the leaves that receive updates.
+      frozen: patterns of the leaves among these that do not.
+      attaches_prompt: the soft prompt is in front of the training inputs; one that is not attached never trains.
+
+    Raises:
+      ValueError: no pattern, or one that is no regular expression.
+
+    >>> upper = Stage("upper_layers", trainable=["decoder"], frozen=[r"decoder/layers_[0-5]"])
+    >>> upper.trains("decoder/layers_6/mlp/wo/kernel"), upper.trains("decoder/layers_5/mlp/wo/kernel")
+    (True, False)
     """
 
     name: str
-    trains_prompt: bool
-    trains_model: bool
-    attaches_prompt: bool
+    trainable: str | Sequence[str]
+    frozen: str | Sequence[str] = ()
+    attaches_prompt: bool = True
+
+    def __post_init__(self):
+        for field in ("trainable", "frozen"):
+            patterns = getattr(self, field)
+            patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+            object.__setattr__(self, field, patterns)
+            for pattern in patterns:
+                _check_regex(pattern, f"stages.Stage.{field} of the stage {self.name}")
+        if not self.trainable:
+            raise ValueError(
+                f"stages.Stage.trainable of the stage {self.name} is empty: expected at least one pattern, such as "
+                "('decoder',)."
+            )
 
     def trains(self, name: str) -> bool:
         """Whether the leaf of this flat name trains."""
-        return self.trains_prompt if name.startswith("soft_prompt/") else self.trains_model
+        if name.startswith(f"{parameter_names.SOFT_PROMPT}/") and not self.attaches_prompt:
+            return False
+        trainable = any(_matches(pattern, name) for pattern in self.trainable)
+        return trainable and not any(_matches(pattern, name) for pattern in self.frozen)
 
+    def trains_any(self, params: Params) -> bool:
+        """Whether any leaf of a tree trains."""
+        return any(self.trains(name) for name in parameter_names.flatten(params))
+
+
+def _check_regex(pattern: Any, owner: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{owner} has {pattern!r}, which is not a regular expression ({error}): expected the name of a subtree or "
+            "a regular expression for names such as decoder/layers_0/mlp/wo/kernel."
+        ) from error
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a pattern matches a leaf's whole name or that of a subtree it is in."""
+    return re.fullmatch(rf"(?:{pattern})(?:/.*)?", name) is not None
+
+
+_ALL = ".*"
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prompt_tuning", trains_prompt=True, trains_model=False, attaches_prompt=True),
-        Stage("model_tuning", trains_prompt=False, trains_model=True, attaches_prompt=True),
-        Stage("fine_tuning", trains_prompt=False, trains_model=True, attaches_prompt=False),
-        Stage("joint_tuning", trains_prompt=True, trains_model=True, attaches_prompt=True),
+        Stage("prompt_tuning", trainable=(parameter_names.SOFT_PROMPT,)),
+        Stage("model_tuning", trainable=(_ALL,), frozen=parameter_names.ADAPTERS),
+        Stage("fine_tuning", trainable=(_ALL,), frozen=parameter_names.ADAPTERS, attaches_prompt=False),
+        Stage("joint_tuning", trainable=(_ALL,)),
     )
 }
 
 
-def stage(name: str) -> Stage:
-    """The stage of that name.
+def stage(name: str | Stage) -> Stage:
+    """The stage of that name; a Stage is its own.
 
     Raises:
       ValueError: no such stage; names the nearest.
@@ -57,6 +107,8 @@ def stage(name: str) -> Stage:
     >>> stage("prompt_tuning").trains("encoder/encoder_norm/scale")
     False
     """
+    if isinstance(name, Stage):
+        return name
     if name not in STAGES:
         raise ValueError(
             f"The stage {name!r} does not exist{did_you_mean(name, STAGES)}; the stages are {', '.join(STAGES)}."
@@ -68,16 +120,39 @@ def partition(params: Params, stage: Stage) -> tuple[Params, Params]:
     """(trainable, frozen), trees of the structure of `params` whose leaves are None where the other has them.
 
     Raises:
-      ValueError: nothing would train.
+      ValueError: nothing would train, or a pattern matches nothing.
     """
+    names = parameter_names.flatten(params)
+    _check_patterns(names, stage)
+    if not stage.trains_any(params):
+        raise ValueError(f"Stage {stage.name} trains 0 parameters: {_why_nothing_trains(names, stage)}.")
     trainable = parameter_names.map_with_names(lambda name, leaf: leaf if stage.trains(name) else None, params)
     frozen = parameter_names.map_with_names(lambda name, leaf: None if stage.trains(name) else leaf, params)
-    if not jax.tree.leaves(trainable):
-        raise ValueError(
-            f"Stage {stage.name} trains 0 parameters: the network has no "
-            f"{'soft_prompt subtree; set architecture.T5Config.prompt_length' if stage.trains_prompt else 'weights'}."
-        )
     return trainable, frozen
+
+
+def _check_patterns(names: Collection[str], stage: Stage) -> None:
+    """A misspelt pattern would freeze what is to train, or train what is to be frozen."""
+    for field in ("trainable", "frozen"):
+        for pattern in getattr(stage, field):
+            if pattern not in parameter_names.ADAPTERS and not any(_matches(pattern, name) for name in names):
+                subtrees = dict.fromkeys(name.split("/")[0] for name in names)
+                nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+                raise ValueError(
+                    f"stages.Stage.{field} of the stage {stage.name} has {pattern!r}, which matches no parameter: "
+                    f"expected a subtree, such as {', '.join(subtrees)}, or a regular expression for whole names, such "
+                    f"as {nearest[0]}."
+                )
+
+
+def _why_nothing_trains(names: Collection[str], stage: Stage) -> str:
+    prompt = parameter_names.SOFT_PROMPT
+    if set(stage.trainable) == {prompt} and stage.attaches_prompt and parameter_names.PROMPT not in names:
+        return f"the network has no {prompt} subtree; set architecture.T5Config.prompt_length"
+    return (
+        f"none of its {len(names)} leaves is matched by stages.Stage.trainable {tuple(stage.trainable)} and not by "
+        f"stages.Stage.frozen {tuple(stage.frozen)}; change these patterns"
+    )
 
 
 def combine(trainable: Params, frozen: Params) -> Params:
@@ -85,13 +160,25 @@ def combine(trainable: Params, frozen: Params) -> Params:
     return jax.tree.map(lambda t, f: f if t is None else t, trainable, frozen, is_leaf=lambda x: x is None)
 
 
+def stored(trainable: Params, frozen: Params) -> Params:
+    """What a run's checkpoints hold: adapters alone where only they train, else the whole tree.
+
+    >>> params = parameter_names.unflatten({parameter_names.PROMPT: jnp.ones(2), "norm/scale": jnp.ones(3)})
+    >>> print(*stored(*partition(params, stage("prompt_tuning"))))
+    soft_prompt
+    """
+    model, _ = parameter_names.split_adapters(trainable)
+    whole = combine(trainable, frozen)
+    return whole if jax.tree.leaves(model) else parameter_names.split_adapters(whole)[1]
+
+
 def held_in(frozen: Params, dtype: str | None) -> Params:
-    """The frozen weights (arrays or ShapeDtypeStructs) in another dtype, the soft prompt as it is.
+    """The frozen weights (arrays or ShapeDtypeStructs) in another dtype, adapters as they are.
 
     A network that computes in bfloat16 rounds its weights to it at every use anyway, but for norms and logits.
 
     Raises:
-      ValueError: no dtype of a weight.
+      ValueError: a weight cannot have that dtype.
 
     >>> held_in({"a": jnp.ones(2), "b": None}, "bfloat16")["a"].dtype
     dtype(bfloat16)
@@ -102,7 +189,7 @@ def held_in(frozen: Params, dtype: str | None) -> Params:
         raise ValueError(f"train.train.frozen_weights_dtype is {dtype!r}: expected None, float32 or bfloat16.")
 
     def held(name: str, leaf: Any) -> Any:
-        if leaf is None or name == parameter_names.PROMPT:
+        if leaf is None or name.split("/")[0] in parameter_names.ADAPTERS:
             return leaf
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=leaf.sharding)

@@ -1,7 +1,7 @@
 """ProMoT on T5X's own train, eval and infer binaries (gin/t5x/): a model and an optimizer that speak T5X's protocols.
 
 Nothing here subclasses T5X's classes, and T5X, which is not on PyPI, is imported only where its binaries call: gin
-files and tests that name this module need none of it. The parameter tree is T5X's, one subtree a layer, plus
+files and tests that name this module need none of it. The parameter tree is T5X's, one subtree per layer, plus
 `soft_prompt`. T5X holds the whole tree in its train state; what a stage freezes owns no gradient and no optimizer slot.
 
 Source: https://github.com/google-research/t5x, `models.py`, `optimizers.py` and `trainer.py`, for what is called how.
@@ -42,14 +42,15 @@ class StagedOptimizer:
 
     Attributes:
       transform: for example `optimizers.adafactor(...)`, or any optax transformation.
-      stage: which leaves it trains, a name of `stages.STAGES`; the others keep their bits and own no slots.
+      stage: which leaves it trains, a `stages.Stage` or a name of `stages.STAGES`; the others keep their bits and own
+        no slots.
 
     >>> StagedOptimizer(optimizers.adafactor(0.2), "prompt_tuning").staged.trains("encoder/encoder_norm/scale")
     False
     """
 
     transform: optimizers.Optimizer
-    stage: str
+    stage: str | stages.Stage
 
     def __post_init__(self):
         stages.stage(self.stage)  # a misspelt name shows at once
@@ -115,9 +116,9 @@ class StagedOptimizer:
         if found.keys() != wanted.keys():
             differing = sorted(found.keys() ^ wanted.keys())
             raise ValueError(
-                f"The checkpoint's optimizer state is not that of stage {self.stage}: {len(differing)} leaves differ, "
-                f"for example {differing[0]}; give MODEL_DIR a folder of its own, or drop state/param_states in the "
-                "assignment map of utils.RestoreCheckpointConfig."
+                f"The checkpoint's optimizer state is not that of stage {self.staged.name}: {len(differing)} leaves "
+                f"differ, for example {differing[0]}; give MODEL_DIR a folder of its own, or drop state/param_states in "
+                "the assignment map of utils.RestoreCheckpointConfig."
             )
         structure = jax.tree.structure(opt_state.param_states)
         slots = jax.tree.unflatten(structure, [found[name] for name in wanted])
@@ -193,7 +194,8 @@ class T5XModel:
             )
         if self.optimizer_def is not None and self.optimizer_def.staged.attaches_prompt != self.attach_prompt:
             raise ValueError(
-                f"t5x_binary.T5XModel.attach_prompt is {self.attach_prompt}, but stage {self.optimizer_def.stage} "
+                f"t5x_binary.T5XModel.attach_prompt is {self.attach_prompt}, but stage "
+                f"{self.optimizer_def.staged.name} "
                 f"trains {'without' if self.attach_prompt else 'with'} a soft prompt."
             )
         length = config.prompt_length if self.attach_prompt else 0
@@ -219,7 +221,8 @@ class T5XModel:
         """
         params = self.model.init(rng)
         if self.attach_prompt and self.prompt_init is not None:
-            params["soft_prompt"] = {"embedding": self._new_prompt(self.prompt_init, rng)}
+            prompt = parameter_names.unflatten({parameter_names.PROMPT: self._new_prompt(self.prompt_init, rng)})
+            params = parameter_names.attach_adapters(params, prompt)
         names = parameter_names.flatten(self.model.logical_axes())
         axes = {f"{name}_axes": flax.linen.partitioning.AxisMetadata(tuple(spec)) for name, spec in names.items()}
         return {"params": params, "params_axes": parameter_names.unflatten(axes)}

@@ -251,11 +251,10 @@ class _Progress:
 def saver(
     checkpoints: RunCheckpoints, frozen: Params, metadata: dict[str, Any]
 ) -> Callable[[TrainState, float | None], None]:
-    """What saves a state of this run: the trained leaves, and the soft prompt even where it is frozen."""
-    frozen_prompt = {k: v for k, v in frozen.items() if k == "soft_prompt"}
+    """What saves a state of this run: the leaves that `stages.stored` names."""
 
     def save(state: TrainState, score: float | None) -> None:
-        stored = {**state.trainable, **{k: v for k, v in frozen_prompt.items() if jax.tree.leaves(v)}}
+        stored = stages.stored(state.trainable, frozen)
         facts = {**metadata, "batches_consumed": state.step}
         checkpoints.save(state.step, stored, state.opt_state, facts, score)
 

@@ -88,3 +88,27 @@ def test_flat_names_and_back():
     assert parameter_names.map_with_names(lambda name, leaf: (name, leaf), {"a": {"b": None}}) == {
         "a": {"b": ("a/b", None)}
     }
+
+
+def test_adapters_are_split_off_and_attached_again():
+    flat = per_layer()
+    tree = parameter_names.unflatten(flat)
+    model, adapters = parameter_names.split_adapters(tree)
+    assert "soft_prompt" not in model and list(adapters) == ["soft_prompt"]
+    assert bits(parameter_names.flatten(parameter_names.attach_adapters(model, adapters))) == bits(
+        dict(sorted(flat.items()))
+    )
+    model, adapters = parameter_names.split_adapters(flat)  # flat ones as well
+    assert list(adapters) == ["soft_prompt/embedding"] and set(model) == set(flat) - {"soft_prompt/embedding"}
+
+
+def test_attaching_replaces_the_adapter_of_that_name():
+    attached = parameter_names.attach_adapters(
+        {"a": 1, "soft_prompt": {"embedding": 2}}, {"soft_prompt": {"embedding": 3}}
+    )
+    assert attached == {"a": 1, "soft_prompt": {"embedding": 3}}
+
+
+def test_what_is_no_adapter_is_not_attached():
+    with pytest.raises(ValueError, match="Cannot attach encoder: expected subtrees among soft_prompt"):
+        parameter_names.attach_adapters({}, {"encoder": {}})

@@ -82,3 +82,18 @@ def test_groups_of_two_dtypes_and_of_another_preset():
     assert (found["decoder"].dtype, found["decoder"].bytes) == ("bfloat16,float32", 4 * DECODER - 2 * 8)
     assert (found["decoder"].state, found["soft_prompt"].state) == ("trained", "frozen")
     assert found["token_embedder"].sharding == "-xdata+model"
+
+
+def test_a_part_that_trains_in_part_is_two_groups():
+    model = EncoderDecoderModel(dataclasses.replace(CONFIG, prompt_length=5))
+    stage = stages.Stage("upper", trainable=("encoder/layers_1", "decoder"))
+    groups = parameter_table.parameter_groups(model.abstract_params(), stage, Partitioner(), model)
+    layer = ATTENTION + MLP + 2 * 8
+    assert {group.name: (group.state, group.count) for group in groups} == {
+        "encoder, trained": ("trained", layer),
+        "encoder, frozen": ("frozen", ENCODER - layer),
+        "decoder": ("trained", DECODER),
+        "decoder/logits_dense": ("trained", EMBEDDING),
+        "token_embedder": ("frozen", EMBEDDING),
+        "soft_prompt": ("frozen", PROMPT),
+    }

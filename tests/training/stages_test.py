@@ -146,7 +146,7 @@ def test_a_long_prompt_keeps_its_whole_second_moment(stage):
     moments = {shape for name, shape in slots.items() if "soft_prompt" in name}
     assert moments == {(2, 150, 512), (1,)}  # v; the row and column of a factored one are left empty
     kernels = {shape for name, shape in slots.items() if "encoder" in name and "wo" in name}
-    assert kernels == ({(F,), (D,), (1,)} if which.trains_model else set())
+    assert kernels == ({(F,), (D,), (1,)} if stage == "joint_tuning" else set())
 
 
 def test_frozen_leaves_are_absent_from_updates():
@@ -218,6 +218,100 @@ def test_nothing_to_train_is_an_error():
         stages.partition(_tree(0, prompt=False), stages.stage("prompt_tuning"))
     with pytest.raises(ValueError, match="fine_tuning trains 0 parameters"):
         stages.partition({"soft_prompt": {"embedding": jnp.zeros(3)}}, stages.stage("fine_tuning"))
+
+
+def test_a_stage_of_ones_own_names_subtrees_and_leaves():
+    params = _tree(0)
+    own = stages.Stage("own", trainable=["decoder", r"encoder/layers_[12]/.*"], frozen=r".*/scale")
+    trainable, frozen = map(parameter_names.flatten, stages.partition(params, own))
+    kernels = ("mlp/wi/kernel", "mlp/wo/kernel")
+    expected = {f"decoder/layers_{i}/{k}" for i in range(3) for k in kernels}
+    expected |= {f"encoder/layers_{i}/{k}" for i in (1, 2) for k in kernels}
+    assert set(trainable) == expected and set(frozen) == set(parameter_names.flatten(params)) - expected
+    assert stages.stage(own) is own and hash(own) is not None
+
+
+def test_a_pattern_matches_a_whole_name_of_a_subtree_or_leaf():
+    trains = stages.Stage("own", trainable="decoder").trains
+    assert trains("decoder/layers_0/norm/scale")
+    assert not trains("decoder_2/scale") and not trains("encoder/decoder/scale")
+    alternatives = stages.Stage("own", trainable="decoder|encoder/encoder_norm").trains
+    assert alternatives("encoder/encoder_norm/scale") and alternatives("decoder/layers_1/norm/scale")
+    assert not alternatives("encoder/layers_0/norm/scale")
+
+
+def test_a_prompt_that_is_not_attached_never_trains():
+    everything = stages.Stage("own", trainable=".*", attaches_prompt=False)
+    assert not everything.trains(parameter_names.PROMPT) and everything.trains("decoder/layers_0/norm/scale")
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_what_a_stage_of_ones_own_freezes_keeps_its_bits(stacked):
+    params = _stacked(_tree(0)) if stacked else _tree(0)
+    own = stages.Stage("own", trainable=("decoder",), frozen=(r".*/scale",), attaches_prompt=False)
+    trainable, frozen = stages.partition(params, own)
+    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-2), params, own)
+    state, update = optimizer.init(trainable), jax.jit(optimizer.update)
+    for seed in (1, 2, 3):
+        gradients = stages.partition(_stacked(_tree(seed)) if stacked else _tree(seed), own)[0]
+        updates, state = update(gradients, state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+    after, before = parameter_names.flatten(stages.combine(trainable, frozen)), parameter_names.flatten(params)
+    changed = {name for name in before if np.asarray(after[name]).tobytes() != np.asarray(before[name]).tobytes()}
+    assert changed == {name for name in before if name.startswith("decoder/") and name.endswith("kernel")}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            dict(trainable="layers_[0"),
+            r"stages.Stage.trainable of the stage own has 'layers_\[0', which is not a regular",
+        ),
+        (dict(trainable=".*", frozen=(3,)), "stages.Stage.frozen of the stage own has 3, which is not a regular"),
+        (dict(trainable=()), "stages.Stage.trainable of the stage own is empty: expected at least one pattern"),
+    ],
+)
+def test_what_is_no_pattern_is_named(patterns, message):
+    with pytest.raises(ValueError, match=message):
+        stages.Stage("own", **patterns)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (
+            dict(trainable="decodr"),
+            "trainable of the stage own has 'decodr', which matches no parameter: .*such as decoder, encoder",
+        ),
+        (
+            dict(trainable=".*", frozen=r"decoder/layer_\d"),
+            "frozen of the stage own has .*matches no .*as decoder/layers_",
+        ),
+        (dict(trainable="decoder", frozen="decoder/.*"), "Stage own trains 0 parameters: .*change these patterns"),
+        (dict(trainable="soft_prompt", attaches_prompt=False), "Stage own trains 0 parameters"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error(patterns, message):
+    with pytest.raises(ValueError, match=message):
+        stages.partition(_tree(0), stages.Stage("own", **patterns))
+
+
+@pytest.mark.parametrize("name", list(stages.STAGES))
+def test_what_is_stored(name):
+    """Stage 1 stores its prompt alone; one that trains the model stores all of it, and an attached prompt."""
+    params = _tree(0, prompt=name != "fine_tuning")
+    held = parameter_names.flatten(stages.stored(*stages.partition(params, stages.stage(name))))
+    everything = parameter_names.flatten(params)
+    assert set(held) == ({"soft_prompt/embedding"} if name == "prompt_tuning" else set(everything))
+    assert all(leaf is everything[leaf_name] for leaf_name, leaf in held.items())
+
+
+def test_a_stage_that_trains_a_part_of_the_model_stores_all_of_it():
+    params = _tree(0)
+    own = stages.Stage("own", trainable=r"decoder/layers_2")
+    held = stages.stored(*stages.partition(params, own))
+    assert jax.tree.structure(held) == jax.tree.structure(params)
 
 
 def test_an_unknown_stage_names_the_nearest():
