@@ -1,7 +1,7 @@
 """The eval binary: scores one checkpoint on seqio tasks, with the soft prompt removed, attached, or both.
 
     python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=suites/in_context.gin \
-        --gin.CHECKPOINT_PATH=/path/to/run --gin.OUTPUT_DIR=/tmp/scores
+        --gin.CHECKPOINT_PATH=/path/to/run --gin.EVAL_OUTPUT_DIR=/tmp/scores
 """
 
 import dataclasses
@@ -124,7 +124,7 @@ def _check(suite: Suite, model: EncoderDecoderModel, folder: epath.Path) -> None
     file = folder / "results.json"
     if file.exists() and '"methods"' in file.read_text()[:100]:
         raise ValueError(
-            f"{file} holds the results of a pipeline, which would be lost; set OUTPUT_DIR to another folder."
+            f"{file} holds the results of a pipeline, which would be lost; set EVAL_OUTPUT_DIR to another folder."
         )
     for entry in suite.entries:
         vocabulary = _vocabulary(entry)

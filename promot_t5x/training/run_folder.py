@@ -1,6 +1,6 @@
 """A run's folder (MODEL_DIR): which configuration it belongs to, where it stands, and what is left when it is finished.
 
-config.gin  checkpoint_<step>/  finished.json  soft_prompt.safetensors, .json (when a prompt alone was trained)
+config.gin  checkpoint_<step>/  metrics.jsonl  finished.json, and of a prompt trained alone soft_prompt.safetensors, .json
 """
 
 import dataclasses
@@ -29,7 +29,10 @@ _MAY_CHANGE = (
     "partitioner.Partitioner.",
     "PRESET =",
     "NUM_PARTITIONS =",
+    "STATS_PERIOD =",
     "trainer.LoopConfig.log_period =",
+    "PROFILE =",
+    "trainer.LoopConfig.profile =",
     "saving.CheckpointConfig.keep_latest =",
 )
 

@@ -144,9 +144,10 @@ def test_written_configuration_makes_the_same_run_again(world, stage_1, tmp_path
 
 
 def test_another_configuration_in_the_same_folder(world, stage_1, capsys):
-    code, shown = _run(_flags(world, "prompt_tuning", stage_1, SEED=1), capsys)
+    code, shown = _run(_flags(world, "prompt_tuning", stage_1, RANDOM_SEED=1), capsys)
     assert code == 1
-    assert f"error: {stage_1} holds a run with another configuration, for example SEED = 1; SEED = 0 (before)" in shown
+    changed = "for example RANDOM_SEED = 1; RANDOM_SEED = 0 (before)"
+    assert f"error: {stage_1} holds a run with another configuration, {changed}" in shown
 
 
 def test_what_changes_no_result_may_change(world, stage_1, monkeypatch, capsys):
