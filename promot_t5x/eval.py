@@ -1,7 +1,7 @@
 """The eval binary: scores one checkpoint on seqio tasks, with the soft prompt removed, attached, or both.
 
     python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=suites/in_context.gin \
-        --gin.CHECKPOINT_PATH=/path/to/run --gin.OUTPUT_DIR=/tmp/scores
+        --gin.CHECKPOINT_PATH=/path/to/run --gin.EVAL_OUTPUT_DIR=/tmp/scores
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str]) -> flags.Invocation:
     if invocation.extra["show"] is not None:  # what only a model needs may be left out
         if invocation.extra["show"] < 1:
             raise flags.ConfigError(f"--show={invocation.extra['show']} shows nothing: write a number from 1 on")
-        bindings = ["CHECKPOINT_PATH = ''", "OUTPUT_DIR = ''", *bindings]
+        bindings = ["CHECKPOINT_PATH = ''", "EVAL_OUTPUT_DIR = ''", *bindings]
     return dataclasses.replace(invocation, gin_bindings=tuple(bindings))
 
 

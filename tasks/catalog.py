@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import seqio
 
 from promot_t5x.runtime.text import aligned, nearest
-from promot_t5x.tasks import few_shot, paper, toy_world
+from promot_t5x.tasks import few_shot, paper, registration, toy_world
 
 _SPLITS = ("train", "validation", "test")
 SUITES: dict[str, tuple[str, ...]] = {
@@ -43,6 +43,7 @@ def entries(
     splits: Mapping[str, str] | None = None,
     sentinels: bool = False,
     exemplars: str | None = None,
+    module: str | None = None,
 ) -> tuple[Entry, ...]:
     """Registers tasks with every number of exemplars and seed, and says what is to be scored.
 
@@ -55,12 +56,13 @@ def entries(
         others have their own.
       data_dir, splits, sentinels: of the tasks of the paper, see `paper.task`; a `jsonl_task` brings its own.
       exemplars: "per_example" or "fixed"; None as the task was registered, "per_example" if it was not.
+      module: a module that registers seqio tasks, imported first; None where something else registers them.
 
     Returns:
       The entries, each task's together.
 
     Raises:
-      ValueError: an unknown task or suite (with the nearest names), no vocabulary, or nothing to score.
+      ValueError: an unknown task or suite (with the nearest names), no vocabulary, nothing to score, or no such module.
 
     >>> [entry.name for entry in entries(("toy_in_context",))][:2]
     ['toy_nli3', 'toy_wic']
@@ -70,6 +72,8 @@ def entries(
             f"catalog.entries has tasks={tasks!r}, shots={shots!r}, seeds={seeds!r}: expected at least one of each, "
             "and no negative number of exemplars."
         )
+    if module is not None:
+        registration.import_module(module, "catalog.entries.module")
     found = []
     for name in dict.fromkeys(_expand(tasks)):
         known = few_shot.registered(name)

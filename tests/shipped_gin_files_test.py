@@ -14,16 +14,16 @@ from promot_t5x.data import training_batches
 from promot_t5x.models import architecture, encoder_decoder, parameter_names
 from promot_t5x.recipes import running
 from promot_t5x.recipes.recipe import Recipe, planned_runs
-from promot_t5x.training import stage_run
+from promot_t5x.training import stage_run, trainer
 
 FILES = {str(path.relative_to(gin_files._PACKAGED)): path for path in gin_files.gin_files_packaged()}
-# T5X's binaries parse gin/t5x, in interop/t5x_binary_peer_test.py: it imports T5X and names their entry points.
+# T5X's binaries parse gin/t5x, in training/t5x_binary_peer_test.py: it imports T5X and names their entry points.
 OURS = [name for name in FILES if not name.startswith("t5x/")]
 
 # What a file needs beside itself: other files and values, as its head comment says.
 _RUN = ["models/mt5_small.gin", "tasks/rte.gin"]
 _RUN_VALUES = ["MODEL_DIR = '/m'", "INITIAL_CHECKPOINT_PATH = '/c'"]
-_EVAL_VALUES = ["CHECKPOINT_PATH = '/c'", "OUTPUT_DIR = '/o'"]
+_EVAL_VALUES = ["CHECKPOINT_PATH = '/c'", "EVAL_OUTPUT_DIR = '/o'"]
 _TRIAL = ["DATA_DIR = '/data'", "VOCABULARY_FILE = '/v.model'"]
 NEEDS: dict[str, tuple[list[str], list[str]]] = {
     **{f"stages/{name}.gin": (_RUN, _RUN_VALUES) for name in ("prompt_tuning", "model_tuning", "fine_tuning")},
@@ -51,7 +51,7 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
     "suites/toy_in_context.gin": (["models/toy.gin"], _EVAL_VALUES),
     "suites/infer.gin": (
         ["models/mt5_small.gin"],
-        ["CHECKPOINT_PATH = '/c'", "INPUTS = '/i.jsonl'", "OUTPUTS = '/o.jsonl'"],
+        ["CHECKPOINT_PATH = '/c'", "INPUTS = '/i.jsonl'", "INFER_OUTPUT_DIR = '/o'"],
     ),
     "recipes/base.gin": (
         ["models/mt5_small.gin", "tasks/rte.gin"],
@@ -125,6 +125,75 @@ def test_file_parses_with_what_it_says(name):
     for order in itertools.permutations([*files, name]):
         gin_files.parse(order, bindings)
         assert gin_files.resolved_config() == resolved, order
+
+
+# The macros of T5X's own runs/finetune.gin, eval.gin and infer.gin that a user sets, as its repository has them.
+T5X_MACROS = {
+    "finetune": {
+        *("MODEL_DIR", "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "MIXTURE_OR_TASK_MODULE", "TRAIN_STEPS"),
+        *("INITIAL_CHECKPOINT_PATH", "USE_CACHED_TASKS", "BATCH_SIZE", "EVAL_STEPS", "EVAL_PERIOD", "RANDOM_SEED"),
+    },
+    "eval": {"CHECKPOINT_PATH", "EVAL_OUTPUT_DIR", "TASK_FEATURE_LENGTHS", "MIXTURE_OR_TASK_SPLIT"},
+    "infer": {"CHECKPOINT_PATH", "INFER_OUTPUT_DIR", "TASK_FEATURE_LENGTHS"},
+}
+STAGES_HERE_AND_THERE = ("prompt_tuning", "model_tuning", "fine_tuning")
+
+
+def _macros(name: str) -> set[str]:
+    """The macros that a shipped file and what it includes define or use."""
+    text = FILES[name].read_text()
+    included = re.findall(r"^include 'promot_t5x/gin/(.*)'", text, re.MULTILINE)
+    here = set(re.findall(r"^([A-Z][A-Z_]+) =", text, re.MULTILINE)) | set(re.findall(r"%([A-Z][A-Z_]+)", text))
+    return here.union(*map(_macros, included))
+
+
+@pytest.mark.parametrize("stage", STAGES_HERE_AND_THERE)
+def test_the_macros_of_training_here_and_on_t5x(stage):
+    ours, theirs = _macros(f"stages/{stage}.gin"), _macros(f"t5x/{stage}.gin")
+    assert T5X_MACROS["finetune"] <= ours & theirs
+    assert ours - theirs == {"PRESET", "FROZEN_WEIGHTS_DTYPE", "VALIDATION_TASK", "EVAL_BATCH_SIZE", "PROFILE"}
+    assert theirs - ours == {"MODEL_PARALLEL_SUBMESH", "ATTACH_PROMPT", "PROMPT_ID", "ASSIGNMENT_MAP"}
+
+
+@pytest.mark.parametrize("stage", STAGES_HERE_AND_THERE)
+def test_the_flags_of_t5x_mean_something_here(stage):
+    values = {"EVAL_PERIOD": 10, "CHECKPOINT_PERIOD": 20, "EVAL_STEPS": 3, "STATS_PERIOD": 5, "RANDOM_SEED": 7}
+    values |= {"USE_CACHED_TASKS": True, "MIXTURE_OR_TASK_MODULE": "seqio", "TRAIN_STEPS": 40, "BATCH_SIZE": 16}
+    files = ["models/mt5_small.gin", "tasks/rte.gin", f"stages/{stage}.gin"]
+    gin_files.parse(files, [*_RUN_VALUES, *(f"{name} = {value!r}" for name, value in values.items())])
+    gin_checks.check_macros()
+    gin_checks.check_flags()
+    loop = gin_files.configurable(trainer.LoopConfig)()
+    assert (loop.eval_period, loop.log_period, loop.seed, loop.total_steps) == (10, 5, 7, 40)
+    for setting, value in (("use_cached", True), ("module", "seqio"), ("batch_size", 16), ("seed", 7)):
+        assert gin_files.bound_arguments(training_batches.DatasetConfig)[setting] == value
+    assert gin_files.bound_arguments(stage_run.Validation)["eval_steps"] == 3
+
+
+@pytest.mark.parametrize("binary", ["eval", "infer"])
+def test_the_macros_of_eval_and_infer_here_and_on_t5x(binary):
+    assert T5X_MACROS[binary] <= _macros(f"suites/{binary}.gin") & _macros(f"t5x/{binary}.gin")
+
+
+@pytest.mark.parametrize(
+    "name,old,new",
+    [
+        ("stages/prompt_tuning.gin", "SEED", "RANDOM_SEED"),
+        ("suites/eval.gin", "OUTPUT_DIR", "EVAL_OUTPUT_DIR"),
+        ("suites/eval.gin", "SPLIT", "MIXTURE_OR_TASK_SPLIT"),
+        ("suites/infer.gin", "OUTPUTS", "INFER_OUTPUT_DIR"),
+    ],
+)
+def test_a_macro_by_its_old_name(name, old, new, tmp_path):
+    files, values = NEEDS[name]
+    values = [value for value in values if not value.startswith(f"{new} ")]
+    (tmp_path / "mine.gin").write_text(f"{old} = 'x'\n")
+    for more_files, flag in (([tmp_path / "mine.gin"], []), ([], [f"{old} = 'x'"])):
+        gin_files.parse([*files, name, *map(str, more_files)], [*values, *flag])
+        where = f"{tmp_path / 'mine.gin'}:1" if more_files else f"flag {flag[0]!r}"
+        with pytest.raises(flags.ConfigError) as caught:
+            gin_checks.check_macros()
+        assert str(caught.value) == f"{where}: nothing uses {old}; it is called {new} now"
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -12,6 +12,7 @@ from gin import config as gin_config
 
 from promot_t5x.configuration import gin_statements
 from promot_t5x.configuration.flags import ConfigError
+from promot_t5x.configuration.renamed import new_macro
 from promot_t5x.runtime.text import did_you_mean
 
 
@@ -21,6 +22,7 @@ def check_macros() -> None:
     Raises:
       ConfigError: one sentence with everything found and the flags that set it.
     """
+    _check_renamed()
     problems: list[str] = []
     macros = _macros()
     for (_, selector, parameter), origin, value in _bound():
@@ -34,7 +36,7 @@ def check_macros() -> None:
             elif reference.selector == "gin.macro" and name not in macros:
                 problems.append(
                     f"{origin.where}: {origin.written} uses %{name}, which is defined nowhere"
-                    f"{did_you_mean(name, macros, cutoff=0.7)}: pass --gin.{name}=VALUE"
+                    f"{new_macro(name, macros) or did_you_mean(name, macros, cutoff=0.7)}: pass --gin.{name}=VALUE"
                 )
         if selector != "gin.macro":
             hint = _type_hint(selector, parameter)
@@ -48,12 +50,7 @@ def check_macros() -> None:
 
 def unused_flag_macros() -> set[str]:
     """The macros that a flag sets and nothing uses."""
-    used = {
-        "/".join(reference.scopes)
-        for _, _, value in _bound()
-        for reference in gin_config.iterate_references({"": value})
-        if reference.selector == "gin.macro"
-    }
+    used = _used_macros()
     return {
         macro
         for (macro, selector, _), origin, _ in _bound()
@@ -73,7 +70,8 @@ def check_flags(unused: Iterable[str] | None = None) -> None:
     unused = unused_flag_macros() if unused is None else unused
     known = _macros() - set(unused)
     told = [
-        f"{gin_statements.ORIGINS[macro, 'gin.macro', 'value'].where}: nothing uses {macro}{did_you_mean(macro, known)}"
+        f"{gin_statements.ORIGINS[macro, 'gin.macro', 'value'].where}: nothing uses {macro}"
+        f"{new_macro(macro) or did_you_mean(macro, known)}"
         for macro in sorted(unused)
     ]
     if told:
@@ -107,6 +105,27 @@ def _bound() -> Iterator[tuple[tuple[str, str, str], gin_statements.Origin, Any]
     """Every binding: (scope, selector, parameter), where it was made, and its value."""
     for (scope, selector, parameter), origin in gin_statements.ORIGINS.items():
         yield (scope, selector, parameter), origin, gin_config._CONFIG.get((scope, selector), {}).get(parameter)
+
+
+def _check_renamed() -> None:
+    """Refuses a macro under an old name: the binding would change nothing, silently if a file makes it."""
+    used = _used_macros()
+    renamed = [
+        f"{origin.where}: nothing uses {macro}{new}"
+        for (macro, selector, _), origin, _ in _bound()
+        if selector == "gin.macro" and macro not in used and (new := new_macro(macro, used))
+    ]
+    if renamed:
+        raise ConfigError("; ".join(renamed))
+
+
+def _used_macros() -> set[str]:
+    return {
+        "/".join(reference.scopes)
+        for _, _, value in _bound()
+        for reference in gin_config.iterate_references({"": value})
+        if reference.selector == "gin.macro"
+    }
 
 
 def _macros() -> set[str]:

@@ -1,5 +1,7 @@
 """Names that gin files and flags used to have: an error with an old one says the new one."""
 
+from collections.abc import Container
+
 _MODULES = {
     "promot_t5x.architecture": "promot_t5x.models.architecture",
     "promot_t5x.checkpoints": "promot_t5x.checkpoints.saving",
@@ -27,6 +29,27 @@ _NAMES = {
     "stages.adafactor": "optimizers.adafactor",
     "stages.adam": "optimizers.adam",
 }
+
+_MACROS = {
+    "OUTPUT_DIR": "EVAL_OUTPUT_DIR",
+    "OUTPUTS": "INFER_OUTPUT_DIR",
+    "SEED": "RANDOM_SEED",
+    "SPLIT": "MIXTURE_OR_TASK_SPLIT",
+}
+
+
+def new_macro(name: str, macros: Container[str] | None = None) -> str:
+    """The end of a sentence with the present name of a macro, empty for one that was not renamed.
+
+    Args:
+      name: the macro as a gin file or flag writes it.
+      macros: says the new name only if it is among these; None says it always.
+
+    >>> new_macro("SEED"), new_macro("SEED", {"TRAIN_STEPS"}), new_macro("TRAIN_STEPS")
+    ('; it is called RANDOM_SEED now', '', '')
+    """
+    new = _MACROS.get(name)
+    return f"; it is called {new} now" if new and (macros is None or new in macros) else ""
 
 
 def new_name(name: str) -> str:

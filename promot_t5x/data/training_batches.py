@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import seqio
 import tensorflow as tf
+from absl import logging
 
 from promot_t5x.data import features, vocabularies
+from promot_t5x.tasks import registration
 
 # A split of at most this many examples, of a source that cannot be read in pieces, is read once and kept in memory.
 _EXAMPLES_IN_MEMORY = 100_000
@@ -36,6 +38,8 @@ class DatasetConfig:
       seed: fixes the order and whatever the preprocessors draw.
       shards: number of virtual shards; it divides `batch_size` and is part of what fixes the order.
       soft_prompt_id: the prompt of the rows of tasks without a `soft_prompt_ids` feature; -1 for none.
+      use_cached: read tasks that seqio has cached (`seqio_cache_tasks`) from their cache, and preprocess the others.
+      module: a module that registers seqio tasks, imported first; None where something else registers them.
 
     Raises:
       ValueError: an argument is out of its range; the sentence names it as gin does.
@@ -51,8 +55,12 @@ class DatasetConfig:
     seed: int = 0
     shards: int = 8
     soft_prompt_id: int = 0
+    use_cached: bool = False
+    module: str | None = None
 
     def __post_init__(self):
+        if self.module is not None:
+            registration.import_module(self.module, "training_batches.DatasetConfig.module")
         features.check_lengths(self.task_feature_lengths, "training_batches.DatasetConfig.task_feature_lengths")
         for name, least in (("batch_size", 1), ("shards", 1), ("seed", 0), ("soft_prompt_id", -1)):
             value = getattr(self, name)
@@ -74,13 +82,13 @@ class _ShardedSource(seqio.DataSource):
     once per shard; here shuffling comes first, and what cannot be read in pieces is read once and shared by the shards.
     """
 
-    def __init__(self, task: seqio.Task, config: DatasetConfig):
+    def __init__(self, task: seqio.Task, source: seqio.DataSource, config: DatasetConfig):
         super().__init__(splits=(config.split,))
-        self._task, self._config = task, config
-        self._sharded_by_file = task.source.supports_arbitrary_sharding or (
-            config.shards > 1 and len(task.source.list_shards(config.split)) >= config.shards
+        self._task, self._source, self._config = task, source, config
+        self._sharded_by_file = source.supports_arbitrary_sharding or (
+            config.shards > 1 and len(source.list_shards(config.split)) >= config.shards
         )
-        if task.shuffle_buffer_size is None and not task.source.performs_internal_shuffling:
+        if task.shuffle_buffer_size is None and not source.performs_internal_shuffling:
             raise ValueError(
                 f"Task {task.name!r} has shuffle_buffer_size=None, which forbids shuffling, but training shuffles: "
                 "give the task a shuffle_buffer_size."
@@ -92,8 +100,8 @@ class _ShardedSource(seqio.DataSource):
     def _read(self) -> tf.data.Dataset:
         """The unsharded examples in their fixed order, kept in memory where they are few enough."""
         task, shards = self._task, self._config.shards
-        examples = task.source.get_dataset(split=self._config.split, shuffle=False)
-        known = task.source.num_input_examples(self._config.split) or int(examples.cardinality())
+        examples = self._source.get_dataset(split=self._config.split, shuffle=False)
+        known = self._source.num_input_examples(self._config.split) or int(examples.cardinality())
         if known == tf.data.INFINITE_CARDINALITY or known > _EXAMPLES_IN_MEMORY:
             return examples
         cached = examples.take(_EXAMPLES_IN_MEMORY + 1).cache()
@@ -117,23 +125,32 @@ class _ShardedSource(seqio.DataSource):
 
     @property
     def caching_permitted(self) -> bool:
-        return self._task.source.caching_permitted
+        return self._source.caching_permitted
 
     def list_shards(self, split: str) -> list[str]:
         return [f"{split}-{i}" for i in range(self._config.shards)]
 
     def num_input_examples(self, split: str) -> int | None:
-        return self._task.source.num_input_examples(split)
+        return self._source.num_input_examples(split)
 
     def get_dataset(
         self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **_: Any
     ) -> tf.data.Dataset:
         if self._sharded_by_file:
             # One seed for all shards, so that they stay disjoint parts of the same order of files.
-            shard = self._task.source.get_dataset(split, True, self._config.seed, shard_info)
+            shard = self._source.get_dataset(split, True, self._config.seed, shard_info)
         else:
             shard = self._examples.shard(shard_info.num_shards, shard_info.index)
         return shard.shuffle(self._buffer, seed=seed, reshuffle_each_iteration=True)
+
+
+def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
+    """The task with a sharded source: its own, or its cache with the preprocessors that come after caching."""
+    if not (config.use_cached and task.supports_caching and task.cache_dir):
+        return task.replace(source=_ShardedSource(task, task.source, config))
+    logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
+    source = _ShardedSource(task, task._get_cached_source(config.split), config)
+    return task.replace(source=source, preprocessors=task._preprocessor_constructor_args[task._cache_step_idx + 1 :])
 
 
 class _TrainingStreams:
@@ -150,7 +167,7 @@ class _TrainingStreams:
         for task in tasks:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
-            self._tasks.append(task.replace(source=_ShardedSource(task, config)))
+            self._tasks.append(_sharded(task, config))
             self._check_not_empty(self._tasks[-1])
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]

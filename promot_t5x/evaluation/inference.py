@@ -1,7 +1,7 @@
 """The infer binary: answers of a checkpoint to the inputs in a JSONL file, with the soft prompt removed or attached.
 
     python -m promot_t5x.infer --gin_file=models/mt5_xxl.gin --gin_file=suites/infer.gin \
-        --gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.OUTPUTS=out.jsonl
+        --gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.INFER_OUTPUT_DIR=out/answers
 """
 
 import json
@@ -24,7 +24,7 @@ def infer(
     checkpoint_path: str,
     vocabulary: seqio.Vocabulary,
     inputs: str,
-    outputs: str,
+    output_dir: str,
     config: scoring.EvaluationConfig,
     prompt_id: int | None = None,
     partitioner: Partitioner = Partitioner(),
@@ -36,7 +36,7 @@ def infer(
       checkpoint_path: a checkpoint or run folder of ours or of T5X.
       vocabulary: the checkpoint's.
       inputs: a JSONL file with a column `input`; blank lines are passed over.
-      outputs: the JSONL file to write; whole or not at all.
+      output_dir: the folder that `predictions.jsonl` is written to, complete or not at all.
       config: lengths, batch size, limit.
       prompt_id: the soft prompt in front of every input, None for none.
       partitioner: the mesh.
@@ -60,7 +60,8 @@ def infer(
     ):
         found |= {n: answering.decode(vocabulary, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)}
     lines = [json.dumps({**row, "prediction": found[n]}, ensure_ascii=False) for n, row in enumerate(rows)]
-    files.write_whole(epath.Path(outputs), ("\n".join(lines) + "\n").encode())
+    outputs = epath.Path(output_dir) / "predictions.jsonl"
+    files.write_whole(outputs, ("\n".join(lines) + "\n").encode())
     length = config.task_feature_lengths["inputs"]
     cut = f"; inputs cut to {length} tokens: {truncated}" if truncated else ""
     print(f"{len(lines)} predictions in {outputs}{cut}")

@@ -131,7 +131,7 @@ def configure(invocation: flags.Invocation, recipe: Recipe, planned: PlannedRun,
         *invocation.gin_bindings,
         f"MODEL_DIR = {str(folder / planned.name)!r}",
         f"INITIAL_CHECKPOINT_PATH = {(starts[0] if len(starts) == 1 else starts)!r}",
-        f"SEED = {planned.seed}",
+        f"RANDOM_SEED = {planned.seed}",
     ]
     if planned.learning_rate is not None:
         bindings.append(f"LEARNING_RATE = {planned.learning_rate!r}")

@@ -1,6 +1,7 @@
 """A run's folder (MODEL_DIR): which settings it belongs to, where it stands, and what is left when it is finished.
 
-settings.json  config.gin (from gin)  checkpoint_<step>/  finished.json  soft_prompt.safetensors, .json (when a prompt alone was trained)
+settings.json  config.gin (from gin)  checkpoint_<step>/  metrics.jsonl  finished.json; of a prompt trained alone
+soft_prompt.safetensors and soft_prompt.json
 """
 
 import dataclasses

@@ -25,8 +25,10 @@ from promot_t5x.training import (
     parameter_table,
     prompt_initializers,
     run_folder,
+    run_metrics,
     stages,
     trainer,
+    validation_loss,
 )
 
 
@@ -39,12 +41,20 @@ class Validation:
       split: its split.
       config: lengths, batch size, limit.
       prompt_id: the soft prompt attached, in a stage that attaches one.
+      eval_steps: batches of the split whose teacher-forced loss is written too; 0 for none.
     """
 
     task: str
     split: str
     config: scoring.EvaluationConfig
     prompt_id: int = 0
+    eval_steps: int = 0
+
+    def __post_init__(self):
+        if self.eval_steps < 0:
+            raise ValueError(
+                f"Validation.eval_steps is {self.eval_steps}, expected a number of batches, or 0 for none."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +127,7 @@ def run_stage(
         a run with other settings.
     """
     which = stages.stage(stage)
+    loop.check_eval_period(checkpoint.period)
     model_dir = str(saving.absolute(model_dir))
     _check_frozen_dtype(model, which, frozen_weights_dtype)
     if dry_run:
@@ -165,7 +176,9 @@ def run_stage(
                 save_period=checkpoint.period,
                 evaluate=_evaluator(model, which, validation, partitioner),
                 save=trainer.saver(run_checkpoints, frozen, facts),
-                writer=_writer(model_dir),
+                writer=_writer(model_dir, state.step),
+                validation_loss=_validation_loss(model, which, validation, partitioner),
+                profile_dir=model_dir,
             )
     return run_folder.finish(model_dir, export_dir)
 
@@ -187,8 +200,25 @@ def _facts_of_prompt(task: str, init: prompt_initializers.PromptInit | None, pat
     return {"initialisation": initialisation, "vocabulary": vocabularies.vocabulary_hash(vocabulary)}
 
 
-def _writer(model_dir: str) -> metric_writers.MetricWriter:
-    return metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not processes.speaks())
+def _writer(model_dir: str, step: int) -> run_metrics.Writer:
+    """Writes scalars to TensorBoard's events and to metrics.jsonl, which goes on from `step`."""
+    events = metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not processes.speaks())
+    return run_metrics.Writers((events, run_metrics.MetricsFile(model_dir, step)))
+
+
+def _validation_loss(model, which: stages.Stage, validation: Validation | None, partitioner: Partitioner):
+    if validation is None or not validation.eval_steps:
+        return lambda params: {}
+    return validation_loss.validation_loss(
+        model,
+        validation.task,
+        validation.split,
+        validation.config.task_feature_lengths,
+        batch_size=validation.config.batch_size,
+        steps=validation.eval_steps,
+        prompt_id=validation.prompt_id if which.attaches_prompt else None,
+        partitioner=partitioner,
+    )
 
 
 def _abstract_params(model: EncoderDecoderModel, which: stages.Stage) -> dict[str, Any]:

@@ -137,11 +137,11 @@ def _check_patterns(names: Collection[str], stage: Stage) -> None:
         for pattern in getattr(stage, field):
             if pattern not in parameter_names.ADAPTERS and not any(_matches(pattern, name) for name in names):
                 subtrees = dict.fromkeys(name.split("/")[0] for name in names)
-                nearest = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
+                closest = nearest(pattern, names, cutoff=0.0)
                 raise ValueError(
                     f"stages.Stage.{field} of the stage {stage.name} has {pattern!r}, which matches no parameter: "
                     f"expected a subtree, such as {', '.join(subtrees)}, or a regular expression for whole names, such "
-                    f"as {nearest[0]}."
+                    f"as {closest[0]}."
                 )
 
 

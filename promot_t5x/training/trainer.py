@@ -3,12 +3,13 @@
 The step is step(trainable, opt_state, frozen, batch, step number): the gradient is taken for the trainable leaves only,
 the first two arguments are donated, and no metric touches frozen leaves. Dropout depends on (seed, step) alone, and the
 data on the number of batches consumed, so a run that is resumed equals one that was never stopped.
+
+The loop reads a step's metrics after it has dispatched the next one, so that the device always has work. Before a
+validation and a checkpoint it reads the newest step too: what is saved has been checked.
 """
 
 import dataclasses
 import functools
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from clu import metric_writers
 
 from promot_t5x.checkpoints.saving import RunCheckpoints
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.optimizer_slots import slot_shardings
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import processes
 from promot_t5x.training import stages
+from promot_t5x.training.progress import Progress, profiler
+from promot_t5x.training.run_metrics import Writer
 
 Params = dict[str, Any]
 
@@ -46,21 +49,37 @@ class LoopConfig:
     Attributes:
       total_steps: updates of this run (T5X counts pretraining steps too; this does not).
       log_period: steps between log lines.
+      eval_period: steps between validations, a divisor of the checkpoints' period; None for that period itself. Only
+        saved steps can be chosen as the best.
       seed: of dropout.
       num_microbatches: parts of a batch whose gradients are computed one after the other and added: less memory for
         activations, the same update.
+      profile: write a trace of a few steps into the run's folder, for TensorBoard or Perfetto.
     """
 
     total_steps: int
     log_period: int = dataclasses.field(default=50, metadata={"may_change": True})
     seed: int = 0
     num_microbatches: int = 1
+    eval_period: int | None = None
+    profile: bool = False
 
     def __post_init__(self):
-        if min(self.total_steps, self.log_period, self.num_microbatches) < 1:
+        if (
+            min(self.total_steps, self.log_period, self.num_microbatches, self.eval_period or 1) < 1
+            or self.eval_period == 0
+        ):
             raise ValueError(
                 f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, num_microbatches="
-                f"{self.num_microbatches}: expected at least 1."
+                f"{self.num_microbatches}, eval_period={self.eval_period}: expected at least 1 (eval_period may be None)."
+            )
+
+    def check_eval_period(self, save_period: int) -> None:
+        """Raises ValueError unless every checkpoint comes with a validation."""
+        if self.eval_period is not None and save_period % self.eval_period:
+            raise ValueError(
+                f"trainer.LoopConfig.eval_period is {self.eval_period}, which does not divide "
+                f"saving.CheckpointConfig.period, {save_period}; set EVAL_PERIOD to a divisor of CHECKPOINT_PERIOD."
             )
 
 
@@ -152,7 +171,9 @@ def train(
     save_period: int,
     evaluate: Callable[[Params], float | None],
     save: Callable[[TrainState, float | None], None],
-    writer: metric_writers.MetricWriter,
+    writer: Writer,
+    validation_loss: Callable[[Params], Mapping[str, float]] = lambda _: {},
+    profile_dir: str | None = None,
 ) -> TrainState:
     """Runs the loop from `state.step` to `config.total_steps`.
 
@@ -165,87 +186,55 @@ def train(
       batch_size: rows of a whole batch.
       config: length and rhythm.
       partitioner: places batches.
-      save_period: steps between evaluations and checkpoints; the last step always has one.
+      save_period: steps between checkpoints; the last step always has one, and each has an evaluation.
       evaluate: whole parameters -> score on the validation split, None without one.
       save: called with the state and its score.
       writer: receives the metrics.
+      validation_loss: whole parameters -> scalars that are written with the score.
+      profile_dir: where a profile goes, if `config` wants one.
 
     Returns:
       The state after the last step.
 
     Raises:
-      FloatingPointError: the loss is no longer a finite number; the last checkpoint is from before.
+      FloatingPointError: the loss or the gradient is no longer finite; the last checkpoint is from before.
     """
     shardings = state_shardings(optimizer, state.trainable)
     train_step = make_step(model, optimizer, config.seed, config.num_microbatches, shardings)
     rows = partitioner.rows(batch_size)
     partitioner.check_rows(batch_size // config.num_microbatches)
     trainable, opt_state = state.trainable, state.opt_state
-    progress = _Progress(config, state.step)
-    with partitioner.context():
-        for step in range(state.step, config.total_steps):
-            batch = partitioner.place_batch(next(batches), rows, batch_size)
-            trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
-            progress.add(metrics["sums"])
-            done = step + 1
-            if done % config.log_period == 0 or done == config.total_steps:
-                progress.report(done, metrics, writer)
-            if done % save_period == 0 or done == config.total_steps:
-                progress.check_finite(done, metrics)
-                score = evaluate(stages.combine(trainable, frozen))
-                if score is not None:
-                    writer.write_scalars(done, {"validation/score": score})
-                    logging.info("step %d: validation score %.4f", done, score)
-                save(TrainState(done, trainable, opt_state), score)
-                writer.flush()
+    progress = Progress(config.total_steps, config.log_period, state.step, writer)
+    profile = profiler(profile_dir if config.profile and processes.speaks() else None, state.step, config.total_steps)
+    eval_period = config.eval_period or save_period
+    try:
+        with partitioner.context():
+            for step in range(state.step, config.total_steps):
+                batch = partitioner.place_batch(next(batches), rows, batch_size)
+                trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
+                done = step + 1
+                progress.follow(done, metrics)
+                profile(done)
+                saves = done % save_period == 0 or done == config.total_steps
+                if saves or done % eval_period == 0:
+                    progress.settle()
+                    score = _validate(done, stages.combine(trainable, frozen), evaluate, validation_loss, writer)
+                    if saves:
+                        writer.flush()  # first, so that the metrics up to a checkpoint are on disk when it is
+                        save(TrainState(done, trainable, opt_state), score)
+    finally:
+        writer.flush()
     return TrainState(config.total_steps, trainable, opt_state)
 
 
-class _Progress:
-    """Adds up the losses since the last report and times them; evaluations and checkpoints count as time too."""
-
-    def __init__(self, config: LoopConfig, first_step: int):
-        self._total, self._last_step = config.total_steps, first_step
-        self._sums, self._started = None, time.monotonic()
-
-    def add(self, sums) -> None:
-        self._sums = sums if self._sums is None else jax.tree.map(jnp.add, self._sums, sums)
-
-    def check_finite(self, step: int, metrics) -> None:
-        # The loss is of the parameters before the step, the gradient decides what they are after it.
-        found = {"loss": 0.0 if self._sums is None else float(self._sums.loss)}
-        found["gradient's norm"] = float(metrics["gradient_norm"])
-        for name, value in found.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"The {name} is {value} at or before step {step}; lower the learning rate or train in float32. "
-                    "The last checkpoint is from before."
-                )
-
-    def report(self, step: int, metrics, writer: metric_writers.MetricWriter) -> None:
-        self.check_finite(step, metrics)
-        sums = jax.device_get(self._sums)
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = (step - self._last_step) / seconds
-        scalars = {
-            "train/loss": float(sums.loss / sums.weight_sum),
-            "train/accuracy": float(sums.correct / sums.weight_sum),
-            "train/gradient_norm": float(metrics["gradient_norm"]),
-            "train/steps_per_second": rate,
-            "train/target_tokens_per_second": float(sums.weight_sum) / seconds,
-        }
+def _validate(step: int, params: Params, evaluate, validation_loss, writer: Writer) -> float | None:
+    """Writes the losses and the score of a validation; returns the score."""
+    score = evaluate(params)
+    scalars = {**validation_loss(params), **({} if score is None else {"validation/score": score})}
+    if scalars:
         writer.write_scalars(step, scalars)
-        logging.info(
-            "step %d/%d  loss %.4f  accuracy %.3f  %.1f steps/s  %.0f target tokens/s  %.0f s left",
-            step,
-            self._total,
-            scalars["train/loss"],
-            scalars["train/accuracy"],
-            rate,
-            scalars["train/target_tokens_per_second"],
-            (self._total - step) / rate,
-        )
-        self._sums, self._last_step, self._started = None, step, time.monotonic()
+        logging.info("step %d: %s", step, ", ".join(f"{name.replace('/', ' ')} {x:.4f}" for name, x in scalars.items()))
+    return score
 
 
 def saver(

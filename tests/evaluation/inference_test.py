@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 def _run(tiny_model, folder, out, extra=(), **changes):
     values = dict(
-        CHECKPOINT_PATH=tiny_model.folder / "with", INPUTS=folder / "in.jsonl", OUTPUTS=out, EVAL_BATCH_SIZE=2
+        CHECKPOINT_PATH=tiny_model.folder / "with", INPUTS=folder / "in.jsonl", INFER_OUTPUT_DIR=out, EVAL_BATCH_SIZE=2
     )
     values |= {"TASK_FEATURE_LENGTHS": "{'inputs': 16, 'targets': 6}", **changes}
     flags = ["--gin_file=models/toy.gin", "--gin_file=suites/infer.gin", f"--gin_file={folder / 'bytes.gin'}"]
@@ -42,7 +42,7 @@ def _run(tiny_model, folder, out, extra=(), **changes):
 
 
 def _rows(file):
-    return [json.loads(line) for line in file.read_text().strip().split("\n")]
+    return [json.loads(line) for line in (file / "predictions.jsonl").read_text().strip().split("\n")]
 
 
 def test_answers_with_and_without_the_prompt(tiny_model, folder, tmp_path, capsys):
@@ -53,9 +53,14 @@ def test_answers_with_and_without_the_prompt(tiny_model, folder, tmp_path, capsy
         assert [{k: v for k, v in row.items() if k != "prediction"} for row in rows] == ROWS
     assert found["first"] == found["removed"], "the answers do not depend on the batch size"
     assert found["attached"] != found["removed"]
-    assert f"3 predictions in {tmp_path / 'attached'}; inputs cut to 16 tokens: 1\n" in capsys.readouterr().out
+    assert (
+        f"3 predictions in {tmp_path / 'attached' / 'predictions.jsonl'}; inputs cut to 16 tokens: 1\n"
+        in capsys.readouterr().out
+    )
     assert _run(tiny_model, folder, tmp_path / "limited", ["--gin.scoring.EvaluationConfig.limit=1"]) == 0
-    assert capsys.readouterr().out.endswith(f"1 predictions in {tmp_path / 'limited'}\n"), "no input was cut"
+    assert capsys.readouterr().out.endswith(f"1 predictions in {tmp_path / 'limited' / 'predictions.jsonl'}\n"), (
+        "no input was cut"
+    )
     assert _rows(tmp_path / "limited") == found["removed"][:1]
 
 
@@ -93,11 +98,11 @@ def test_inputs_become_the_tokens_that_seqio_makes():
 def test_mistakes_in_the_inputs(text, expected, tiny_model, folder, tmp_path, capsys):
     if text is not None:
         (tmp_path / "in.jsonl").write_text(text)
-    assert _run(tiny_model, folder, tmp_path / "out.jsonl", INPUTS=tmp_path / "in.jsonl") == 1
+    assert _run(tiny_model, folder, tmp_path / "out", INPUTS=tmp_path / "in.jsonl") == 1
     shown = capsys.readouterr().err
     (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
     assert expected in sentence and str(tmp_path / "in.jsonl") in sentence and "Traceback" not in shown
-    assert not (tmp_path / "out.jsonl").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_that_is_not_there(tiny_model, folder, tmp_path, capsys):

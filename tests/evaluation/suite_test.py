@@ -31,7 +31,7 @@ SEEDS = (0, 1)
 
 
 def _run(tiny_model, out, *extra, **changes):
-    values = dict(CHECKPOINT_PATH=tiny_model.folder / "with", OUTPUT_DIR=out, PROMPTS="('removed', 'attached')")
+    values = dict(CHECKPOINT_PATH=tiny_model.folder / "with", EVAL_OUTPUT_DIR=out, PROMPTS="('removed', 'attached')")
     values |= dict(TASKS="('toy_wic', 'toy_enfr')", EVAL_BATCH_SIZE=7, TASK_FEATURE_LENGTHS=LENGTHS) | changes
     flags = ["--gin_file=models/toy.gin", "--gin_file=suites/eval.gin", "--limit=12", *tiny_model.flags]
     flags += [f"--gin.{name}={value}" for name, value in values.items() if value is not None]
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_old_results(tiny_model, tmp_path, monkeypatch, c
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    assert _run(tiny_model, tmp_path / "out", SPLIT="validation") == 1
+    assert _run(tiny_model, tmp_path / "out", MIXTURE_OR_TASK_SPLIT="validation") == 1
     assert "could not be written (No space left on device); make room" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir() if file.is_file()} == before
 
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_old_results(tiny_model, tmp_path, monkeypatch, c
         (dict(TASKS="('in_contxt',)"), "the nearest names are in_context"),
         (dict(TASKS="('cb',)"), "Task 'cb' has no vocabulary: set catalog.entries.vocabulary"),
         (dict(CHECKPOINT_PATH="nowhere"), "There is no checkpoint at "),
-        (dict(SPLIT="tset"), "'tset'"),
+        (dict(MIXTURE_OR_TASK_SPLIT="tset"), "'tset'"),
         ({"architecture.T5Config.mlp_dim": 48}, "does not hold this network's parameters"),
         (
             {"architecture.T5Config.vocab_size": 2048},

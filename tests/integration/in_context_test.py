@@ -45,7 +45,7 @@ def outputs(tmp_path_factory):
     for name, (devices, batch_size) in LAYOUTS.items():
         command = [sys.executable, "-m", "promot_t5x.eval", "--gin_file=models/toy.gin", "--gin_file=suites/eval.gin"]
         command += [f"--gin_file={folder / 'own.gin'}", f"--data_dir={folder}", "--limit=30"]
-        command += [f"--gin.CHECKPOINT_PATH={CHECKPOINT}", f"--gin.OUTPUT_DIR={folder / name}"]
+        command += [f"--gin.CHECKPOINT_PATH={CHECKPOINT}", f"--gin.EVAL_OUTPUT_DIR={folder / name}"]
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         environment["PYTHONPATH"] = str(ROOT)
         done = subprocess.run(

@@ -147,7 +147,7 @@ def test_written_configuration_makes_the_same_run_again(world, stage_1, tmp_path
 
 
 def test_other_settings_in_the_same_folder(world, stage_1, capsys):
-    code, shown = _run(_flags(world, "prompt_tuning", stage_1, SEED=1), capsys)
+    code, shown = _run(_flags(world, "prompt_tuning", stage_1, RANDOM_SEED=1), capsys)
     assert code == 1
     changed = "dataset.seed is 1, was 0; loop.seed is 1, was 0"
     assert f"error: {stage_1} holds a run with other settings: {changed}; use a new MODEL_DIR or delete" in shown
@@ -227,7 +227,7 @@ def test_a_run_from_python_is_guarded_as_one_from_gin(world, stage_1, monkeypatc
     sentence = f"{stage_1} holds a run with other settings: {changes}; loop.seed is 5, was 0; use a new MODEL_DIR or"
     with pytest.raises(ValueError, match=re.escape(sentence)):
         _from_python(world, stage_1, _adafactor(0.3), seed=5, steps=6)
-    code, shown = _run(_flags(world, "prompt_tuning", stage_1, LEARNING_RATE=0.3, SEED=5, TRAIN_STEPS=6), capsys)
+    code, shown = _run(_flags(world, "prompt_tuning", stage_1, LEARNING_RATE=0.3, RANDOM_SEED=5, TRAIN_STEPS=6), capsys)
     assert code == 1 and f"error: {sentence}" in shown
     for prompt_init, said in (
         (prompt_initializers.random_uniform(0.0), "prompt_init.low is 0.0, was -0.5; use"),

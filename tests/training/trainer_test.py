@@ -25,7 +25,7 @@ from promot_t5x.models import losses, parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, stage_run, stages, trainer
+from promot_t5x.training import optimizers, progress, run_metrics, stage_run, stages, trainer
 
 # Sizes of which no two are equal and no product is another: an activation never has a weight's shape.
 B, T, U, P, D, V = 3, 5, 4, 7, 11, 37
@@ -291,7 +291,7 @@ def test_numbers_that_are_not_finite_end_the_run_before_a_checkpoint(broken, tmp
                 batch["decoder_loss_weights"][0, 0] = poison
             yield batch
 
-    with pytest.raises(FloatingPointError, match="at or before step 4"):
+    with pytest.raises(FloatingPointError, match="at step 4;"):
         _run(
             used,
             optimizer,
@@ -304,6 +304,85 @@ def test_numbers_that_are_not_finite_end_the_run_before_a_checkpoint(broken, tmp
             save=lambda state, _: saved.append(state.step),
         )
     assert saved == [2]
+
+
+def test_the_loop_reads_a_step_when_it_has_dispatched_the_next(tmp_path, monkeypatch):
+    """Only before a checkpoint does it wait for the newest step."""
+    model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, dropout_rate=0.0))
+    _, optimizer, state, frozen = _start(model, "prompt_tuning")
+    events, dispatched = [], []
+    make_step, device_get = trainer.make_step, jax.device_get
+
+    def recording_step(*args):
+        step_function = make_step(*args)
+
+        def step(*arguments):
+            result = step_function(*arguments)
+            dispatched.append(result[2])
+            events.append(f"dispatch {len(dispatched)}")
+            return result
+
+        return step
+
+    def recording_read(metrics):
+        (number,) = [n for n, of_step in enumerate(dispatched, 1) if of_step is metrics]
+        events.append(f"read {number}")
+        return device_get(metrics)
+
+    monkeypatch.setattr(trainer, "make_step", recording_step)
+    monkeypatch.setattr(progress.jax, "device_get", recording_read)
+    _run(
+        model,
+        optimizer,
+        state,
+        frozen,
+        tmp_path,
+        (_batch(i) for i in range(5)),
+        config=trainer.LoopConfig(5, log_period=1),
+        save_period=3,
+        save=lambda state, _: events.append(f"save {state.step}"),
+    )
+    assert events == [
+        *("dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2", "read 3", "save 3"),
+        *("dispatch 4", "dispatch 5", "read 4", "read 5", "save 5"),
+    ]
+
+
+def test_validations_between_checkpoints(tmp_path):
+    model = EncoderDecoderModel(ONE_LAYER)
+    _, optimizer, state, frozen = _start(model, "prompt_tuning")
+    saved, scores = [], iter(range(1, 10))
+    writer = run_metrics.MetricsFile(tmp_path)
+    trainer.train(
+        model,
+        optimizer,
+        state,
+        frozen,
+        (_batch(i) for i in itertools.count()),
+        trainer.LoopConfig(5, log_period=50, eval_period=1),
+        partitioner=Partitioner(),
+        batch_size=B,
+        save_period=2,
+        evaluate=lambda _: float(next(scores)),
+        save=lambda state, score: saved.append((state.step, score)),
+        writer=writer,
+        validation_loss=lambda _: {"validation/loss": 0.5},
+    )
+    assert saved == [(2, 2.0), (4, 4.0), (5, 5.0)]
+    validations = [line for line in run_metrics.read(tmp_path) if "validation/score" in line]
+    assert validations == [{"step": n, "validation/loss": 0.5, "validation/score": float(n)} for n in range(1, 6)]
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_profile_of_a_few_steps(steps, tmp_path):
+    model = EncoderDecoderModel(ONE_LAYER)
+    _, optimizer, state, frozen = _start(model, "prompt_tuning")
+    for profile in (False, True):
+        args = trainer.TrainState(0, *jax.tree.map(jnp.copy, (state.trainable, state.opt_state)))
+        config = trainer.LoopConfig(steps, profile=profile)
+        batches = (_batch(i) for i in range(steps))
+        _run(model, optimizer, args, frozen, tmp_path, batches, config=config, profile_dir=str(tmp_path))
+        assert bool(list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))) == profile
 
 
 # Microbatches, and what a step leaves alone.
@@ -503,7 +582,7 @@ class _Stopped(Exception):
 
 def _recorded_batches(monkeypatch, stop_after=None):
     """Records every batch that a run takes, and ends it when it asks for the one after `stop_after`."""
-    taken, original = [], stage_run.data.train_batches
+    taken, original = [], stage_run.training_batches.training_batches
 
     def train_batches(*args, **kwargs):
         for batch in original(*args, **kwargs):
@@ -512,7 +591,7 @@ def _recorded_batches(monkeypatch, stop_after=None):
             taken.append({k: v.tobytes() for k, v in batch.items()})
             yield batch
 
-    monkeypatch.setattr(stage_run.data, "train_batches", train_batches)
+    monkeypatch.setattr(stage_run.training_batches, "training_batches", train_batches)
     return taken
 
 
@@ -541,6 +620,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, task, tmp_path, monkeypat
         with pytest.raises(_Stopped):
             _train(tmp_path / "stopped", stage, task, initial)
     assert saving.all_steps(tmp_path / "stopped") == [4]
+    assert [line["step"] for line in run_metrics.read(tmp_path / "stopped")] == [3]
+    with (tmp_path / "stopped" / run_metrics.FILE).open("a") as stream:
+        stream.write('{"step": 5, "train/loss": 1.0}\n')  # as if written before a checkpoint that never came
     with monkeypatch.context() as patch:
         second_part = _recorded_batches(patch)
         result = _train(tmp_path / "stopped", stage, task, initial)
@@ -550,6 +632,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, task, tmp_path, monkeypat
     expected = _contents(tmp_path / "whole" / "checkpoint_6")
     assert _contents(tmp_path / "stopped" / "checkpoint_6") == expected
     assert len(expected) > 2 and any("opt_state" in name for name in expected)
+    metrics = {name: run_metrics.read(tmp_path / name) for name in ("whole", "stopped")}
+    assert [line["step"] for line in metrics["stopped"]] == [line["step"] for line in metrics["whole"]] == [3, 6]
+    assert metrics["stopped"][0]["train/loss"] == metrics["whole"][0]["train/loss"]
     # What a finished run is asked again, it does not do again.
     with monkeypatch.context() as patch:
         nothing = _recorded_batches(patch, stop_after=0)
@@ -584,13 +669,13 @@ task = test.task.__wrapped__ if hasattr(test.task, "__wrapped__") else test.task
 generator = task()
 name = next(generator)
 kill_after = int(sys.argv[3])
-original = test.train.data.train_batches
+original = test.stage_run.training_batches.training_batches
 def train_batches(*args, **kwargs):
     for i, batch in enumerate(original(*args, **kwargs)):
         if i == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         yield batch
-test.train.data.train_batches = train_batches
+test.stage_run.training_batches.training_batches = train_batches
 test._train(sys.argv[2], "joint_tuning", name)
 """
 
@@ -613,3 +698,10 @@ def test_configuration_errors():
         trainer.LoopConfig(0)
     with pytest.raises(ValueError, match="num_microbatches=0: expected at least 1"):
         trainer.LoopConfig(1, num_microbatches=0)
+    with pytest.raises(ValueError, match="eval_period=0: expected at least 1"):
+        trainer.LoopConfig(1, eval_period=0)
+    with pytest.raises(
+        ValueError, match="is 3, which does not divide saving.CheckpointConfig.period, 4; set EVAL_PERIOD"
+    ):
+        trainer.LoopConfig(1, eval_period=3).check_eval_period(4)
+    trainer.LoopConfig(1, eval_period=2).check_eval_period(4)

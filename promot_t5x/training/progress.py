@@ -1,0 +1,125 @@
+"""What a training run says while it goes on: losses, speed and time left, and a profile of a few steps."""
+
+import math
+import operator
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from clu import periodic_actions
+
+from promot_t5x.models.losses import LossSums
+from promot_t5x.training.run_metrics import Writer
+
+# Steps before a profile begins, so that compilation is not in it, and steps in it.
+_WARM_UP, _PROFILED = 10, 5
+
+
+class Progress:
+    """Follows a run one step behind, so that it never waits for the step that was just dispatched.
+
+    `follow` is called after every dispatch and reads the metrics of the step before; `settle` reads the newest ones,
+    which waits for the device. Every log period the mean loss since the last report, the speed and the time left are
+    written; evaluations and checkpoints count as time too.
+
+    Args:
+      total_steps: of the run.
+      log_period: steps between reports; the last step always has one.
+      first_step: where the run begins or resumes.
+      writer: receives the scalars.
+    """
+
+    def __init__(self, total_steps: int, log_period: int, first_step: int, writer: Writer):
+        self._total, self._writer = total_steps, writer
+        self._dispatched: tuple[int, Any] | None = None
+        self._begin_window(first_step)
+        self._report = periodic_actions.PeriodicCallback(
+            every_steps=log_period, on_steps=[total_steps], callback_fn=self._write
+        )
+
+    def follow(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes note of a step that was just dispatched and reads the one before.
+
+        Args:
+          step: updates made so far, the new one included.
+          metrics: of the step, on the devices: its sums and the norm of its gradient.
+
+        Raises:
+          FloatingPointError: the loss or gradient of the step before is not finite.
+        """
+        previous, self._dispatched = self._dispatched, (step, metrics)
+        if previous is not None:
+            self._read(*previous)
+
+    def settle(self) -> None:
+        """Waits for the newest step and reads it.
+
+        Raises:
+          FloatingPointError: its loss or gradient is not finite.
+        """
+        if self._dispatched is not None:
+            newest, self._dispatched = self._dispatched, None
+            self._read(*newest)
+
+    def _begin_window(self, step: int) -> None:
+        self._sums, self._window_start, self._started = LossSums._make([0.0] * 4), step, time.monotonic()
+
+    def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
+        on_host = jax.device_get(metrics)
+        sums, gradient_norm = LossSums._make(map(float, on_host["sums"])), float(on_host["gradient_norm"])
+        # The loss is of the parameters before the step, the gradient decides what they are after it.
+        for name, value in (("loss", sums.loss), ("gradient's norm", gradient_norm)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"The {name} is {value} at step {step}; lower the learning rate or train in float32. The last "
+                    "checkpoint is from before."
+                )
+        self._sums = LossSums._make(map(operator.add, self._sums, sums))
+        self._report(step, gradient_norm=gradient_norm)
+
+    def _write(self, step: int, t: float, gradient_norm: float) -> None:
+        seconds = max(t - self._started, 1e-9)
+        rate = (step - self._window_start) / seconds
+        tokens = float(self._sums.weight_sum)
+        scalars = {
+            "train/loss": float(self._sums.loss) / tokens if tokens else 0.0,
+            "train/accuracy": float(self._sums.correct) / tokens if tokens else 0.0,
+            "train/gradient_norm": gradient_norm,
+            "train/steps_per_second": rate,
+            "train/target_tokens_per_second": tokens / seconds,
+        }
+        self._writer.write_scalars(step, scalars)
+        logging.info(
+            "step %d/%d  loss %.4f  accuracy %.3f  %.1f steps/s  %.0f target tokens/s  %.0f s left",
+            step,
+            self._total,
+            scalars["train/loss"],
+            scalars["train/accuracy"],
+            rate,
+            scalars["train/target_tokens_per_second"],
+            (self._total - step) / rate,
+        )
+        self._begin_window(step)
+
+
+def profiler(folder: str | None, first_step: int, total_steps: int) -> Callable[[int], object]:
+    """What profiles a few steps of a run; called after each of them.
+
+    Args:
+      folder: where the trace goes, in `plugins/profile` as TensorBoard expects it; None profiles nothing.
+      first_step: where the run begins or resumes.
+      total_steps: of the run; of a short one the first step alone goes before the trace.
+
+    Returns:
+      A function of the number of updates dispatched so far.
+    """
+    profiled = min(_PROFILED, total_steps - first_step - 1)
+    if folder is None or profiled < 1:
+        return lambda step: None
+    begin = first_step + max(1, min(_WARM_UP, total_steps - first_step - profiled))
+    logging.info("profiling steps %d to %d into %s/plugins/profile", begin + 1, begin + profiled, folder)
+    return periodic_actions.Profile(
+        logdir=folder, num_profile_steps=profiled, profile_duration_ms=None, first_profile=begin, every_secs=None
+    )

@@ -1,0 +1,24 @@
+"""Registering seqio tasks by importing the module that does so."""
+
+import importlib
+
+
+def import_module(name: str, parameter: str) -> None:
+    """Imports a module that registers seqio tasks.
+
+    Args:
+      name: the module, as an import statement names it.
+      parameter: gin's name of what holds it, for the error.
+
+    Raises:
+      ValueError: the module cannot be imported.
+
+    >>> import_module("promot_t5x.tasks.toy_world", "catalog.entries.module")
+    """
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"{parameter} is {name!r}, which cannot be imported ({error}); set MIXTURE_OR_TASK_MODULE to a module that "
+            "registers seqio tasks, and put its folder on PYTHONPATH."
+        ) from error
