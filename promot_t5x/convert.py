@@ -4,10 +4,20 @@ promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from promot_t5x.checkpoints import conversion, formats, soft_prompts
 from promot_t5x.configuration import flags
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.runtime.text import did_you_mean
+
+# What neither shapes nor every format state.
+_AS_TYPED: dict[str, Callable[[str], Any]] = {
+    "mlp_activations": lambda text: tuple(text.split(",")),
+    "relative_bias_max_distance": int,
+    "dropout_rate": float,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,6 +26,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
     parser.add_argument("--to_format", required=True, choices=(*formats.FORMATS, *soft_prompts.FORMATS))
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="what the checkpoint does not state, such as relative_bias_max_distance=64; repeatable",
+    )
     parser.add_argument("--soft_prompt", metavar="PATH", help="a soft prompt to attach: its folder, .npy, or adapter")
     parser.add_argument("--force", action="store_true", help="attach it although it was trained on another model")
     parser.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
@@ -27,8 +44,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     conversion.convert_checkpoint(
         *paths,
+        network=network_fields(extra["network"]),
         prompt_path=extra["soft_prompt"],
         force=extra["force"],
         check_logits=extra["check_logits"],
         dry_run=invocation.dry_run,
     )
+
+
+def network_fields(assignments: Sequence[str]) -> dict[str, Any]:
+    """The values of `--network` in the types of T5Config's fields.
+
+    Raises:
+      ConfigError: no field of that name, or no such value.
+
+    >>> network_fields(["mlp_activations=gelu,linear", "relative_bias_max_distance=64"])
+    {'mlp_activations': ('gelu', 'linear'), 'relative_bias_max_distance': 64}
+    """
+    values = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in _AS_TYPED:
+            raise flags.ConfigError(
+                f"--network={assignment} names no field of T5Config{did_you_mean(name, _AS_TYPED)}: "
+                f"expected one of {', '.join(_AS_TYPED)}"
+            )
+        try:
+            values[name] = _AS_TYPED[name](text)
+            T5Config(**values)
+        except ValueError as error:
+            raise flags.ConfigError(f"--network={assignment} is not understood: {error}") from error
+    return values

@@ -1,6 +1,9 @@
-"""Vocabularies: opened, named, hashed, and compared with the network."""
+"""Vocabularies: opened, described by name and contents, and compared with the network."""
 
 import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -38,14 +41,44 @@ def vocabulary_name(vocabulary: seqio.Vocabulary) -> str:
 
 
 def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
-    """A short name for what a vocabulary does: of the SentencePiece model's bytes, or the class, and of the size.
+    """A short name for a vocabulary's contents, wherever its file is: two with the same hash give the same tokens.
+
+    It is of the SentencePiece model's bytes, or of the class and the text of every id; and of the size.
 
     >>> vocabulary_hash(seqio.ByteVocabulary()) == vocabulary_hash(seqio.ByteVocabulary(extra_ids=100))
     False
     """
-    is_file = isinstance(vocabulary, seqio.SentencePieceVocabulary)
-    content = bytes(vocabulary.sp_model or b"") if is_file else type(vocabulary).__name__.encode()
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        content = bytes(vocabulary.sp_model or b"")
+    else:
+        texts = [vocabulary.decode([number]) for number in range(vocabulary.vocab_size)]
+        content = f"{type(vocabulary).__name__} {texts!r}".encode()
     return hashlib.sha256(content + f" {vocabulary.vocab_size}".encode()).hexdigest()[:16]
+
+
+def description(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
+    """What a checkpoint says about the vocabulary that its model was trained with.
+
+    Returns:
+      name: as `vocabulary_name`; hash: as `vocabulary_hash`; sentinels: the ids of <extra_id_0>, <extra_id_1>, and so
+      on, None where the vocabulary has none.
+
+    >>> description(seqio.ByteVocabulary())["sentinels"] is None
+    True
+    """
+    sentinels = list(itertools.takewhile(lambda number: number is not None, _sentinel_ids(vocabulary)))
+    return {
+        "name": vocabulary_name(vocabulary),
+        "hash": vocabulary_hash(vocabulary),
+        "sentinels": sentinels or None,
+    }
+
+
+def _sentinel_ids(vocabulary: seqio.Vocabulary) -> Iterator[int | None]:
+    """The id of each sentinel in turn, None from the first one on that is not one piece."""
+    for number in itertools.count():
+        ids = vocabulary.encode(f"<extra_id_{number}>")
+        yield ids[0] if len(ids) == 1 and ids[0] != vocabulary.unk_id else None
 
 
 def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:

@@ -14,7 +14,7 @@ import seqio
 import tqdm
 from etils import epath
 
-from promot_t5x.checkpoints import loading, soft_prompts
+from promot_t5x.checkpoints import fingerprints, loading
 from promot_t5x.configuration import gin_files
 from promot_t5x.data import evaluation_examples, features, vocabularies
 from promot_t5x.evaluation import answer_store, answering, results, scoring
@@ -103,7 +103,7 @@ def evaluate_suite(
         "path": checkpoint_path,
         "base": loaded.base_path,
         "base_fingerprint": loaded.base_fingerprint,
-        "prompt_fingerprint": None if prompt is None else soft_prompts.fingerprint(prompt["embedding"]),
+        "prompt_fingerprint": None if prompt is None else fingerprints.of_prompt(prompt["embedding"]),
     }
     checkpoint = _Checkpoint(model, loaded.params, facts, partitioner)
     prompts = tuple(dict.fromkeys(suite.prompts))
@@ -204,7 +204,7 @@ def _made_by(
         "checkpoint": checkpoint.facts["base_fingerprint"],
         "attached": attached,
         "network": dataclasses.asdict(checkpoint.model.config),
-        "vocabulary": vocabularies.vocabulary_name(_vocabulary(entry)),
+        "vocabulary": vocabularies.vocabulary_hash(_vocabulary(entry)),
         "answering": way,
         "versions": {name: version for name, version in versions().items() if name in _DECIDE_ANSWERS},
     }

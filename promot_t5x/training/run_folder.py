@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from promot_t5x.checkpoints import saving, soft_prompts
+from promot_t5x.checkpoints import networks, saving, soft_prompts
 from promot_t5x.configuration import gin_files
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files, processes
@@ -150,7 +150,8 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         base = (
             facts["base"] if set(stored) == {parameter_names.PROMPT} else None
         )  # a prompt alone still needs its model
-        saving.export(export_dir, saving.read_params(best, stored), {"step": step, "base": base})
+        metadata = {"step": step, "base": base, **networks.carried(facts)}
+        saving.export(export_dir, saving.read_params(best, stored), metadata)
     outcome = {"best_step": step, "best_score": facts["score"]}
     files.write_json(epath.Path(folder) / _FINISHED_FILE, outcome)
     processes.barrier(f"finished {folder}")

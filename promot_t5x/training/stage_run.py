@@ -11,7 +11,7 @@ from typing import Any
 import optax
 from clu import metric_writers
 
-from promot_t5x.checkpoints import loading, saving
+from promot_t5x.checkpoints import loading, networks, saving
 from promot_t5x.data import evaluation_examples, features, training_batches, vocabularies
 from promot_t5x.evaluation import scoring
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -102,8 +102,10 @@ def run_stage(
     staged = optimizers.staged_optimizer(optimizer, params, which)
     run_folder.claim(model_dir)
     facts = {"stage": stage, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
+    facts |= networks.described(model.config, _vocabulary_description(dataset.mixture_or_task_name))
     if which.trains_prompt:
-        facts |= _facts_of_prompt(dataset.mixture_or_task_name, prompt_init, initial_checkpoint_path)
+        named = initial_checkpoint_path if prompt_init is None else prompt_initializers.initializer_name(prompt_init)
+        facts["initialisation"] = named
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(saving.RunCheckpoints(model_dir, checkpoint)) as run_checkpoints:
         state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
@@ -125,14 +127,13 @@ def run_stage(
     return run_folder.finish(model_dir, export_dir)
 
 
-def _facts_of_prompt(task: str, init: prompt_initializers.Initializer | None, path: str | None) -> dict[str, Any]:
-    """What a reader of the prompt alone will want to know."""
+def _vocabulary_description(task: str) -> dict[str, Any]:
+    """What checkpoints say about the vocabulary of a task or mixture."""
     vocabulary = (
         features.find(task, "training_batches.DatasetConfig.mixture_or_task_name").output_features["inputs"].vocabulary
     )
     vocabularies.open_vocabulary(vocabulary)
-    initialisation = path if init is None else prompt_initializers.initializer_name(init)
-    return {"initialisation": initialisation, "vocabulary": vocabularies.vocabulary_hash(vocabulary)}
+    return vocabularies.description(vocabulary)
 
 
 def _writer(model_dir: str) -> metric_writers.MetricWriter:
