@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from promot_t5x.checkpoints import formats, loading, stored_leaves
+from promot_t5x.checkpoints import loading, placing, sources, stored_leaves
 from promot_t5x.checkpoints.t5x import writer
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
@@ -71,13 +71,13 @@ def _resident() -> int:
 
 
 def ours(folder: Path, scan_layers: bool):
-    """Through initialize's reading, onto one device."""
+    """Through this package's reading, onto one device."""
     import jax
 
     wanted = loading.wanted_params(EncoderDecoderModel(config(scan_layers)), Partitioner())
     jax.block_until_ready(jax.numpy.zeros(1))
-    leaves = formats.open_source(folder).leaves
-    return lambda: jax.block_until_ready(stored_leaves.place(leaves, wanted))
+    leaves = sources.open_source(folder).leaves
+    return lambda: jax.block_until_ready(placing.place(leaves, wanted))
 
 
 def tensorstore(folder: Path):

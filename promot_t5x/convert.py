@@ -4,11 +4,21 @@ promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from etils import epy
 
 from promot_t5x.configuration import flags
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.runtime.text import did_you_mean
+
+# What neither shapes nor every format state.
+_AS_TYPED: dict[str, Callable[[str], Any]] = {
+    "mlp_activations": lambda text: tuple(text.split(",")),
+    "relative_bias_max_distance": int,
+    "dropout_rate": float,
+}
 
 with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.checkpoints import conversion, soft_prompts
@@ -27,6 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
     parser.add_argument("--to_format", required=True, choices=FORMATS)
     parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="what the checkpoint does not state, such as relative_bias_max_distance=64; repeatable",
+    )
+    parser.add_argument(
         "--soft_prompt",
         dest="prompt_path",
         metavar="PATH",
@@ -42,8 +59,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     conversion.convert_checkpoint(
         *paths,
+        network=network_fields(extra["network"]),
         prompt_path=extra["prompt_path"],
         force=extra["force"],
         check_logits=extra["check_logits"],
         dry_run=invocation.dry_run,
     )
+
+
+def network_fields(assignments: Sequence[str]) -> dict[str, Any]:
+    """The values of `--network` in the types of T5Config's fields.
+
+    Raises:
+      ConfigError: no field of that name, or no such value.
+
+    >>> network_fields(["mlp_activations=gelu,linear", "relative_bias_max_distance=64"])
+    {'mlp_activations': ('gelu', 'linear'), 'relative_bias_max_distance': 64}
+    """
+    values = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if name not in _AS_TYPED:
+            raise flags.ConfigError(
+                f"--network={assignment} names no field of T5Config{did_you_mean(name, _AS_TYPED)}: "
+                f"expected one of {', '.join(_AS_TYPED)}"
+            )
+        try:
+            values[name] = _AS_TYPED[name](text)
+            T5Config(**values)
+        except ValueError as error:
+            raise flags.ConfigError(f"--network={assignment} is not understood: {error}") from error
+    return values

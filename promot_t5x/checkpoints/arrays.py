@@ -10,6 +10,7 @@ from etils import epath
 
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
+from promot_t5x.runtime.files import absolute
 
 ORBAX_FILE = "_METADATA"
 
@@ -64,7 +65,7 @@ def kvstore(folder: epath.Path) -> "str | dict[str, str]":
     """tensorstore's way of naming a folder."""
     if "://" in str(folder):
         return str(folder) + "/"
-    return {"driver": "file", "path": str(folder.resolve()) + "/"}
+    return {"driver": "file", "path": str(absolute(folder)) + "/"}
 
 
 def opened(arrays: Mapping[str, StoredArray]) -> dict[str, StoredLeaf]:

@@ -1,22 +1,28 @@
-"""The convert verb: a checkpoint written again in another format, and compared with its source.
-
-promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
-"""
+"""A checkpoint, or its soft prompt alone, written again in another format and compared with its source."""
 
 import dataclasses
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from promot_t5x.checkpoints import formats, loading, saving, soft_prompts, stored_leaves
+from promot_t5x.checkpoints import formats, loading, networks, placing, soft_prompts, sources, stored_leaves
+from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import Index, Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import T5Config, function_fields
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime.files import absolute
 
 _MOST_DIFFERENCE = 1e-5  # of the largest logit
+
+# What a format that states it must state as the source has it; the shapes are compared leaf by leaf.
+_KEPT = tuple(name for name in (*function_fields(T5Config), "dropout_rate") if name not in networks.TOLD_BY_SHAPES)
 
 
 def convert_checkpoint(
@@ -24,6 +30,7 @@ def convert_checkpoint(
     to_path: str,
     to_format: str,
     *,
+    network: Mapping[str, Any] | None = None,
     prompt_path: str | None = None,
     force: bool = False,
     check_logits: bool = False,
@@ -35,7 +42,8 @@ def convert_checkpoint(
       from_path: a checkpoint or run folder of ours, a T5X checkpoint, a Hugging Face folder.
       to_path: a new folder; T5X's formats make `checkpoint_N` in it, unless it has that name.
       to_format: one of formats.FORMATS.
-      prompt_path: a soft prompt to attach, see `prompts`.
+      network: fields of T5Config that the source does not state; else they are as in the public models, and printed.
+      prompt_path: a soft prompt to attach, see `soft_prompts`.
       force: attach it although it was trained on another model.
       check_logits: also compare the logits of a fixed batch; both models are loaded.
       dry_run: only print the table of names.
@@ -43,14 +51,19 @@ def convert_checkpoint(
     Raises:
       FileExistsError: there is something at `to_path`.
       FileNotFoundError: there is nothing at `from_path`.
-      ValueError: the source is damaged, the format cannot hold it, the prompt does not belong to it, or what was
-        written differs.
+      ValueError: the source is damaged, the format cannot hold it, the prompt does not belong to it, what was written
+        differs, or the source is one of ours that was written before checkpoints carried their network.
     """
-    source = formats.open_source(from_path)
+    source = sources.open_source(from_path, network)
+    sources.complete_config(source)
+    if source.base is not None:
+        sources.check_base(source, source.fingerprint)
     if prompt_path is not None:
-        source = soft_prompts.attached(source, saving.absolute(prompt_path), force)
+        source = soft_prompts.attached(source, absolute(prompt_path), force)
     folder = formats.target_folder(to_path, to_format, source.step)
     print(f"{source.folder} ({source.format}) -> {folder} ({to_format})")
+    if line := sources.assumptions(source):
+        print(f"{line} (--network FIELD=VALUE gives another)")
     if dry_run:
         print(_table(source, to_format))
         return
@@ -59,8 +72,9 @@ def convert_checkpoint(
     progress.done()
     written = formats.written_leaves(folder, source.leaves)
     _compare(source.leaves, written)
+    written_config = _same_network(source, folder)
     if check_logits:
-        difference, largest = _logits_difference(source, written)
+        difference, largest = _logits_difference((source.config, source.leaves), (written_config, written))
         print(f"logits of a fixed batch: largest difference {difference:.2e}, largest logit {largest:.2e}")
         if not difference <= _MOST_DIFFERENCE * largest:
             raise ValueError(f"The logits of {folder} differ from those of {source.folder} by {difference:.2e}.")
@@ -70,22 +84,22 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
     """Writes a soft prompt alone, out of a file of its own or a checkpoint that holds it; reads it again.
 
     Args:
-      from_path: a soft prompt (see `prompts`), or a checkpoint as for `convert`.
+      from_path: a soft prompt (see `soft_prompts`), or a checkpoint as for `convert`.
       to_path: a new file (npy) or folder.
-      to_format: one of prompts.FORMATS.
+      to_format: one of soft_prompts.FORMATS.
 
     Raises:
       FileExistsError: there is something at `to_path`.
       FileNotFoundError: there is nothing at `from_path`.
       ValueError: there is no soft prompt in it, or what was written differs.
     """
-    path, target = saving.absolute(from_path), saving.absolute(to_path)
+    path, target = absolute(from_path), absolute(to_path)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; give another path, or delete it.")
     if soft_prompts.is_prompt(path):
         prompt_NxPxD, description = soft_prompts.read(path)
     else:
-        source = formats.open_source(path)
+        source = sources.open_source(path)
         if parameter_names.PROMPT not in source.leaves:
             raise ValueError(f"{source.folder} holds no soft prompt; give a checkpoint of prompt tuning, or a prompt.")
         prompt_NxPxD, description = stored_leaves.whole(source.leaves[parameter_names.PROMPT]), {}
@@ -95,8 +109,8 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
     print(f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}, read again bit for bit")
 
 
-def _table(source: formats.Source, to_format: str) -> str:
-    """What each leaf will be called; a stack stands beside the first of its layers."""
+def _table(source: Source, to_format: str) -> str:
+    """What each leaf will be called; a stack is shown with the first of its layers."""
     ours = {n: leaf._replace(source=n) for n, leaf in source.leaves.items() if n != parameter_names.PROMPT}
     named = formats.as_named(ours, source.config, to_format)
     width = max(map(len, ours))
@@ -141,30 +155,40 @@ def _compare(source: Leaves, written: Leaves) -> None:
     Raises:
       ValueError: a name, shape, dtype or bit differs.
     """
-    if missing := sorted(set(source) ^ set(written)):
-        raise ValueError(f"What was written does not hold the same leaves: {', '.join(missing[:5])}.")
+    placing.compare(written, source, "What was written", "does not hold what was read", "convert it again")
     for name, leaf in source.items():
         other = written[name]
-        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
-            raise ValueError(
-                f"{other.source} was written as {other.dtype}{other.shape}, {leaf.source} is {leaf.dtype}{leaf.shape}."
-            )
         if not stored_leaves.equal(leaf, other):
             raise ValueError(f"{other.source} was written with other numbers than {leaf.source} holds.")
     print(f"read again: {len(source)} leaves, bit for bit the same")
 
 
-def _logits_difference(source: formats.Source, written: Leaves) -> tuple[float, float]:
-    """(largest difference, largest logit) of both models in float32 on a fixed random batch."""
-    model, partitioner = EncoderDecoderModel(source.config), Partitioner()
+def _same_network(source: Source, folder: epath.Path) -> T5Config:
+    """The network of what was written, as far as its format states one.
+
+    Raises:
+      ValueError: it is another one.
+    """
+    written = sources.open_source(folder)
+    config = dataclasses.replace(source.config, **{k: v for k, v in written.stated.items() if k in _KEPT})
+    networks.check_agreement(written.stated, source.config, _KEPT, folder)
+    if config != source.config:
+        raise ValueError(f"{folder} was written with other settings than {source.folder} has: {config}.")
+    return config
+
+
+def _logits_difference(one: tuple[T5Config, Leaves], other: tuple[T5Config, Leaves]) -> tuple[float, float]:
+    """(largest difference, largest logit) of two models in float32 on a fixed random batch."""
+    config, partitioner = one[0], Partitioner()
     rng = np.random.default_rng(0)
-    tokens = rng.integers(2, source.config.vocab_size, (2, 2, 16)).astype(np.int32)
+    tokens = rng.integers(2, config.vocab_size, (2, 2, 16)).astype(np.int32)
     batch = {"encoder_input_tokens": tokens[0], "decoder_input_tokens": tokens[1]}
-    if source.config.prompt_length:
+    if config.prompt_length:
         batch["soft_prompt_ids"] = np.zeros(2, np.int32)
-    wanted = loading.wanted_params(model, partitioner)
     logits = []
-    for leaves in (source.leaves, written):
-        params = parameter_names.unflatten(stored_leaves.place(leaves, wanted))
+    for its_config, leaves in (one, other):
+        in_float32 = {"dtype": "float32", "param_dtype": "float32", "scan_layers": False, "remat": "none"}
+        model = EncoderDecoderModel(dataclasses.replace(its_config, **in_float32))
+        params = parameter_names.unflatten(placing.place(leaves, loading.wanted_params(model, partitioner)))
         logits.append(np.asarray(jax.jit(model.logits)(params, jax.tree.map(jnp.asarray, batch))))
     return float(np.max(np.abs(logits[0] - logits[1]))), float(np.max(np.abs(logits[0])))

@@ -1,4 +1,4 @@
-"""A short name for the exact bits of a model, the same in every layout and format."""
+"""Fingerprints: short names for the exact bits of a model, the same in every layout and format, and of soft prompts."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,7 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
+from promot_t5x.checkpoints import stored_leaves
+from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
 
 
@@ -16,19 +20,40 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     For each leaf of the canonical per-layer layout: its name, shape, dtype, and the sum of its elements' bits as
     unsigned integers modulo 2**32. Integer sums do not depend on order, so the result is the same for any sharding,
     scanned or not, from whatever format the model was read.
+
+    Args:
+      params: nested or flat, of arrays, which are summed where they are, or of leaves in files, which are read block by
+        block.
     """
-    flat = {name: leaf for name, leaf in parameter_names.flatten(params).items() if not name.startswith("soft_prompt/")}
+    flat = {
+        name: leaf
+        for name, leaf in parameter_names.flatten(params).items()
+        if not name.startswith(f"{parameter_names.SOFT_PROMPT}/")
+    }
+    if all(isinstance(leaf, StoredLeaf) for leaf in flat.values()):
+        flat = parameter_names.unstack_layers(flat, stored_leaves.layer)
+        return _digest({name: (x.shape, x.dtype, stored_leaves.bit_sum(x)) for name, x in flat.items()})
     sums = jax.device_get(jax.jit(_bit_sums)(flat))
     shapes = jax.eval_shape(parameter_names.unstack_layers, flat)
-    return digest({name: (leaf.shape, leaf.dtype, int(sums[name])) for name, leaf in shapes.items()})
+    return _digest({name: (leaf.shape, leaf.dtype, int(sums[name])) for name, leaf in shapes.items()})
 
 
-def digest(leaves: Mapping[str, tuple[tuple[int, ...], Any, int]]) -> str:
-    """The fingerprint of leaves, sorted by name, as (shape, dtype, sum of bits) each; see `fingerprint`."""
-    found = hashlib.sha256()
+def of_prompt(prompt_NxPxD: jax.Array | np.ndarray) -> str:
+    """A short name for the exact bits of soft prompts and their order, which a sum would not tell.
+
+    >>> of_prompt(jnp.zeros((1, 2, 3))) == of_prompt(jnp.zeros((1, 3, 2)))
+    False
+    """
+    array = np.asarray(multihost_utils.process_allgather(prompt_NxPxD, tiled=True))
+    return hashlib.sha256(f"{array.shape} {array.dtype}\n".encode() + array.tobytes()).hexdigest()[:16]
+
+
+def _digest(leaves: Mapping[str, tuple[tuple[int, ...], Any, int]]) -> str:
+    """The fingerprint of leaves, sorted by name, as (shape, dtype, sum of bits) each."""
+    digest = hashlib.sha256()
     for name, (shape, dtype, bit_sum) in leaves.items():
-        found.update(f"{name} {tuple(shape)} {dtype} {bit_sum}\n".encode())
-    return found.hexdigest()[:16]
+        digest.update(f"{name} {tuple(shape)} {dtype} {bit_sum}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _bit_sums(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

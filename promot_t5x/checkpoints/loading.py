@@ -1,12 +1,9 @@
-"""Where a model's parameters come from: a checkpoint of ours, of T5X or of Hugging Face, or a random key.
+"""A checkpoint's parameters on the mesh, and the model that they belong to: ours, T5X's or Hugging Face's.
 
-`load` tries, in this order: one of our checkpoints; a run folder (its best checkpoint); a T5X checkpoint; a folder of
-Hugging Face. A prompt-tuning checkpoint stores the prompt only; the rest comes from the base it names, whose
-fingerprint must agree.
+A prompt-tuning checkpoint stores the prompt only; the rest comes from the base it names, whose fingerprint must agree.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 
-from promot_t5x.checkpoints import fingerprints, formats, saving, stored_leaves
-from promot_t5x.checkpoints.stored_leaves import Leaves
-from promot_t5x.checkpoints.t5x import layouts, reader
+from promot_t5x.checkpoints import fingerprints, placing, sources
+from promot_t5x.checkpoints.sources import Source
+from promot_t5x.checkpoints.stored_leaves import StoredLeaf
+from promot_t5x.checkpoints.t5x import layouts
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import processes
 
 _PROMPT_LENGTH = "architecture.T5Config.prompt_length"
 
@@ -33,34 +31,48 @@ class Loaded:
     Attributes:
       params: nested, in the network's layout, placed; with `soft_prompt` if the checkpoint had one.
       base_path: the checkpoint that holds the model's weights.
-      base_fingerprint: of these weights, see `checkpoints.fingerprint`.
+      base_fingerprint: of these weights, see `fingerprints.fingerprint`.
+      model: what computes with them: the model that was given, or that of the checkpoint's own network.
+      vocabulary: name and hash of the vocabulary, where the checkpoint says so.
     """
 
     params: dict[str, Any]
     base_path: str
     base_fingerprint: str
+    model: EncoderDecoderModel
+    vocabulary: Mapping[str, Any] | None = None
 
 
-def load(path: str | epath.Path, model: EncoderDecoderModel, partitioner: Partitioner) -> Loaded:
+def load(
+    path: str | epath.Path, model: EncoderDecoderModel | None = None, partitioner: Partitioner = Partitioner()
+) -> Loaded:
     """Reads all parameters of a checkpoint, strictly: nothing is left to chance, cast or initialised.
 
     Args:
       path: a checkpoint folder, a run folder, a T5X checkpoint, or a Hugging Face folder.
-      model: what the checkpoint must fit.
+      model: what the checkpoint must fit. None makes the model of the network that the checkpoint carries; what the
+        format of another program does not state is as in the public models, and printed.
       partitioner: where the arrays go.
 
     Raises:
       FileNotFoundError: nothing is there.
-      ValueError: it is no checkpoint, is damaged, holds another network, or names a base that has changed.
+      ValueError: it is no checkpoint, is damaged, holds another network, or names a base that has changed; or it was
+        written before checkpoints carried their network, and no model is given.
     """
-    folder = saving.absolute(path)  # a later run may start in another folder
-    if not folder.exists():
-        raise FileNotFoundError(f"There is no checkpoint at {path}; check INITIAL_CHECKPOINT_PATH.")
-    flat, base_path = _read_flat(folder, wanted_params(model, partitioner))
-    params = parameter_names.unflatten(flat)
-    loaded = Loaded(params, base_path, fingerprints.fingerprint(params))
-    logging.info("read %s, base %s, fingerprint %s", folder, base_path, loaded.base_fingerprint)
-    return loaded
+    source = sources.open_source(path)
+    if model is None:
+        model = EncoderDecoderModel(sources.complete_config(source))
+        if (line := sources.assumptions(source)) and processes.speaks():
+            print(line)
+    else:
+        sources.check_agreement(source, model.config)
+    leaves, like = _fitting(source, wanted_params(model, partitioner))
+    params = parameter_names.unflatten(placing.place(leaves, like))
+    fingerprint = fingerprints.fingerprint(params)
+    sources.check_base(source, fingerprint)
+    logging.info("read %s, base %s, fingerprint %s", source.folder, source.model.folder, fingerprint)
+    vocabulary = source.description.get("vocabulary") or source.model.description.get("vocabulary")
+    return Loaded(params, str(source.model.folder), fingerprint, model, vocabulary)
 
 
 def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
@@ -77,124 +89,34 @@ def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[
     }
 
 
-def _read_flat(
-    folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool = False
-) -> tuple[dict[str, jax.Array], str]:
-    if steps := saving.all_steps(folder):
-        best = saving.best_step(folder)
-        logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
-        folder = saving.checkpoint_folder(folder, best)
-    if saving.is_checkpoint(folder):
-        return _read_ours(folder, wanted, drop_prompt)
-    if (leaves := formats.open_foreign(folder)) is not None:
-        return _read_foreign(folder, leaves, wanted, drop_prompt)
-    if inside := reader.checkpoints_in(folder):
-        raise ValueError(f"{folder} holds {len(inside)} T5X checkpoints, {', '.join(inside)}: give the path of one.")
-    raise ValueError(
-        f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; "
-        "check INITIAL_CHECKPOINT_PATH."
-    )
+def _fitting(source: Source, wanted: Mapping[str, Any]) -> tuple[dict[str, StoredLeaf], dict[str, Any]]:
+    """(a checkpoint's leaves, what they become), compared: only another program's may be of another floating dtype.
 
-
-def _read_ours(folder: epath.Path, wanted: Mapping[str, Any], drop_prompt: bool) -> tuple[dict[str, jax.Array], str]:
-    held, metadata = saving.shapes(folder), saving.read_metadata(folder)
-    without_prompt = {name: leaf for name, leaf in wanted.items() if name != parameter_names.PROMPT}
-    if set(held) == {parameter_names.PROMPT}:
-        if parameter_names.PROMPT not in wanted:
-            raise ValueError(f"{folder} holds a soft prompt, the network has none; set {_PROMPT_LENGTH}.")
-        base = metadata.get("base")
-        if base is None:
-            raise ValueError(
-                f"{folder} holds a soft prompt alone and names no model that it belongs to; give a checkpoint that "
-                "holds the model's weights or names them, such as the run folder that trained the prompt."
-            )
-        base_folder = epath.Path(base["path"])
-        if not base_folder.exists():
-            raise FileNotFoundError(f"{folder} holds a soft prompt for the model in {base_folder}, which is not there.")
-        flat, base_path = _read_flat(base_folder, without_prompt, drop_prompt=True)
-        found = fingerprints.fingerprint(parameter_names.unflatten(flat))
-        if found != base["fingerprint"]:
-            raise ValueError(
-                f"{folder} holds a soft prompt for the model in {base_folder} with fingerprint {base['fingerprint']}, "
-                f"but the model there now has {found}; put the original model back."
-            )
-        prompt_wanted = {name: leaf for name, leaf in wanted.items() if name == parameter_names.PROMPT}
-        return {**flat, **saving.read_params(folder, prompt_wanted)}, base_path
-    like = _without_unstored_prompt(folder, held, wanted, drop_prompt)
-    dropped = {name: leaf for name, leaf in held.items() if name == parameter_names.PROMPT and name not in like}
-    same_layout = parameter_names.is_scanned(held) == parameter_names.is_scanned(like)
-    as_stored = {**(like if same_layout else _other_layout(like)), **dropped}
-    return _placed(_by_stack(saving.read_params(folder, as_stored)), like), str(folder)
-
-
-def _other_layout(like: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The leaves of `like` in the other layout, cut over the mesh as they are there; never along the layers."""
-    convert = parameter_names.unstack_layers if parameter_names.is_scanned(like) else parameter_names.stack_layers
-    shapes = jax.eval_shape(convert, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in like.items()})
-    in_like = {parameter_names.stack_name(name): leaf for name, leaf in like.items()}
-
-    def with_sharding(name, shape):
-        twin = in_like[parameter_names.stack_name(name)]
-        added = len(shape.shape) - len(twin.shape)  # 1 for a stack of layers, -1 for one of them, 0 for other leaves
-        spec = [None] * added + list(twin.sharding.spec)[max(-added, 0) :]
-        sharding = NamedSharding(twin.sharding.mesh, PartitionSpec(*spec))
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    return {name: with_sharding(name, shape) for name, shape in shapes.items()}
-
-
-def _without_unstored_prompt(
-    folder: epath.Path, held: Mapping[str, Any], wanted: Mapping[str, Any], drop_prompt: bool
-) -> dict[str, Any]:
-    """What is wanted of a checkpoint with a model's weights: the soft prompt only if it is there, too."""
-    if parameter_names.PROMPT in held and parameter_names.PROMPT not in wanted and not drop_prompt:
-        raise ValueError(
-            f"{folder} holds a soft prompt {held[parameter_names.PROMPT].shape}, "
-            f"the network has none; set {_PROMPT_LENGTH}."
-        )
-    return {name: leaf for name, leaf in wanted.items() if name != parameter_names.PROMPT or name in held}
-
-
-def _read_foreign(
-    folder: epath.Path, leaves: Leaves, wanted: Mapping[str, Any], drop_prompt: bool
-) -> tuple[dict[str, jax.Array], str]:
-    """Another program's checkpoint: layers stacked or not, relative positions shared or not, in any floating dtype."""
-    like = _without_unstored_prompt(folder, leaves, wanted, drop_prompt)
-    leaves = layouts.with_relative_bias(leaves, layouts.relative_bias_of(like))
-    leaves = stored_leaves.as_stored_in(leaves, like)
-    leaves = {name: leaf for name, leaf in leaves.items() if name != parameter_names.PROMPT or name in like}
-
-    def in_wanted_dtype(name: str, leaf: stored_leaves.StoredLeaf) -> stored_leaves.StoredLeaf:
-        convertible = name in like and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf._replace(dtype=like[name].dtype) if convertible else leaf
-
-    saving.compare({name: in_wanted_dtype(name, leaf) for name, leaf in leaves.items()}, like, str(folder))
-    return stored_leaves.place(leaves, like), str(folder)
-
-
-def _by_stack(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Flat parameters in groups that are converted and placed together: a stack or its layers, or one other leaf."""
-    groups = {}
-    for name, leaf in flat.items():
-        groups.setdefault(parameter_names.stack_name(name), {})[name] = leaf
-    return groups
-
-
-def _placed(stacks: dict[str, dict[str, Any]], like: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Flat parameters in the layout and sharding of `like`, made one group of `stacks` after the other.
-
-    The groups are taken out of `stacks`, which must be their only owner: so no more than one leaf is held twice, and
-    none is put whole on one device.
+    Raises:
+      ValueError: the network has no place for the soft prompt, or other parameters.
     """
-    placed = {}
-    for stack, wanted in _by_stack(like).items():
-        leaves = stacks.pop(stack)
-        shardings = {name: leaf.sharding for name, leaf in wanted.items()}
-        if leaves.keys() == wanted.keys():
-            placed |= leaves  # read to where they belong
-        else:
-            convert = jax.jit(
-                functools.partial(parameter_names.as_stored_in, names=list(wanted)), out_shardings=shardings
-            )
-            placed |= convert(leaves)
-    return placed
+    prompt = source.leaves.get(parameter_names.PROMPT)
+    if prompt is not None and parameter_names.PROMPT not in wanted:
+        raise ValueError(
+            f"{source.folder} holds a soft prompt {prompt.shape}, the network has none; set {_PROMPT_LENGTH}."
+        )
+    like = {name: leaf for name, leaf in wanted.items() if name != parameter_names.PROMPT or prompt is not None}
+    leaves = source.leaves
+    if source.model.format != "promot":
+        leaves = layouts.with_relative_bias(leaves, layouts.relative_bias_of(like))
+    in_stored_layout = _in_layout_of(leaves, like)
+
+    def as_converted(name: str, leaf: StoredLeaf) -> StoredLeaf:
+        holder = source if name == parameter_names.PROMPT else source.model
+        is_foreign = holder.format != "promot"
+        convertible = is_foreign and name in in_stored_layout and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf._replace(dtype=in_stored_layout[name].dtype) if convertible else leaf
+
+    placing.compare({n: as_converted(n, x) for n, x in leaves.items()}, in_stored_layout, str(source.folder))
+    return leaves, like
+
+
+def _in_layout_of(leaves: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes and dtypes of `like` in the layout that `leaves` are stored in."""
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in like.items()}
+    return jax.eval_shape(lambda flat: parameter_names.as_stored_in(flat, leaves), shapes)

@@ -1,8 +1,9 @@
-"""Checkpoints of a training run: Orbax folders, what a run needs to resume, and the fingerprint of a model.
+"""Checkpoints of a training run: Orbax folders, what is kept of them, and what a run needs to resume.
 
 A run's folder holds `checkpoint_<step>/{params,opt_state,metadata}`. `params` are the trained leaves and the soft
 prompt; leaves that a stage froze are not stored again: `metadata` names the base they came from by path and
-fingerprint. Restoring is strict, metadata are compared before any array is read.
+fingerprint, and the network (see `networks`). Restoring is strict: names, shapes and dtypes are compared before any
+array is read.
 """
 
 import dataclasses
@@ -17,7 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from promot_t5x.checkpoints import arrays, placing
+from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
+from promot_t5x.runtime.files import absolute
 
 FORMAT = "promot_t5x 1"
 
@@ -136,16 +140,6 @@ def _numbered(tree: Any) -> tuple[dict[str, Any], list[str]]:
     return leaves, [f"{jax.tree_util.keystr(path)} {tuple(np.shape(leaf))} {leaf.dtype}" for path, leaf in paths]
 
 
-def absolute(path: str | epath.Path) -> epath.Path:
-    """A path that means the same from any working folder, as Orbax demands; one in a bucket (gs://…) stays as it is.
-
-    >>> absolute("gs://bucket/run")
-    PosixGPath('gs://bucket/run')
-    """
-    # epath's own resolve() would take gs://bucket for a folder here.
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
-
-
 def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
     """Where a run keeps the checkpoint of a step."""
     return epath.Path(run_folder) / f"{_PREFIX}_{step}"
@@ -185,20 +179,32 @@ def _scores(run_folder: str | epath.Path) -> dict[int, float | None]:
 
 
 def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
-    """The facts of one checkpoint: format, step, score, stage, base (path and fingerprint), batches consumed.
+    """A checkpoint's metadata: format, step, score, stage, base (path and fingerprint), network, batches consumed.
 
     Raises:
       ValueError: not a checkpoint of this format.
     """
     file = epath.Path(folder) / "metadata" / "metadata"
     try:
-        facts = json.loads(file.read_text())
+        metadata = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a readable checkpoint: {type(error).__name__} reading {file}.") from error
-    found = facts.get("format") if isinstance(facts, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{folder} has the checkpoint format {found!r}; expected {FORMAT!r}.")
-    return facts
+    stored_format = metadata.get("format") if isinstance(metadata, dict) else None
+    if stored_format != FORMAT:
+        raise ValueError(f"{folder} has the checkpoint format {stored_format!r}; expected {FORMAT!r}.")
+    return metadata
+
+
+def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:
+    """The parameters of a checkpoint under their flat names; reads their headers alone.
+
+    Raises:
+      ValueError: unreadable.
+    """
+    try:
+        return dict(sorted(arrays.opened(arrays.of_orbax(absolute(folder) / "params")).items()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
 
 
 def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -207,13 +213,7 @@ def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       ValueError: unreadable.
     """
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(absolute(folder) / "params")
-        tree: Any = metadata.item_metadata.tree  # pyright: ignore[reportOptionalMemberAccess]
-    except Exception as error:  # Orbax has no common error class for a damaged checkpoint
-        raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in parameter_names.flatten(tree).items()}
+    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored_params(folder).items()}
 
 
 def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,32 +227,19 @@ def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, 
     Raises:
       ValueError: names, shapes or dtypes differ, all listed side by side; or a damaged checkpoint.
     """
-    compare(shapes(folder), like, str(folder))
-    return parameter_names.flatten(_restore(epath.Path(folder) / "params", parameter_names.unflatten(like)))
-
-
-def compare(stored: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
-    """Checks that two sets of leaves agree in names, shapes and dtypes.
-
-    Raises:
-      ValueError: lists what is missing, unexpected, misshapen or of another dtype.
-    """
-    rows = []
-    for name in sorted(set(stored) | set(wanted)):
-        facts = [f"{tuple(x[name].shape)} {x[name].dtype}" if name in x else "-" for x in (stored, wanted)]
-        if facts[0] != facts[1]:
-            kind = "missing" if facts[0] == "-" else "unexpected" if facts[1] == "-" else "differs"
-            rows.append(f"  {kind:10} {name:60} stored {facts[0]:28} wanted {facts[1]}")
-    if rows:
-        more = [f"  ... and {len(rows) - 20} more"] if len(rows) > 20 else []
-        raise ValueError(
-            f"{source} does not hold this network's parameters; {len(rows)} leaves differ, check the model's gin "
-            "file:\n" + "\n".join(rows[:20] + more)
-        )
+    leaves = stored_params(folder)
+    placing.compare(leaves, like, str(folder))
+    return placing.place(leaves, like)
 
 
 def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[str, Any]) -> None:
-    """Writes parameters alone, without optimizer state, as one checkpoint that anything here can start from."""
+    """Writes parameters alone, without optimizer state, as one checkpoint that anything here can start from.
+
+    Args:
+      folder: an export that is there is replaced.
+      params: nested or flat.
+      metadata: step, base, and what `networks.described` says of the network.
+    """
     facts = {"format": FORMAT, "score": None, **metadata}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(

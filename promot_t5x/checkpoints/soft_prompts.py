@@ -7,25 +7,27 @@
 | peft | a folder with an adapter of PEFT, one prompt |
 """
 
-import hashlib
+import dataclasses
 import io
 import json
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
-from jax.experimental import multihost_utils
 
-from promot_t5x.checkpoints import formats, stored_leaves
+from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.huggingface import peft
+from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files
 
-FORMATS = ("soft_prompt", "npy", "peft")
+FORMATS = (parameter_names.SOFT_PROMPT, "npy", "peft")
+
+WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
+
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
 
 
@@ -33,7 +35,7 @@ def is_prompt(path: epath.Path) -> bool:
     """Whether a path is a soft prompt in one of these formats; a run of prompt tuning is a checkpoint first."""
     if path.suffix in (".npy", ".safetensors") and path.is_file():
         return True
-    return (path / "adapter_config.json").is_file() or (path / "soft_prompt.safetensors").is_file()
+    return (path / "adapter_config.json").is_file() or (path / WEIGHTS).is_file()
 
 
 def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -45,7 +47,7 @@ def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
     """
     if (path / "adapter_config.json").is_file():
         return peft.read_adapter(path), {}
-    description = (path if path.is_dir() else path.parent) / "soft_prompt.json"
+    description = (path if path.is_dir() else path.parent) / DESCRIPTION
     if path.suffix == ".npy" or not description.is_file():
         return load(path), {}
     try:
@@ -66,7 +68,7 @@ def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, descriptio
     Raises:
       ValueError: several prompts for PEFT.
     """
-    if to_format == "soft_prompt":
+    if to_format == FORMATS[0]:
         save(path, prompt_NxPxD, description)
     elif to_format == "npy":
         content = io.BytesIO()
@@ -79,7 +81,7 @@ def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, descriptio
         peft.write_adapter(path, prompt_NxPxD[0], base)
 
 
-def attached(source: formats.Source, path: epath.Path, force: bool = False) -> formats.Source:
+def attached(source: Source, path: epath.Path, force: bool = False) -> Source:
     """A model with a soft prompt from a file, in place of any that it had.
 
     Args:
@@ -91,20 +93,20 @@ def attached(source: formats.Source, path: epath.Path, force: bool = False) -> f
       ValueError: the prompt is of another width, or was trained on a model with another fingerprint.
     """
     prompt_NxPxD, description = read(path)
-    prompts, length, embed = prompt_NxPxD.shape
-    if embed != source.config.embed_dim:
+    width, expected = prompt_NxPxD.shape[-1], source.config.embed_dim
+    if width != expected:
         raise ValueError(
-            f"The soft prompt {path} is {embed} wide, the model in {source.folder} is {source.config.embed_dim} wide; "
+            f"The soft prompt {path} is {width} wide, the model in {source.folder} is {expected} wide; "
             "give a prompt that was trained on this model."
         )
     trained_on = (description.get("base") or {}).get("fingerprint")
-    if trained_on and not force and trained_on != (found := formats.fingerprint(source.leaves)):
+    if trained_on and not force and trained_on != source.fingerprint:
         raise ValueError(
             f"The soft prompt {path} was trained on a model with fingerprint {trained_on}, the one in {source.folder} "
-            f"has {found}; give its own model, or --force."
+            f"has {source.fingerprint}; give its own model, or --force."
         )
     leaves = {**source.leaves, parameter_names.PROMPT: stored_leaves.from_array(prompt_NxPxD, str(path))}
-    return formats.with_leaves(source, leaves)
+    return dataclasses.replace(source, leaves=dict(sorted(leaves.items())))
 
 
 def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
@@ -117,10 +119,9 @@ def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[s
     """
     folder = epath.Path(folder)
     prompts, length, embed = prompt_NxPxD.shape
-    tensors = {"soft_prompt/embedding": np.ascontiguousarray(prompt_NxPxD)}
-    files.write_whole(folder / "soft_prompt.safetensors", safetensors.numpy.save(tensors))
-    facts = {"prompts": prompts, "length": length, "embed": embed, **description}
-    files.write_json(folder / "soft_prompt.json", facts)
+    tensors = {parameter_names.PROMPT: np.ascontiguousarray(prompt_NxPxD)}
+    files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors))
+    files.write_json(folder / DESCRIPTION, {"prompts": prompts, "length": length, "embed": embed, **description})
 
 
 def load(path: str | epath.Path) -> np.ndarray:
@@ -132,16 +133,16 @@ def load(path: str | epath.Path) -> np.ndarray:
     """
     file = epath.Path(path)
     if file.is_dir():
-        file = file / "soft_prompt.safetensors"
+        file = file / WEIGHTS
     if not file.exists():
-        raise FileNotFoundError(f"There is no soft prompt at {file}; expected soft_prompt.safetensors or a .npy file.")
+        raise FileNotFoundError(f"There is no soft prompt at {file}; expected {WEIGHTS} or a .npy file.")
     try:
         if file.suffix == ".npy":
             with file.open("rb") as stream:
                 prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would take archives as well
         else:
             # Not safetensors.numpy.load, which knows no bfloat16.
-            stored = dict(safetensors.deserialize(file.read_bytes()))["soft_prompt/embedding"]
+            stored = dict(safetensors.deserialize(file.read_bytes()))[parameter_names.PROMPT]
             prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
@@ -150,13 +151,3 @@ def load(path: str | epath.Path) -> np.ndarray:
     if prompt.ndim != 3:
         raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
     return prompt
-
-
-def fingerprint(prompt_NxPxD: jax.Array) -> str:
-    """A short name for the exact bits of a prompt.
-
-    >>> fingerprint(jnp.zeros((1, 2, 3))) == fingerprint(jnp.zeros((1, 3, 2)))
-    False
-    """
-    array = np.asarray(multihost_utils.process_allgather(prompt_NxPxD, tiled=True))
-    return hashlib.sha256(f"{array.shape} {array.dtype}\n".encode() + array.tobytes()).hexdigest()[:16]

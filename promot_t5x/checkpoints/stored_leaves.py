@@ -1,18 +1,16 @@
 """Parameters in files of any format, read block by block, so that no host ever holds a whole model.
 
-A format's reader lists its leaves under our names (see `layout.py`), a leaf a layer or a stack of layers, and gives for
-each a function that reads any block of it. A format's writer takes such leaves, so that each pair of formats converts.
-Where a format lays an array out in another way, its leaf is a view: `transposed`, `joined`, `split`.
+A format's reader lists its leaves under our names (see `models.parameter_names`), one leaf per layer or a stack of
+layers, and gives for each a function that reads any block of it. A format's writer takes such leaves, so that each pair
+of formats converts. Where a format lays out an array in another way, its leaf is a view: `transposed`, `joined`,
+`split`.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from promot_t5x.models import parameter_names
@@ -22,8 +20,6 @@ Index = tuple[slice, ...]
 _BLOCK = 2**24  # elements that are read at once where a leaf need not be whole
 
 _ALIGNMENT = 64  # bytes
-
-_READERS = 4  # leaves that are read at the same time
 
 
 class StoredLeaf(NamedTuple):
@@ -167,14 +163,8 @@ def layer(stacked: StoredLeaf, number: int) -> StoredLeaf:
 
 
 def as_stored_in(leaves: Leaves, names: Any) -> dict[str, StoredLeaf]:
-    """The leaves in the layout, a leaf a layer or stacks, that `names` are written in."""
-    if parameter_names.is_scanned(names) == parameter_names.is_scanned(leaves):
-        return dict(leaves)
-    return (
-        parameter_names.unstack_layers(leaves, layer)
-        if parameter_names.is_scanned(leaves)
-        else parameter_names.stack_layers(leaves, stack)
-    )
+    """The leaves in the layout, one per layer or stacks, that `names` are written in; see `parameter_names`."""
+    return parameter_names.as_stored_in(leaves, names, layer, stack)
 
 
 def blocks(shape: Sequence[int], most: int) -> Iterator[Index]:
@@ -218,46 +208,7 @@ def equal(one: StoredLeaf, other: StoredLeaf) -> bool:
 
 
 def bit_sum(leaf: StoredLeaf) -> int:
-    """The sum of all elements' bits as unsigned integers, modulo 2**32 (see `checkpoints.fingerprint`)."""
+    """The sum of all elements' bits as unsigned integers, modulo 2**32 (see `fingerprints.fingerprint`)."""
     unsigned = np.dtype(f"u{leaf.dtype.itemsize}")
-    found = (leaf.read(index) for index in blocks(leaf.shape, _BLOCK))
-    return sum(int(np.sum(np.ascontiguousarray(x).view(unsigned), dtype=np.uint64)) for x in found) % 2**32
-
-
-def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Reads leaves to where they belong: every process reads the blocks of its own devices, a few leaves at a time.
-
-    Args:
-      leaves: in either layout.
-      wanted: the same names in the network's layout, to ShapeDtypeStructs with a sharding. A leaf stored in another
-        floating dtype is converted.
-
-    Raises:
-      ValueError: a file is damaged, or holds numbers that are not finite.
-    """
-    leaves = as_stored_in(leaves, wanted)
-
-    def read(name: str) -> jax.Array:
-        leaf, like = leaves[name], wanted[name]
-
-        def block(index: Any) -> np.ndarray:
-            found = leaf.read(tuple(slice(*i.indices(size)[:2]) for i, size in zip(index, leaf.shape, strict=True)))
-            return found.astype(like.dtype, copy=False)
-
-        return jax.make_array_from_callback(like.shape, like.sharding, block)
-
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-        placed = dict(zip(wanted, pool.map(read, wanted), strict=True))
-    for name, array in placed.items():
-        if not bool(_is_finite(array)):
-            raise ValueError(
-                f"{leaves[name].source} holds numbers that are not finite (NaN or infinity): its run had failed, or it "
-                "is damaged; take an earlier checkpoint or copy it again."
-            )
-    return placed
-
-
-@jax.jit
-def _is_finite(array: jax.Array) -> jax.Array:
-    # The largest size is NaN when any number is; a comparison of each would write an array.
-    return jnp.isfinite(jnp.max(jnp.abs(array)))
+    parts = (leaf.read(index) for index in blocks(leaf.shape, _BLOCK))
+    return sum(int(np.sum(np.ascontiguousarray(x).view(unsigned), dtype=np.uint64)) for x in parts) % 2**32

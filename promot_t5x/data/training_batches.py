@@ -150,7 +150,9 @@ def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
         return task.replace(source=_ShardedSource(task, task.source, config))
     logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
     source = _ShardedSource(task, task._get_cached_source(config.split), config)
-    return task.replace(source=source, preprocessors=task._preprocessor_constructor_args[task._cache_step_idx + 1 :])
+    return task.replace(
+        source=source, preprocessors=task._preprocessor_constructor_args[int(task._cache_step_idx or 0) + 1 :]
+    )
 
 
 class _TrainingStreams:

@@ -1,9 +1,13 @@
-"""Vocabularies: opened, named, hashed, and compared with the network."""
+"""Vocabularies: opened, described by name and contents, and compared with the network."""
 
 import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import seqio
 import tensorflow as tf
+from etils import epath
 
 
 def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
@@ -38,14 +42,44 @@ def vocabulary_name(vocabulary: seqio.Vocabulary) -> str:
 
 
 def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
-    """A short name for what a vocabulary does: of the SentencePiece model's bytes, or the class, and of the size.
+    """A short name for a vocabulary's contents, wherever its file is: two with the same hash give the same tokens.
+
+    It is of the SentencePiece model's bytes, or of the class and the text of every id; and of the size.
 
     >>> vocabulary_hash(seqio.ByteVocabulary()) == vocabulary_hash(seqio.ByteVocabulary(extra_ids=100))
     False
     """
-    is_file = isinstance(vocabulary, seqio.SentencePieceVocabulary)
-    content = bytes(vocabulary.sp_model or b"") if is_file else type(vocabulary).__name__.encode()
+    if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+        content = bytes(vocabulary.sp_model or b"")
+    else:
+        texts = [vocabulary.decode([number]) for number in range(vocabulary.vocab_size)]
+        content = f"{type(vocabulary).__name__} {texts!r}".encode()
     return hashlib.sha256(content + f" {vocabulary.vocab_size}".encode()).hexdigest()[:16]
+
+
+def description(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
+    """What a checkpoint says about the vocabulary that its model was trained with.
+
+    Returns:
+      name: as `vocabulary_name`; hash: as `vocabulary_hash`; sentinels: the ids of <extra_id_0>, <extra_id_1>, and so
+      on, None where the vocabulary has none.
+
+    >>> description(seqio.ByteVocabulary())["sentinels"] is None
+    True
+    """
+    sentinels = list(itertools.takewhile(lambda number: number is not None, _sentinel_ids(vocabulary)))
+    return {
+        "name": vocabulary_name(vocabulary),
+        "hash": vocabulary_hash(vocabulary),
+        "sentinels": sentinels or None,
+    }
+
+
+def _sentinel_ids(vocabulary: seqio.Vocabulary) -> Iterator[int | None]:
+    """The id of each sentinel in turn, None from the first one on that is not one piece."""
+    for number in itertools.count():
+        ids = vocabulary.encode(f"<extra_id_{number}>")
+        yield ids[0] if len(ids) == 1 and ids[0] != vocabulary.unk_id else None
 
 
 def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
@@ -71,3 +105,24 @@ def open_vocabularies(task: seqio.Task) -> None:
     """Opens what the task's tokens come from; raises as `open_vocabulary`."""
     for feature in task.output_features.values():
         open_vocabulary(feature.vocabulary)
+
+
+def find_vocabulary(described: Mapping[str, Any]) -> seqio.Vocabulary | None:
+    """The vocabulary that a checkpoint describes, if it is here: its file, or that of a registered seqio task.
+
+    Args:
+      described: `name` and `hash`, as from `description`.
+
+    >>> find_vocabulary({"name": "lost.model (32100 pieces)", "hash": "0"}) is None
+    True
+    """
+    file = described["name"].rsplit(" (", 1)[0]
+    candidates: list[seqio.Vocabulary] = []
+    if file.endswith(".model") and epath.Path(file).is_file():
+        candidates += [seqio.SentencePieceVocabulary(file, extra_ids=extra_ids) for extra_ids in (0, 100)]
+    for name in seqio.TaskRegistry.names():
+        for feature in seqio.TaskRegistry.get(name).output_features.values():
+            # A SentencePiece file elsewhere is not opened to find out what it is.
+            if type(feature.vocabulary).__name__ == file and feature.vocabulary not in candidates:
+                candidates.append(feature.vocabulary)
+    return next((one for one in candidates if vocabulary_hash(one) == described["hash"]), None)

@@ -15,6 +15,7 @@ from promot_t5x.evaluation import answering
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import DecodingConfig
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.tasks.vocabularies import as_vocabulary
 
 
 def encoder_features(
@@ -78,15 +79,18 @@ def generate(
     if not texts:
         return []
     model = loaded.model if decoding is None else dataclasses.replace(loaded.model, decoding=decoding)
-    opened = vocabularies.vocabulary_of(vocabulary, loaded.metadata)
+    opened = _vocabulary(loaded) if vocabulary is None else as_vocabulary(vocabulary)
+    vocabularies.open_vocabulary(opened)
     vocabularies.check_vocabulary(opened, model.config.vocab_size)
-    params, prompt_id = loaded.params, prompt
-    if prompt is not None and not isinstance(prompt, int):
+    params = loaded.params
+    if prompt is None or isinstance(prompt, int):
+        prompt_id = prompt
+    else:
         prompt_NxPxD, _ = soft_prompts.read(epath.Path(prompt))
         if prompt_NxPxD.shape[-1] != model.config.embed_dim:
             raise ValueError(
-                f"The soft prompt {prompt} is {prompt_NxPxD.shape[-1]} wide, the model is {model.config.embed_dim} wide; "
-                "give a prompt that was trained on this model."
+                f"The soft prompt {prompt} is {prompt_NxPxD.shape[-1]} wide, the model is "
+                f"{model.config.embed_dim} wide; give a prompt that was trained on this model."
             )
         count, length, _ = prompt_NxPxD.shape
         model = dataclasses.replace(
@@ -100,3 +104,13 @@ def generate(
     ):
         answers |= {n: answering.decode(opened, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)}
     return [answers[number] for number in range(len(texts))]
+
+
+def _vocabulary(loaded: Loaded) -> seqio.Vocabulary:
+    """The vocabulary that a checkpoint names: its file, or that of a registered task with the same contents."""
+    description = loaded.vocabulary or {}
+    vocabulary = vocabularies.find_vocabulary(description) if description else None
+    if vocabulary is None:
+        named = f"names the vocabulary {description['name']}, which is not here" if description else "names none"
+        raise ValueError(f"{loaded.base_path} {named}; give generate its SentencePiece file as `vocabulary`.")
+    return vocabulary

@@ -10,7 +10,7 @@ import seqio
 import tqdm
 from etils import epath
 
-from promot_t5x.checkpoints import loading, saving, soft_prompts
+from promot_t5x.checkpoints import fingerprints, loading, saving
 from promot_t5x.data import evaluation_examples, features, vocabularies
 from promot_t5x.evaluation import answer_store, answering, results, scoring
 from promot_t5x.evaluation.results import ATTACHED, REMOVED, ROLES, Row
@@ -129,11 +129,11 @@ def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: s
     prompt = loaded.params.get(parameter_names.SOFT_PROMPT)
     origin = {
         "run": run,
-        "step": _step(saving.absolute(path)),
+        "step": _step(files.absolute(path)),
         "path": path,
         "base": loaded.base_path,
         "base_fingerprint": loaded.base_fingerprint,
-        "prompt_fingerprint": None if prompt is None else soft_prompts.fingerprint(prompt["embedding"]),
+        "prompt_fingerprint": None if prompt is None else fingerprints.of_prompt(prompt["embedding"]),
     }
     return Checkpoint(model, loaded.params, origin, partitioner)
 
@@ -237,7 +237,7 @@ def _made_by(
         "checkpoint": checkpoint.origin["base_fingerprint"],
         "attached": attached,
         "network": dataclasses.asdict(checkpoint.model.config),
-        "vocabulary": vocabularies.vocabulary_name(_vocabulary(entry)),
+        "vocabulary": vocabularies.vocabulary_hash(_vocabulary(entry)),
         "answering": way,
         "versions": {name: version for name, version in versions().items() if name in _DECIDE_ANSWERS},
     }

@@ -1,8 +1,23 @@
-"""What a (m)T5 network is: its sizes and variants as one frozen dataclass that gin binds."""
+"""What a (m)T5 network is: its sizes and variants as one frozen dataclass, each marked as the network's or a run's."""
 
 import dataclasses
+from typing import Any
 
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
+
+TOKEN_IDS = {"decoder_start": 0, "end": 1, "padding": 0}
+
+"""What every (m)T5 starts, ends and pads its sequences with; masks and decoding are written for these ids."""
+
+
+def _function(default: Any) -> Any:
+    """A field that decides what the network computes: a checkpoint carries it, and a configuration must agree."""
+    return dataclasses.field(default=default, metadata={"decides": "function"})
+
+
+def _of_a_run(default: Any) -> Any:
+    """A field that each run chooses for itself, whatever the checkpoint was trained with."""
+    return dataclasses.field(default=default, metadata={"decides": "run"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,25 +46,25 @@ class T5Config:
       param_dtype: parameters, "float32" or "bfloat16".
     """
 
-    vocab_size: int = 250112
-    embed_dim: int = 512
-    num_heads: int = 6
-    head_dim: int = 64
-    mlp_dim: int = 1024
-    num_encoder_layers: int = 8
-    num_decoder_layers: int = 8
-    mlp_activations: tuple[str, ...] = ("gelu", "linear")
-    logits_via_embedding: bool = False
-    relative_bias: str = "shared"
-    relative_bias_buckets: int = 32
-    relative_bias_max_distance: int = 128
-    dropout_rate: float = 0.1
-    prompt_length: int = 0
-    num_prompts: int = 1
-    scan_layers: bool = False
-    remat: str = "none"
-    dtype: str = "float32"
-    param_dtype: str = "float32"
+    vocab_size: int = _function(250112)
+    embed_dim: int = _function(512)
+    num_heads: int = _function(6)
+    head_dim: int = _function(64)
+    mlp_dim: int = _function(1024)
+    num_encoder_layers: int = _function(8)
+    num_decoder_layers: int = _function(8)
+    mlp_activations: tuple[str, ...] = _function(("gelu", "linear"))
+    logits_via_embedding: bool = _function(False)
+    relative_bias: str = _function("shared")
+    relative_bias_buckets: int = _function(32)
+    relative_bias_max_distance: int = _function(128)
+    dropout_rate: float = _of_a_run(0.1)
+    prompt_length: int = _of_a_run(0)
+    num_prompts: int = _of_a_run(1)
+    scan_layers: bool = _of_a_run(False)
+    remat: str = _of_a_run("none")
+    dtype: str = _of_a_run("float32")
+    param_dtype: str = _of_a_run("float32")
 
     def __post_init__(self):
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -75,3 +90,16 @@ class T5Config:
                 )
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"T5Config.dropout_rate is {self.dropout_rate}: expected a probability below 1.")
+
+
+def function_fields(config_class: Any) -> tuple[str, ...]:
+    """The names of a configuration's fields that decide what its network computes.
+
+    Args:
+      config_class: a dataclass, or an instance of one, whose fields are marked as T5Config's are.
+
+    >>> [field.name for field in dataclasses.fields(T5Config) if field.name not in function_fields(T5Config)]
+    ['dropout_rate', 'prompt_length', 'num_prompts', 'scan_layers', 'remat', 'dtype', 'param_dtype']
+    """
+    fields = dataclasses.fields(config_class)
+    return tuple(field.name for field in fields if field.metadata.get("decides") == "function")

@@ -16,15 +16,12 @@ import numpy as np
 from flax import traverse_util
 
 PROMPT = "soft_prompt/embedding"
-
 """The only leaf that T5X does not know: soft prompts [N, P, D]."""
 
 SOFT_PROMPT = "soft_prompt"
-
 """The subtree of that leaf."""
 
 ADAPTERS = (SOFT_PROMPT,)
-
 """Subtrees beside the model's."""
 
 _LAYER = re.compile(r"^(encoder|decoder)/layers_(\d+)/(.+)$")
@@ -145,9 +142,21 @@ def stack_layers(flat: Mapping[str, Any], stack: Callable[[list[Any]], Any] = _s
     return dict(sorted(result.items()))
 
 
-def as_stored_in(flat: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Converts flat parameters to the layout (scanned or per layer) that `names` are written in."""
+def as_stored_in(
+    flat: Mapping[str, Any],
+    names: Iterable[str],
+    layer: Callable[[Any, int], Any] = operator.getitem,
+    stack: Callable[[list[Any]], Any] = _stack_arrays,
+) -> dict[str, Any]:
+    """Converts flat parameters to the layout (scanned or per layer) that `names` are written in.
+
+    Args:
+      flat: anything that `layer` and `stack` take.
+      names: flat names in the other layout, or in the same.
+      layer: as for `unstack_layers`.
+      stack: as for `stack_layers`.
+    """
     wanted_scanned, scanned = is_scanned(names), is_scanned(flat)
     if wanted_scanned == scanned:
         return dict(flat)
-    return stack_layers(flat) if wanted_scanned else unstack_layers(flat)
+    return stack_layers(flat, stack) if wanted_scanned else unstack_layers(flat, layer)

@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x.checkpoints import loading, saving
+from promot_t5x.checkpoints import loading, networks, saving
 from promot_t5x.configuration import flags, gin_checks, gin_files, program
 from promot_t5x.evaluation import scoring
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -49,7 +49,7 @@ def run_recipe(
     Returns:
       The results, as in comparison.json.
     """
-    folder = saving.absolute(work_dir)
+    folder = files.absolute(work_dir)
     settings = run_scores.settings(gin_files.bindings(gin_files.resolved_config()))
     check_flags(invocation, recipe, folder)
     base = initial_checkpoint_path or str(folder / "random_weights")
@@ -58,7 +58,7 @@ def run_recipe(
         return {}
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
         random = initial_parameters.random_parameters(model, partitioner, seed=0)
-        saving.export(base, random, {"step": 0, "base": None})
+        saving.export(base, random, {"step": 0, "base": None, **networks.described(model.config)})
     fingerprint = loading.load(base, model, partitioner).base_fingerprint
     weights: dict[PlannedRun | str, str] = {PRETRAINED: fingerprint}
     measured: list[comparison.Run] = []

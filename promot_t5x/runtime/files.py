@@ -1,4 +1,4 @@
-"""What is put on record: files written whole or not at all, and the versions that the numbers in them depend on."""
+"""Files: one way to name them, and to write them whole or not at all."""
 
 import contextlib
 import errno
@@ -16,6 +16,16 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class NoRoomError(OSError):
     """A file that was not written for want of room; the launcher shows its sentence without a traceback."""
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """A path that means the same from any working folder, as Orbax demands; one in a bucket (gs://…) stays as it is.
+
+    >>> absolute("gs://bucket/run/")
+    PosixGPath('gs://bucket/run')
+    """
+    # epath's own resolve() would take gs://bucket for a folder here.
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ name is in lower case, as optax names transformations and gin files write them.
 
 import dataclasses
 import functools
+from collections.abc import Hashable
 from typing import Any, Protocol
 
 import jax
@@ -131,6 +132,7 @@ class adafactor:
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""
+        by_label: dict[Hashable, optax.GradientTransformation]
         by_label = {"prompt": self._with_moments(factored=False), "model": self._with_moments(factored=True)}
         return optax.multi_transform(by_label, _prompt_or_model)
 

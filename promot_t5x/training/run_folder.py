@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from promot_t5x.checkpoints import saving, soft_prompts
+from promot_t5x.checkpoints import networks, saving, soft_prompts
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files, processes, settings
 from promot_t5x.training import stages, trainer
@@ -80,8 +80,8 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
     file = folder / _SETTINGS_FILE
     if not file.exists():
         raise ValueError(
-            f"{folder} holds checkpoints but no {_SETTINGS_FILE}, which says how they were trained; use a new MODEL_DIR "
-            "or delete this one."
+            f"{folder} holds checkpoints but no {_SETTINGS_FILE}, which says how they were trained; use a new "
+            "MODEL_DIR or delete this one."
         )
     try:
         before = json.loads(file.read_text())
@@ -156,7 +156,8 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         base = (
             facts["base"] if set(stored) == {parameter_names.PROMPT} else None
         )  # a prompt alone still needs its model
-        saving.export(export_dir, saving.read_params(best, stored), {"step": step, "base": base})
+        metadata = {"step": step, "base": base, **networks.carried(facts)}
+        saving.export(export_dir, saving.read_params(best, stored), metadata)
     outcome = {"best_step": step, "best_score": facts["score"]}
     files.write_json(epath.Path(folder) / _FINISHED_FILE, outcome)
     processes.barrier(f"finished {folder}")

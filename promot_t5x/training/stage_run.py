@@ -12,13 +12,13 @@ from typing import Any
 import jax
 from clu import metric_writers
 
-from promot_t5x.checkpoints import loading, saving
+from promot_t5x.checkpoints import loading, networks, saving
 from promot_t5x.data import evaluation_examples, features, training_batches, vocabularies
 from promot_t5x.evaluation import scoring
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import processes
+from promot_t5x.runtime import files, processes
 from promot_t5x.training import (
     initial_parameters,
     optimizers,
@@ -110,7 +110,8 @@ def run_stage(
       model_dir: where checkpoints, metrics, the settings and the soft prompt go.
       checkpoint: how often to save.
       initial_checkpoint_path: a checkpoint or run folder of ours or of T5X; None starts from random weights.
-      prompt_init: makes a new soft prompt, settings or a plain function (see `prompt_initializers`); None takes the initial checkpoint's, as stage 2 does.
+      prompt_init: makes a new soft prompt, settings or a plain function (see `prompt_initializers`); None takes the
+        initial checkpoint's, as stage 2 does.
       validation: what chooses the best checkpoint; None keeps the last.
       partitioner: the mesh.
       frozen_weights_dtype: what a model that does not train is held in during the run, "bfloat16" for half the memory;
@@ -128,7 +129,7 @@ def run_stage(
     """
     which = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
-    model_dir = str(saving.absolute(model_dir))
+    model_dir = str(files.absolute(model_dir))
     _check_frozen_dtype(model, which, frozen_weights_dtype)
     if dry_run:
         print(parameter_table.parameter_table(_abstract_params(model, which), which, partitioner, model))
@@ -141,7 +142,7 @@ def run_stage(
         tasks=_tasks(dataset, validation),
         loop=loop,
         checkpoint=checkpoint,
-        initial_checkpoint_path=initial_checkpoint_path and str(saving.absolute(initial_checkpoint_path)),
+        initial_checkpoint_path=initial_checkpoint_path and str(files.absolute(initial_checkpoint_path)),
         prompt_init=prompt_init,
         validation=validation,
         frozen_weights_dtype=frozen_weights_dtype,
@@ -158,8 +159,10 @@ def run_stage(
     staged = optimizers.staged_optimizer(optimizer, params, which)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
     facts = {"stage": which.name, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
+    facts |= networks.described(model.config, _vocabulary_description(dataset.mixture_or_task_name))
     if which.trains(parameter_names.PROMPT):
-        facts |= _facts_of_prompt(dataset.mixture_or_task_name, prompt_init, initial_checkpoint_path)
+        named = initial_checkpoint_path if prompt_init is None else prompt_initializers.initializer_name(prompt_init)
+        facts["initialisation"] = named
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(saving.RunCheckpoints(model_dir, checkpoint)) as run_checkpoints:
         state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
@@ -190,14 +193,13 @@ def _tasks(dataset: training_batches.DatasetConfig, validation: Validation | Non
     return {name: features.made_of(name, parameter) for name, parameter in parameters.items()}
 
 
-def _facts_of_prompt(task: str, init: prompt_initializers.PromptInit | None, path: str | None) -> dict[str, Any]:
-    """What a reader of the prompt alone will want to know."""
+def _vocabulary_description(task: str) -> dict[str, Any]:
+    """What checkpoints say about the vocabulary of a task or mixture."""
     vocabulary = (
         features.find(task, "training_batches.DatasetConfig.mixture_or_task_name").output_features["inputs"].vocabulary
     )
     vocabularies.open_vocabulary(vocabulary)
-    initialisation = path if init is None else prompt_initializers.initializer_name(init)
-    return {"initialisation": initialisation, "vocabulary": vocabularies.vocabulary_hash(vocabulary)}
+    return vocabularies.description(vocabulary)
 
 
 def _writer(model_dir: str, step: int) -> run_metrics.Writer:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime.text import did_you_mean
+from promot_t5x.runtime.text import did_you_mean, nearest
 
 Params = dict[str, Any]
 

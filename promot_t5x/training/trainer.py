@@ -62,7 +62,7 @@ class LoopConfig:
     seed: int = 0
     num_microbatches: int = 1
     eval_period: int | None = None
-    profile: bool = False
+    profile: bool = dataclasses.field(default=False, metadata={"may_change": True})
 
     def __post_init__(self):
         if (
@@ -71,7 +71,8 @@ class LoopConfig:
         ):
             raise ValueError(
                 f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, num_microbatches="
-                f"{self.num_microbatches}, eval_period={self.eval_period}: expected at least 1 (eval_period may be None)."
+                f"{self.num_microbatches}, eval_period={self.eval_period}: expected at least 1 "
+                "(eval_period may be None)."
             )
 
     def check_eval_period(self, save_period: int) -> None:

@@ -21,7 +21,7 @@ from urllib import parse
 
 import pytest
 
-from promot_t5x.checkpoints import formats, stored_leaves
+from promot_t5x.checkpoints import formats, sources, stored_leaves
 from promot_t5x.checkpoints.t5x import reader, writer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ WRITTEN = "written/checkpoint_7"
 LOST_IN_LEGACY, LOST_IN_ORBAX = "lost_in_legacy/checkpoint_0", "lost_in_orbax/checkpoint_0"
 SEVERAL = "several"
 PATHS = (LEGACY, ORBAX, SCANNED, WRITTEN, LOST_IN_LEGACY, LOST_IN_ORBAX, SEVERAL)
-READERS = {"t5x_checkpoint": reader.read, "formats": lambda path: formats.open_source(path).leaves}
+READERS = {"t5x_checkpoint": reader.read, "formats": lambda path: sources.open_source(path).leaves}
 
 both_readers = pytest.mark.parametrize("reader", READERS)
 
@@ -149,7 +149,7 @@ class Outcome(NamedTuple):
 
 def _answers(root):
     """Writes WRITTEN from LEGACY. Then what each reader makes of each path: its leaves, or the sentence of an error."""
-    source = formats.open_source(f"{root}/{LEGACY}")
+    source = sources.open_source(f"{root}/{LEGACY}")
     writer.write_legacy(f"{root}/{WRITTEN}", formats.as_named(source.leaves, source.config, "t5x_legacy"), 7)
     return {
         reader: {path: _answer(read, f"{root}/{path}") for name in PATHS for path in (name, f"{name}/")}

@@ -1,6 +1,8 @@
 """The convert verb on checkpoints written by T5X: there and back again through every format, bit for bit."""
 
 import dataclasses
+import json
+import pathlib
 import shutil
 
 import jax.numpy as jnp
@@ -8,18 +10,22 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from promot_t5x.checkpoints import conversion, formats, loading, saving, soft_prompts, stored_leaves
-from promot_t5x.checkpoints.huggingface import weights
+from promot_t5x import convert
+from promot_t5x.checkpoints import conversion, formats, loading, saving, soft_prompts, sources, stored_leaves
+from promot_t5x.checkpoints.huggingface import config_file, weights
 from promot_t5x.checkpoints.t5x import reader, writer
-from promot_t5x.models import parameter_names
+from promot_t5x.configuration import flags, gin_files
+from promot_t5x.data import vocabularies
+from promot_t5x.models import architecture, parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.tasks import toy_world
 
 THROUGH = ["promot", "t5x", "t5x_legacy", "t5x_scanned", "t5x_scanned_legacy", "huggingface"]
 
 
 def _bits(path):
-    leaves = parameter_names.unstack_layers(formats.open_source(path).leaves, stored_leaves.layer)
+    leaves = parameter_names.unstack_layers(sources.open_source(path).leaves, stored_leaves.layer)
     return {name: (leaf.shape, leaf.dtype, stored_leaves.whole(leaf).tobytes()) for name, leaf in leaves.items()}
 
 
@@ -112,7 +118,7 @@ def test_a_damaged_source_leaves_no_checkpoint(t5, testdata, tmp_path):
         with pytest.raises(ValueError, match="layers_1.mlp.wo.kernel is damaged"):
             conversion.convert_checkpoint(str(copy), str(target), name)
         with pytest.raises((ValueError, FileNotFoundError)):
-            formats.open_source(target)
+            sources.open_source(target)
 
 
 def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
@@ -129,6 +135,69 @@ def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
         conversion.convert_checkpoint(str(t5), str(tmp_path / "out"), "promot")
 
 
+# --- the network ---
+
+DEMO = pathlib.Path(conversion.__file__).parents[1] / "demo_checkpoint"
+
+
+def test_the_demo_checkpoint_carries_the_network_that_it_was_trained_as():
+    gin_files.parse(["models/toy.gin"], [], [])
+    trained = gin_files.configurable(architecture.T5Config, "architecture.T5Config")()
+    assert sources.open_source(DEMO).config == dataclasses.replace(trained, prompt_length=0)
+    metadata = saving.read_metadata(DEMO)
+    vocabulary = vocabularies.description(toy_world.vocabulary())
+    assert metadata["vocabulary"] == {"name": vocabulary["name"], "hash": vocabulary["hash"]}
+
+
+def test_the_network_travels_through_every_format_that_states_it(tmp_path):
+    conversion.convert_checkpoint(str(DEMO), str(tmp_path / "hf"), "huggingface", check_logits=True)
+    values = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (values["relative_attention_max_distance"], values["dropout_rate"]) == (64, 0.0)
+    conversion.convert_checkpoint(str(tmp_path / "hf"), str(tmp_path / "ours"), "promot")
+    conversion.convert_checkpoint(str(DEMO), str(tmp_path / "copy"), "promot")
+    demo = saving.read_metadata(DEMO)
+    for folder in ("ours", "copy"):
+        assert saving.read_metadata(tmp_path / folder)["network"] == demo["network"]
+    assert saving.read_metadata(tmp_path / "copy")["vocabulary"] == demo["vocabulary"]
+
+
+def test_a_network_that_was_not_kept_is_an_error(tmp_path, monkeypatch):
+    honest = config_file.values_of
+    monkeypatch.setattr(
+        config_file, "values_of", lambda *given: {**honest(*given), "relative_attention_max_distance": 128}
+    )
+    with pytest.raises(ValueError, match="relative_bias_max_distance is 128, the configuration has 64"):
+        conversion.convert_checkpoint(str(DEMO), str(tmp_path / "hf"), "huggingface")
+
+
+def test_what_a_format_does_not_state_can_be_given(t5, tmp_path, capsys):
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "assumed"), "huggingface")
+    assert "assumed, as in the public models: mlp_activations" in capsys.readouterr().out
+    given = convert.network_fields(["relative_bias_max_distance=64", "mlp_activations=silu,linear", "dropout_rate=0"])
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "given"), "huggingface", network=given)
+    assert "assumed" not in capsys.readouterr().out
+    values = json.loads((tmp_path / "given" / "config.json").read_text())
+    assert values["relative_attention_max_distance"] == 64
+    assert (values["feed_forward_proj"], values["dropout_rate"]) == ("gated-silu", 0.0)
+    with pytest.raises(ValueError, match="T5Config.relative_bias_max_distance is 64, the configuration has 32"):
+        sources.open_source(tmp_path / "given", {"relative_bias_max_distance": 32})
+    for wrong in ("relative_bias_max_distance=far", "mlp_activations=tanh", "vocab_size=3", "dropout_rte=0.1"):
+        with pytest.raises(flags.ConfigError, match=f"--network={wrong} "):
+            convert.network_fields([wrong])
+
+
+def test_a_checkpoint_written_without_its_network_needs_what_shapes_do_not_tell(t5, tmp_path):
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "ours"), "promot")
+    file = tmp_path / "ours" / "metadata" / "metadata"
+    metadata = json.loads(file.read_text())
+    file.write_text(json.dumps({key: metadata[key] for key in ("format", "score", "step", "base")}))
+    with pytest.raises(ValueError, match="written before checkpoints carried their network"):
+        conversion.convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "never"), "huggingface")
+    given = {"mlp_activations": ("gelu", "linear"), "relative_bias_max_distance": 128}
+    conversion.convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "hf"), "huggingface", network=given)
+    assert _bits(tmp_path / "hf") == _bits(t5)
+
+
 # --- soft prompts ---
 
 
@@ -136,17 +205,17 @@ def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
 def tuned(t5, tmp_path):
     """(prompt [1, 8, 32], a folder that says it was trained on the fixture's model)"""
     prompt = np.random.default_rng(0).normal(size=(1, 8, 32)).astype(np.float32)
-    base = {"path": str(t5), "fingerprint": formats.fingerprint(formats.open_source(t5).leaves)}
+    base = {"path": str(t5), "fingerprint": sources.open_source(t5).fingerprint}
     soft_prompts.save(tmp_path / "tuned", prompt, {"base": base})
     return prompt, tmp_path / "tuned"
 
 
 def test_fingerprint_is_that_of_the_loaded_model(t5):
-    sizes = formats.open_source(t5).config
+    sizes = sources.open_source(t5).config
     for scan_layers in (False, True):
         model = EncoderDecoderModel(dataclasses.replace(sizes, scan_layers=scan_layers))
         loaded = loading.load(t5, model, Partitioner())
-        assert formats.fingerprint(formats.open_source(t5).leaves) == loaded.base_fingerprint
+        assert sources.open_source(t5).fingerprint == loaded.base_fingerprint
 
 
 @pytest.mark.parametrize("to_format", THROUGH)
@@ -168,7 +237,7 @@ def test_a_prompt_of_another_model_is_refused_and_can_be_forced(scalable, tuned,
         conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder))
     conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder), force=True)
     assert (
-        stored_leaves.whole(formats.open_source(tmp_path / "out").leaves[parameter_names.PROMPT]).tobytes()
+        stored_leaves.whole(sources.open_source(tmp_path / "out").leaves[parameter_names.PROMPT]).tobytes()
         == prompt.tobytes()
     )
 
@@ -178,10 +247,10 @@ def test_a_checkpoint_of_a_prompt_alone_brings_its_model_and_no_other(t5, tuned,
     base = tmp_path / "base"  # with a prompt of its own, which is not the one that was tuned
     np.save(tmp_path / "old.npy", np.zeros((8, 32), np.float32))
     conversion.convert_checkpoint(str(t5), str(base), "promot", prompt_path=str(tmp_path / "old.npy"))
-    facts = {"path": str(base), "fingerprint": formats.fingerprint(formats.open_source(base).leaves)}
+    facts = {"path": str(base), "fingerprint": sources.open_source(base).fingerprint}
     saving.export(tmp_path / "stage1", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": facts})
     conversion.convert_checkpoint(str(tmp_path / "stage1"), str(tmp_path / "out"), "t5x_legacy")
-    written = formats.open_source(tmp_path / "out" / "checkpoint_3").leaves
+    written = sources.open_source(tmp_path / "out" / "checkpoint_3").leaves
     assert stored_leaves.whole(written[parameter_names.PROMPT]).tobytes() == prompt.tobytes()
     wrong = {"path": str(base), "fingerprint": "0" * 16}
     saving.export(tmp_path / "moved", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": wrong})
@@ -220,7 +289,7 @@ def test_a_checkpoint_without_a_prompt_gives_none(t5, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_hugging_face_through_ours_and_back_keeps_every_byte(t5, tmp_path, dtype):
-    source = formats.open_source(t5)
+    source = sources.open_source(t5)
     in_dtype = {
         name: stored_leaves.from_array(stored_leaves.whole(leaf).astype(np.dtype(dtype)), name)
         for name, leaf in source.leaves.items()
@@ -233,7 +302,7 @@ def test_hugging_face_through_ours_and_back_keeps_every_byte(t5, tmp_path, dtype
 
 
 def test_t5x_in_bfloat16_keeps_every_bit(t5, tmp_path):
-    source = formats.open_source(t5)
+    source = sources.open_source(t5)
     leaves = {
         n: stored_leaves.from_array(stored_leaves.whole(x).astype(jnp.bfloat16), n) for n, x in source.leaves.items()
     }
@@ -249,7 +318,7 @@ def test_t5x_in_bfloat16_keeps_every_bit(t5, tmp_path):
 @pytest.mark.parametrize("to_format", THROUGH)
 def test_training_starts_from_every_format(t5, tmp_path, to_format):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "checkpoint_2"), to_format)
-    model = EncoderDecoderModel(dataclasses.replace(formats.open_source(t5).config, scan_layers=True))
+    model = EncoderDecoderModel(dataclasses.replace(sources.open_source(t5).config, scan_layers=True))
     expected, found = (loading.load(path, model, Partitioner()) for path in (t5, tmp_path / "checkpoint_2"))
     assert found.base_fingerprint == expected.base_fingerprint
     wider = EncoderDecoderModel(dataclasses.replace(model.config, mlp_dim=128))
@@ -259,7 +328,7 @@ def test_training_starts_from_every_format(t5, tmp_path, to_format):
 
 @pytest.mark.parametrize("to_format", ["t5x", "t5x_legacy", "huggingface"])
 def test_training_does_not_start_from_numbers_that_are_not_finite(t5, tmp_path, to_format):
-    source = formats.open_source(t5)
+    source = sources.open_source(t5)
     array = stored_leaves.whole(source.leaves["decoder/layers_1/mlp/wo/kernel"]).copy()
     array[5, 5] = np.nan
     source.leaves["decoder/layers_1/mlp/wo/kernel"] = stored_leaves.from_array(array, "broken")

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_t5x.checkpoints import fingerprints, loading, saving
+from promot_t5x.checkpoints import fingerprints, loading, networks, saving, stored_leaves
+from promot_t5x.checkpoints.huggingface import weights
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -124,6 +125,61 @@ def test_a_prompt_needs_the_base_it_was_trained_with(tmp_path):
         loading.load(tmp_path / "run", MODEL, ONE)
 
 
+def test_a_checkpoint_brings_its_network(tmp_path):
+    config = dataclasses.replace(CONFIG, relative_bias_max_distance=64, dropout_rate=0.25, scan_layers=True)
+    params = _params(EncoderDecoderModel(config))
+    saving.export(tmp_path / "base", params, {"step": 0, "base": None, **networks.described(config)})
+    loaded = loading.load(tmp_path / "base")
+    assert loaded.model == EncoderDecoderModel(config)
+    _same(loaded.params, params)
+    of_a_run = dataclasses.replace(config, dropout_rate=0.0, scan_layers=False, dtype="bfloat16", prompt_length=3)
+    assert loading.load(tmp_path / "base", EncoderDecoderModel(of_a_run), ONE).model.config == of_a_run
+    nearer = dataclasses.replace(config, relative_bias_max_distance=128)
+    with pytest.raises(
+        ValueError, match="base .*T5Config.relative_bias_max_distance is 64, the configuration has 128;"
+    ):
+        loading.load(tmp_path / "base", EncoderDecoderModel(nearer), ONE)
+
+
+def test_a_prompt_alone_brings_the_network_of_its_model(tmp_path):
+    params = _params(MODEL)
+    network = networks.described(dataclasses.replace(CONFIG, relative_bias_max_distance=64))
+    saving.export(tmp_path / "base", params, {"step": 0, "base": None, **network})
+    _prompt_run(tmp_path / "run", tmp_path / "base", params)
+    config = loading.load(tmp_path / "run").model.config
+    assert (config.relative_bias_max_distance, config.prompt_length, config.num_prompts) == (64, 3, 1)
+
+
+def test_a_checkpoint_written_without_its_network(tmp_path):
+    params = _base(tmp_path / "base")
+    with pytest.raises(
+        ValueError,
+        match="base was written before checkpoints carried their network, and its weights do not tell "
+        "mlp_activations and relative_bias_max_distance; give the network's configuration",
+    ):
+        loading.load(tmp_path / "base")
+    _same(loading.load(tmp_path / "base", MODEL).params, params)
+
+
+def test_a_hugging_face_folder_states_its_network(tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, relative_bias_max_distance=64, dropout_rate=0.0, mlp_activations=("silu",))
+    params = parameter_names.flatten(_params(EncoderDecoderModel(config)))
+    leaves = {name: stored_leaves.from_array(leaf, name) for name, leaf in params.items()}
+    weights.write(tmp_path, leaves, config)
+    assert loading.load(tmp_path).model.config == config
+    assert "assumed" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="T5Config.mlp_activations is .'silu',., the configuration has .'relu',."):
+        loading.load(tmp_path, EncoderDecoderModel(dataclasses.replace(config, mlp_activations=("relu",))))
+
+
+def test_what_t5x_does_not_state_is_printed(shared_dir, capsys):
+    folder = shared_dir / "fixtures" / "t5x_tiny" / "t5_legacy" / "checkpoint_0"
+    config = loading.load(folder).model.config
+    assert config == T5Config(384, 32, 4, 8, 64, 2, 2)
+    line = "assumed, as in the public models: mlp_activations ('gelu', 'linear'), relative_bias_max_distance 128, "
+    assert capsys.readouterr().out.startswith(line + "dropout_rate 0.1, decoder_start id 0, end id 1, padding id 0")
+
+
 def test_a_prompt_that_names_no_model(tmp_path):
     prompt = {"soft_prompt": {"embedding": jnp.ones((1, 3, 6))}}
     saving.export(tmp_path / "prompt", prompt, {"step": 1, "base": None})
@@ -195,7 +251,7 @@ _FOUR_DEVICES = """
 import dataclasses, json, pathlib, sys
 import jax, numpy as np
 from flax import serialization
-from promot_t5x.checkpoints import loading, saving
+from promot_t5x.checkpoints import loading, placing, saving
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -222,12 +278,12 @@ def fullest_device():
             buffers[shard.device][shard.data.unsafe_buffer_pointer()] = shard.data.nbytes
     return max(sum(sizes.values()) for sizes in buffers.values())
 
-peak, convert = 0, parameter_names.as_stored_in
-def watched(*args, **kwargs):
+peak, is_finite = 0, placing._is_finite
+def watched(array):
     global peak
     peak = max(peak, fullest_device())
-    return convert(*args, **kwargs)
-parameter_names.as_stored_in = watched
+    return is_finite(array)
+placing._is_finite = watched
 
 partitioner, report = Partitioner(num_partitions=2), {"devices": len(jax.devices()), "largest": largest / whole}
 for source in ("single", "scanned", "t5x"):

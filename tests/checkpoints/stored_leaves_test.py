@@ -1,16 +1,11 @@
-"""promot_t5x.checkpoints.stored_leaves: every view against numpy's own reshaping, and placing onto devices."""
+"""promot_t5x.checkpoints.stored_leaves: every view against numpy's own reshaping."""
 
 import itertools
 
-import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x.checkpoints import stored_leaves
-from promot_t5x.partitioning.partitioner import Partitioner
 
 ARRAY = np.arange(4 * 6 * 5).reshape(4, 6, 5).astype(np.float32)
 LEAF = stored_leaves.from_array(ARRAY, "an array")
@@ -55,29 +50,3 @@ def test_blocks_cover_every_element_once(shape, most):
         assert seen[index].size <= most
         seen[index] += 1
     assert (seen == 1).all()
-
-
-def _wanted(shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(Partitioner().mesh(), PartitionSpec()))
-
-
-def test_placing_stacks_layers_and_converts_the_dtype():
-    layers = {
-        f"encoder/layers_{i}/mlp/wo/kernel": stored_leaves.from_array(ARRAY[i].astype(ml_dtypes.bfloat16), f"{i}")
-        for i in range(4)
-    }
-    placed = stored_leaves.place(layers, {"encoder/layers/mlp/wo/kernel": _wanted((4, 6, 5))})
-    np.testing.assert_array_equal(placed["encoder/layers/mlp/wo/kernel"], ARRAY)
-    stacked = {"encoder/layers/mlp/wo/kernel": stored_leaves.from_array(ARRAY, "a stack")}
-    placed = stored_leaves.place(stacked, {name: _wanted((6, 5), jnp.bfloat16) for name in layers})
-    for i, name in enumerate(layers):
-        assert placed[name].dtype == jnp.bfloat16
-        np.testing.assert_array_equal(placed[name], ARRAY[i])
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_are_an_error(bad):
-    array = ARRAY.copy()
-    array[1, 2, 3] = bad
-    with pytest.raises(ValueError, match="weights.bin holds numbers that are not finite"):
-        stored_leaves.place({"a": stored_leaves.from_array(array, "weights.bin")}, {"a": _wanted(array.shape)})

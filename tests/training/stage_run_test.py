@@ -112,6 +112,10 @@ def test_stage_1_leaves_what_a_user_needs(world, stage_1):
     facts = json.loads((stage_1 / "soft_prompt.json").read_text())
     assert (facts["length"], facts["embed"], facts["stage"], facts["task"]) == (8, 16, "prompt_tuning", "toy_enfr")
     assert facts["base"]["path"] == str(world / "base")
+    metadata = saving.read_metadata(saving.checkpoint_folder(stage_1, finished["best_step"]))
+    assert (metadata["network"]["class"], metadata["network"]["prompt_length"]) == ("T5Config", 8)
+    assert metadata["vocabulary"]["name"] == "WordVocabulary (288 pieces)"
+    assert metadata["vocabulary"] == facts["vocabulary"] and metadata["token_ids"]["end"] == 1
     assert facts["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(_leaves(world / "base")))
     assert sum(f.stat().st_size for f in stage_1.glob("soft_prompt.*")) < 10_000
 

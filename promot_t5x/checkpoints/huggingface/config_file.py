@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.architecture import TOKEN_IDS, T5Config
 
 MODEL_TYPES = {
     "t5": "T5ForConditionalGeneration",
@@ -40,7 +40,11 @@ _FEED_FORWARD = {
 
 _EPSILON = 1e-6  # of the network's layer norms
 
-_IDS = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+_IDS = {
+    "decoder_start_token_id": TOKEN_IDS["decoder_start"],
+    "eos_token_id": TOKEN_IDS["end"],
+    "pad_token_id": TOKEN_IDS["padding"],
+}
 
 
 def load(file: epath.Path) -> dict[str, Any]:
@@ -66,14 +70,14 @@ def load(file: epath.Path) -> dict[str, Any]:
 
 
 def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
-    """The fields of T5Config that a config.json decides by itself: all that concern weights but the output matrix.
+    """The fields of T5Config that a config.json states by itself: all but whether the embedding is the output matrix.
 
     Args:
       values: what `load` returned.
       file: for messages.
 
     Raises:
-      ValueError: a size is missing or no positive number, or a variant is not among the network's.
+      ValueError: a size is missing or no positive number, or a variant or a token id is not the network's.
     """
     # Defaults of transformers, for the keys that older files do not have.
     by_default: dict[str, Any] = {
@@ -81,13 +85,13 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
         "relative_attention_num_buckets": 32,
         "relative_attention_max_distance": 128,
     }
-    found: dict[str, Any] = {}
+    stated: dict[str, Any] = {}
     for theirs, ours in _SIZES.items():
         value = values.get(theirs)
         value = by_default.get(theirs) if value is None else value
         if type(value) is not int or value < 1:
             raise ValueError(f"{theirs} is {value!r} in {file}, expected a positive number: copy the file again.")
-        found[ours] = value
+        stated[ours] = value
     feed_forward = values.get("feed_forward_proj", "relu" if values["model_type"] == "t5" else "gated-gelu")
     if feed_forward not in _FEED_FORWARD:
         raise ValueError(
@@ -97,9 +101,18 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
     epsilon = values.get("layer_norm_epsilon", _EPSILON)
     if epsilon != _EPSILON:
         raise ValueError(f"layer_norm_epsilon is {epsilon!r} in {file}, expected {_EPSILON}, the network's.")
-    found["mlp_activations"] = _FEED_FORWARD[feed_forward]
-    found["relative_bias"] = "per_layer" if values["model_type"] == "umt5" else "shared"
-    return found
+    for name, expected in _IDS.items():
+        if values.get(name) not in (None, expected):
+            raise ValueError(
+                f"{name} is {values[name]!r} in {file}, expected {expected}, which the network is built for."
+            )
+    dropout_rate = values.get("dropout_rate", 0.1)
+    if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate is {dropout_rate!r} in {file}, expected a probability below 1.")
+    stated["dropout_rate"] = float(dropout_rate)
+    stated["mlp_activations"] = _FEED_FORWARD[feed_forward]
+    stated["relative_bias"] = "per_layer" if values["model_type"] == "umt5" else "shared"
+    return stated
 
 
 def tied(values: Mapping[str, Any]) -> bool:

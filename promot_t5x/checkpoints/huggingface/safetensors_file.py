@@ -87,7 +87,7 @@ def write(file: epath.PathLike, tensors: Mapping[str, stored_leaves.StoredLeaf])
 
     Raises:
       ValueError: a dtype that such files do not hold.
-      records.NoRoomError: the disk is full.
+      files.NoRoomError: the disk is full.
     """
     for name, leaf in tensors.items():
         if leaf.dtype not in _DTYPE_NAMES:

@@ -52,7 +52,7 @@ def is_huggingface(folder: epath.PathLike) -> bool:
     >>> is_huggingface("/nothing/here")
     False
     """
-    path = _as_folder(folder)
+    path = files.absolute(folder)
     if not path.is_dir():
         return False
     if any((path / name).is_file() for name in (_WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")):
@@ -75,7 +75,7 @@ def read_config(folder: epath.PathLike) -> dict[str, Any]:
     Raises:
       FileNotFoundError, ValueError: as `read`.
     """
-    return _opened(folder)[0]
+    return opened(folder)[0]
 
 
 def read(folder: epath.PathLike) -> dict[str, StoredLeaf]:
@@ -94,7 +94,7 @@ def read(folder: epath.PathLike) -> dict[str, StoredLeaf]:
       ValueError: it is another model, its weights are pickled, a file is damaged, or weights are missing, unknown, or
         not of the sizes in config.json.
     """
-    return _opened(folder)[1]
+    return opened(folder)[1]
 
 
 def write(
@@ -116,15 +116,15 @@ def write(
       folder: may exist, but holds no model.
       leaves: the network's, a leaf a layer or stacks of layers, without the soft prompt.
       config: the network's.
-      model_type: "t5", "mt5" or "umt5"; None finds it, see `huggingface_config.model_type_of`.
+      model_type: "t5", "mt5" or "umt5"; None finds it, see `config_file.model_type_of`.
       max_shard_bytes: what one file of weights may hold; a larger tensor has a file of its own.
 
     Raises:
       FileExistsError: the folder holds a model.
       ValueError: the leaves are not those of the network, or transformers has no class for it.
-      records.NoRoomError: the disk is full.
+      files.NoRoomError: the disk is full.
     """
-    path = _as_folder(folder)
+    path = files.absolute(folder)
     model_type = config_file.model_type_of(config, model_type)
     tensors = as_named(leaves, config)
     dtypes = {str(leaf.dtype) for leaf in tensors.values()}
@@ -149,8 +149,9 @@ def write(
         raise
 
 
-def _opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
-    path = _as_folder(folder)
+def opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
+    """(what `read_config` returns, what `read` returns), for one opening of the files."""
+    path = files.absolute(folder)
     if not path.exists():
         raise FileNotFoundError(f"The Hugging Face folder {path} does not exist: check the path.")
     if not path.is_dir():
@@ -344,7 +345,3 @@ def _model_files(path: epath.Path) -> list[str]:
     """What of a model a folder holds already; also weights that a writer left when it was killed."""
     names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
     return [n for n in names if n in (_CONFIG, _INDEX) or (n.startswith("model") and n.endswith(".safetensors"))]
-
-
-def _as_folder(folder: epath.PathLike) -> epath.Path:
-    return epath.Path(str(folder).rstrip("/") or "/").expanduser()

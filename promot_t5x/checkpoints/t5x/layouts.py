@@ -2,7 +2,7 @@
 
 `t5` has our own names, one parameter a layer, and one table of relative positions a side. `scalable_t5` has stacks with
 the layers on the second axis, heads apart from their width, and one table a layer. Our scanned stacks have the layers
-first and heads joined (`layout.py`).
+first and heads joined (`models.parameter_names`).
 
 Source: https://github.com/google-research/t5x, `examples/t5/network.py` and `examples/scalable_t5/network.py`.
 """

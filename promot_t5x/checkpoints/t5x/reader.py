@@ -20,6 +20,7 @@ from promot_t5x.checkpoints import arrays, stored_leaves
 from promot_t5x.checkpoints.arrays import StoredArray
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts
+from promot_t5x.runtime.files import absolute
 
 LEGACY_VERSION = 3
 
@@ -38,13 +39,13 @@ def is_t5x_checkpoint(path: epath.PathLike) -> bool:
     Args:
         path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
     """
-    folder = _as_folder(path)
+    folder = absolute(path)
     return folder.is_dir() and (_is_legacy(folder) or _orbax_folder(folder) is not None)
 
 
 def checkpoints_in(path: epath.PathLike) -> list[str]:
     """The names of the folders `checkpoint_N` in a folder, by their number."""
-    folder = _as_folder(path)
+    folder = absolute(path)
     names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
     found = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
     return [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
@@ -67,16 +68,12 @@ def read(path: epath.PathLike) -> dict[str, StoredLeaf]:
     """
     leaves = _leaves(path)
     opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
-    inline = f"{_as_folder(path) / LEGACY_FILE}: "
+    inline = f"{absolute(path) / LEGACY_FILE}: "
     found = {
         name: stored_leaves.from_array(leaf, inline + name) if isinstance(leaf, np.ndarray) else opened[name]
         for name, leaf in leaves.items()
     }
     return layouts.from_scanned(found) if layouts.is_scanned(found) else found
-
-
-def _as_folder(path: epath.PathLike) -> epath.Path:
-    return epath.Path(str(path).rstrip("/") or "/").expanduser()
 
 
 def _is_legacy(folder: epath.Path) -> bool:
@@ -101,7 +98,7 @@ def _orbax_folder(folder: epath.Path) -> epath.Path | None:
 
 def _leaves(path: epath.PathLike) -> _Leaves:
     """The parameters as listed by the checkpoint's index, sorted by name."""
-    folder = _as_folder(path)
+    folder = absolute(path)
     if not folder.exists():
         raise FileNotFoundError(f"The T5X checkpoint folder {folder} does not exist: check the path.")
     if not folder.is_dir():

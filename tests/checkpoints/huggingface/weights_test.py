@@ -25,7 +25,7 @@ T5 = T5Config(**SIZES, mlp_activations=("relu",), logits_via_embedding=True)
 T5_1_1 = T5Config(**SIZES)
 UMT5 = T5Config(**SIZES, relative_bias="per_layer")
 NETWORKS = {"t5": T5, "t5_1_1": T5_1_1, "umt5": UMT5}
-OF_WEIGHTS = ("mlp_activations", "logits_via_embedding", "relative_bias", *SIZES)
+OF_WEIGHTS = ("mlp_activations", "logits_via_embedding", "relative_bias", "dropout_rate", *SIZES)
 
 each_network = pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16], ids=["f32", "bf16", "f16"])
@@ -314,6 +314,8 @@ def test_buckets_are_refused(model_folder):
             "feed_forward_proj is 'gated-tanh' in .*config.json, expected one of relu",
         ),
         (dict(feed_forward_proj="gelu"), "feed_forward_proj is 'gelu'"),
+        (dict(decoder_start_token_id=2), "decoder_start_token_id is 2 in .*config.json, expected 0"),
+        (dict(dropout_rate=1.5), "dropout_rate is 1.5 in .*config.json, expected a probability below 1"),
         (dict(d_model=None), "d_model is None in .*config.json, expected a positive number"),
         (dict(num_heads="2"), "num_heads is '2'"),
         (dict(num_layers=0), "num_layers is 0"),

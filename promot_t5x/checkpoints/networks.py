@@ -1,0 +1,165 @@
+"""The network that a checkpoint carries in its metadata: configuration, token ids and vocabulary, as JSON.
+
+    "network": {"class": "T5Config", "vocab_size": 32128, ...}
+    "token_ids": {"decoder_start": 0, "end": 1, "padding": 0, "sentinels": [32099, ...] or null}
+    "vocabulary": {"name": "...", "hash": "..."} or null
+
+The fields of a configuration are of two kinds (see `architecture.T5Config`): those that decide what the network
+computes must agree with a configuration that is given as well; the others are the run's that reads the checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etils import epath
+
+from promot_t5x.checkpoints import stored_leaves
+from promot_t5x.checkpoints.stored_leaves import Leaves
+from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
+
+_CLASSES = {"T5Config": T5Config}
+
+_KEYS = ("network", "token_ids", "vocabulary")
+
+TOLD_BY_SHAPES = (
+    "vocab_size",
+    "embed_dim",
+    "num_heads",
+    "head_dim",
+    "mlp_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "logits_via_embedding",
+    "relative_bias",
+    "relative_bias_buckets",
+    "prompt_length",
+    "num_prompts",
+    "param_dtype",
+)
+
+
+def described(config: Any, vocabulary: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the metadata of a checkpoint say about its network.
+
+    Args:
+      config: the network's configuration, a dataclass.
+      vocabulary: what `vocabularies.description` returned; None where no vocabulary is known.
+
+    >>> described(T5Config(vocab_size=384))["network"]["vocab_size"]
+    384
+    """
+    named = None if vocabulary is None else {"name": vocabulary["name"], "hash": vocabulary["hash"]}
+    return {
+        "network": {"class": type(config).__name__, **dataclasses.asdict(config)},
+        "token_ids": {**TOKEN_IDS, "sentinels": (vocabulary or {}).get("sentinels")},
+        "vocabulary": named,
+    }
+
+
+def carried(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a checkpoint's metadata that describes its network; nothing where it was written without.
+
+    >>> carried({"step": 3, "vocabulary": None})
+    {'vocabulary': None}
+    """
+    return {key: metadata[key] for key in _KEYS if key in metadata}
+
+
+def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[str, Any]:
+    """The fields of T5Config that a checkpoint's metadata state; none where it was written without its network.
+
+    Args:
+      metadata: of the checkpoint.
+      folder: for messages.
+
+    Raises:
+      ValueError: the network or the token ids are not those that this package computes with.
+    """
+    ids = {name: value for name, value in (metadata.get("token_ids") or {}).items() if name in TOKEN_IDS}
+    if other := [f"{name} {value}" for name, value in ids.items() if value != TOKEN_IDS[name]]:
+        expected = ", ".join(f"{name} {value}" for name, value in TOKEN_IDS.items())
+        raise ValueError(f"{folder} has the token ids {', '.join(other)}; the network computes with {expected}.")
+    network = dict(metadata.get("network") or {})
+    if not network:
+        return {}
+    class_name = network.pop("class", None)
+    if class_name not in _CLASSES:
+        raise ValueError(f"{folder} holds a network of the class {class_name!r}; expected {', '.join(_CLASSES)}.")
+    names = {field.name for field in dataclasses.fields(_CLASSES[class_name])}
+    if unknown := sorted(set(network) - names):
+        raise ValueError(
+            f"{folder} is of another version, its {class_name} has {', '.join(unknown)}; read it with that one."
+        )
+    network["mlp_activations"] = tuple(network["mlp_activations"])
+    return network
+
+
+def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable[str], folder: epath.PathLike) -> None:
+    """Compares a configuration with what a checkpoint says about its network.
+
+    Args:
+      stated: fields of the checkpoint's network.
+      config: the configuration that is given as well.
+      names: the fields to compare; those that decide what the network computes are, where they are stated.
+      folder: the checkpoint, for messages.
+
+    Raises:
+      ValueError: names the first field that differs, and both values.
+    """
+    decisive = function_fields(config)
+    for name in names:
+        if name in decisive and name in stated and stated[name] != getattr(config, name):
+            raise ValueError(
+                f"{folder} does not hold this network's parameters: its {type(config).__name__}.{name} is "
+                f"{stated[name]!r}, the configuration has {getattr(config, name)!r}; give the checkpoint's own value, "
+                "or none."
+            )
+
+
+def told_by_shapes(leaves: Leaves) -> dict[str, Any]:
+    """The fields of T5Config that names, shapes and dtypes of a network's leaves tell (see TOLD_BY_SHAPES).
+
+    Raises:
+      ValueError: leaves that every (m)T5 has are missing.
+    """
+    try:
+        flat = parameter_names.unstack_layers(leaves, stored_leaves.layer)
+        layers = {
+            side: len({n.split("/")[1] for n in flat if n.startswith(f"{side}/layers_")})
+            for side in ("encoder", "decoder")
+        }
+        biases = {name: leaf for name, leaf in flat.items() if name.endswith("relpos_bias/rel_embedding")}
+        heads, buckets = next(iter(biases.values())).shape
+        first = "encoder/layers_0"
+        vocab_size, embed_dim = flat["token_embedder/embedding"].shape
+        prompts = flat[parameter_names.PROMPT].shape if parameter_names.PROMPT in flat else (1, 0)
+        dtype = str(flat["token_embedder/embedding"].dtype)
+        return {
+            "vocab_size": vocab_size,
+            "embed_dim": embed_dim,
+            "num_heads": heads,
+            "head_dim": flat[f"{first}/attention/query/kernel"].shape[1] // heads,
+            "mlp_dim": flat[f"{first}/mlp/wo/kernel"].shape[0],
+            "num_encoder_layers": layers["encoder"],
+            "num_decoder_layers": layers["decoder"],
+            "logits_via_embedding": "decoder/logits_dense/kernel" not in flat,
+            "relative_bias": "per_layer" if any("/layers_" in name for name in biases) else "shared",
+            "relative_bias_buckets": buckets,
+            "num_prompts": prompts[0],
+            "prompt_length": prompts[1],
+            "param_dtype": "bfloat16" if dtype == "bfloat16" else "float32",
+        }
+    except (KeyError, StopIteration) as error:
+        raise ValueError(f"The checkpoint lacks a leaf that every (m)T5 has: {error}.") from error
+
+
+def of_public_models(leaves: Leaves) -> dict[str, Any]:
+    """The fields of T5Config that shapes do not tell, as all public (m)T5 have them: GELU where the MLP is gated."""
+    gated = any(name.endswith("mlp/wi_0/kernel") for name in leaves)
+    return {
+        "mlp_activations": ("gelu", "linear") if gated else ("relu",),
+        "relative_bias_max_distance": 128,
+        "dropout_rate": 0.1,
+    }

@@ -1,0 +1,236 @@
+"""A checkpoint of any format as one thing: opened by what it is, its leaves read when they are asked for.
+
+Ours, T5X's four forms and Hugging Face's folders all become a `Source`: leaves under our names, and what the checkpoint
+says about itself. Everything that reads a checkpoint goes through `open_source`.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from promot_t5x.checkpoints import fingerprints, networks, saving
+from promot_t5x.checkpoints.huggingface import weights
+from promot_t5x.checkpoints.stored_leaves import StoredLeaf
+from promot_t5x.checkpoints.t5x import layouts, reader
+from promot_t5x.models import parameter_names
+from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
+from promot_t5x.runtime.files import absolute
+
+_WHERE = "INITIAL_CHECKPOINT_PATH, CHECKPOINT_PATH or --from"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened checkpoint.
+
+    Attributes:
+      folder: what was opened.
+      format: what it is: "promot", "t5x" or "huggingface".
+      leaves: under our names, in the layout they are stored in; nothing is read yet. A checkpoint of a soft prompt
+        alone brings the leaves of the model that it names.
+      stated: the fields of T5Config that the format states; what shapes tell wins over it.
+      given: fields that the user stated for it.
+      step: the training step that it names, else 0.
+      base: of a soft prompt alone: the model that it belongs to.
+      base_fingerprint: which that model must have; see `check_base`.
+      description: the metadata about its network, see `networks.described`; nothing of another format.
+    """
+
+    folder: epath.Path
+    format: str
+    leaves: dict[str, StoredLeaf]
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    step: int = 0
+    base: "Source | None" = None
+    base_fingerprint: str | None = None
+    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model(self) -> "Source":
+        """The checkpoint that holds the model's weights: this one, or the base of a soft prompt."""
+        return self.base or self
+
+    @property
+    def layout(self) -> str:
+        """ "stacked" where each side's layers are one leaf, else "per_layer"."""
+        return "stacked" if parameter_names.is_scanned(self.leaves) else "per_layer"
+
+    @property
+    def vocabulary(self) -> dict[str, Any]:
+        """What its metadata say about token ids and vocabulary, which a checkpoint that is written of it carries on."""
+        return {name: value for name, value in self.description.items() if name != "network"}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The subtrees it holds that are no part of a (m)T5."""
+        return (parameter_names.SOFT_PROMPT,) if parameter_names.PROMPT in self.leaves else ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the model, read block by block; see `fingerprints.fingerprint`."""
+        return fingerprints.fingerprint(self.leaves)
+
+    @property
+    def assumed(self) -> dict[str, Any]:
+        """The fields of T5Config that nothing states, as the public models have them."""
+        public = networks.of_public_models(self.leaves)
+        return {name: value for name, value in public.items() if name not in self.stated and name not in self.given}
+
+    @property
+    def config(self) -> T5Config:
+        """The network: what shapes tell, the format states or the user gave, and what is assumed.
+
+        Raises:
+          ValueError: it is no (m)T5.
+        """
+        told = networks.told_by_shapes(self.leaves)
+        return T5Config(**{**self.assumed, **self.stated, **self.given, **told})
+
+
+def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) -> Source:
+    """Opens a checkpoint, whatever it is; of a run's folder its best one.
+
+    Args:
+      path: a checkpoint or run folder of ours, a T5X checkpoint, a Hugging Face folder; local, or in a bucket.
+      given: fields of T5Config for what the checkpoint does not state.
+
+    Raises:
+      FileNotFoundError: nothing is there, or a file is missing.
+      ValueError: it is no checkpoint, is damaged, or states another network than is given.
+    """
+    folder = absolute(path)  # a later run may start in another folder
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no checkpoint at {path}; check {_WHERE}.")
+    if steps := saving.all_steps(folder):
+        best = saving.best_step(folder)
+        logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
+        folder = saving.checkpoint_folder(folder, best)
+    if saving.is_checkpoint(folder):
+        source = _ours(folder)
+    elif reader.is_t5x_checkpoint(folder):
+        numbered = re.search(r"checkpoint_(\d+)", folder.as_posix())
+        leaves = _sharing_equal_biases(reader.read(folder))
+        source = Source(folder, "t5x", leaves, step=int(numbered[1]) if numbered else 0)
+    elif weights.is_huggingface(folder):
+        stated, leaves = weights.opened(folder)
+        source = Source(folder, "huggingface", leaves, stated)
+    elif inside := reader.checkpoints_in(folder):
+        raise ValueError(f"{folder} is no checkpoint, it holds {', '.join(inside)}: give the path of one.")
+    else:
+        raise ValueError(
+            f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; check "
+            f"{_WHERE}."
+        )
+    return _with_given(source, given) if given else source
+
+
+def _with_given(source: Source, given: Mapping[str, Any]) -> Source:
+    stated = {**source.stated, **networks.told_by_shapes(source.leaves)}
+    config = T5Config(**{**networks.of_public_models(source.leaves), **stated, **given})
+    networks.check_agreement(stated, config, given, source.folder)
+    return dataclasses.replace(source, given=dict(given))
+
+
+def _sharing_equal_biases(leaves: dict[str, StoredLeaf]) -> dict[str, StoredLeaf]:
+    """`scalable_t5` has one table of relative positions per layer even where the network shares one; all equal then."""
+    try:
+        return layouts.with_relative_bias(leaves, "shared")
+    except layouts.DifferentBiasesError:
+        return leaves
+
+
+def _ours(folder: epath.Path) -> Source:
+    metadata, leaves = saving.read_metadata(folder), saving.stored_params(folder)
+    source = Source(
+        folder,
+        "promot",
+        leaves,
+        stated=networks.stated_fields(metadata, folder),
+        step=metadata["step"],
+        description=networks.carried(metadata),
+    )
+    return _with_base(source, metadata.get("base")) if set(leaves) == {parameter_names.PROMPT} else source
+
+
+def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
+    """A soft prompt alone together with the model that it names, whose own prompt, if any, gives way."""
+    if named is None:
+        raise ValueError(
+            f"{prompt.folder} holds a soft prompt alone and names no model that it belongs to; give a checkpoint that "
+            "holds the model's weights or names them, such as the run folder that trained the prompt."
+        )
+    if not epath.Path(named["path"]).exists():
+        raise FileNotFoundError(
+            f"{prompt.folder} holds a soft prompt for the model in {named['path']}, which is not there."
+        )
+    base = open_source(named["path"])
+    return dataclasses.replace(
+        prompt,
+        leaves=dict(sorted({**base.leaves, **prompt.leaves}.items())),
+        stated={**base.stated, **prompt.stated},
+        base=base,
+        base_fingerprint=named["fingerprint"],
+        description={**base.description, **prompt.description},
+    )
+
+
+def check_base(source: Source, fingerprint: str) -> None:
+    """Of a soft prompt alone, looks whether the model is still the one that it was trained on.
+
+    Args:
+      source: any checkpoint.
+      fingerprint: of the model that was read.
+
+    Raises:
+      ValueError: it is another.
+    """
+    if source.base is not None and fingerprint != source.base_fingerprint:
+        raise ValueError(
+            f"{source.folder} holds a soft prompt for the model in {source.base.folder} with fingerprint "
+            f"{source.base_fingerprint}, but the model there now has {fingerprint}; put the original model back."
+        )
+
+
+def check_agreement(source: Source, config: T5Config) -> None:
+    """Compares a network with what the checkpoint states about its own; what shapes tell is compared leaf by leaf.
+
+    Raises:
+      ValueError: names the field that differs, and both values.
+    """
+    names: Iterable[str] = source.stated
+    if source.format != "promot":
+        names = [name for name in names if name not in networks.TOLD_BY_SHAPES]
+    networks.check_agreement(source.stated, config, names, source.folder)
+
+
+def complete_config(source: Source) -> T5Config:
+    """The network of a checkpoint that is read without a configuration.
+
+    Raises:
+      ValueError: one of ours that was written before checkpoints carried their network, and too little is given.
+    """
+    untold = [name for name in source.assumed if name in function_fields(T5Config)]
+    if source.model.format == "promot" and untold:
+        raise ValueError(
+            f"{source.folder} was written before checkpoints carried their network, and its weights do not tell "
+            f"{' and '.join(untold)}; give the network's configuration."
+        )
+    return source.config
+
+
+def assumptions(source: Source) -> str:
+    """One line about what is taken from the public models; empty where nothing is.
+
+    >>> assumptions(Source(epath.Path("x"), "t5x", {})).split(": ")[1].split(",")[0]
+    "mlp_activations ('relu',)"
+    """
+    if not source.assumed:
+        return ""
+    values = {**source.assumed, **({} if source.format == "promot" else {f"{k} id": v for k, v in TOKEN_IDS.items()})}
+    return "assumed, as in the public models: " + ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,40 @@
+"""promot_t5x.data.vocabularies: a vocabulary is told by its contents, not by where its file is."""
+
+import shutil
+
+import pytest
+import seqio
+
+from promot_t5x.data import vocabularies
+
+
+@pytest.fixture
+def file(shared_dir):
+    return shared_dir / "data" / "spm" / "t5_cc_all_32000.model"
+
+
+def test_a_hash_is_of_the_contents(file, tmp_path):
+    shutil.copy(file, tmp_path / "moved.model")
+    here, there = (seqio.SentencePieceVocabulary(str(path), extra_ids=100) for path in (file, tmp_path / "moved.model"))
+    assert vocabularies.vocabulary_hash(here) == vocabularies.vocabulary_hash(there)
+    assert vocabularies.vocabulary_name(here) != vocabularies.vocabulary_name(there)
+    assert vocabularies.vocabulary_hash(seqio.SentencePieceVocabulary(str(file))) != vocabularies.vocabulary_hash(here)
+
+
+def test_sentinels_are_the_last_pieces_downwards(file):
+    description = vocabularies.description(seqio.SentencePieceVocabulary(str(file), extra_ids=100))
+    assert description["sentinels"] == list(range(32099, 31999, -1))  # as T5's span corruption has them
+    assert vocabularies.description(seqio.SentencePieceVocabulary(str(file)))["sentinels"] is None
+
+
+def test_vocabularies_without_a_file_differ_by_the_text_of_their_ids():
+    class Words(seqio.ByteVocabulary):
+        def __init__(self, texts):
+            super().__init__()
+            self._texts = texts
+
+        def decode(self, ids):
+            return " ".join(self._texts[number % 2] for number in ids)
+
+    assert vocabularies.vocabulary_hash(Words("ab")) == vocabularies.vocabulary_hash(Words("ab"))
+    assert vocabularies.vocabulary_hash(Words("ab")) != vocabularies.vocabulary_hash(Words("ac"))
