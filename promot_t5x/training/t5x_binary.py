@@ -117,8 +117,8 @@ class StagedOptimizer:
             differing = sorted(found.keys() ^ wanted.keys())
             raise ValueError(
                 f"The checkpoint's optimizer state is not that of stage {self.staged.name}: {len(differing)} leaves "
-                f"differ, for example {differing[0]}; give MODEL_DIR a folder of its own, or drop state/param_states in "
-                "the assignment map of utils.RestoreCheckpointConfig."
+                f"differ, for example {differing[0]}; give MODEL_DIR a folder of its own, or drop state/param_states "
+                "in the assignment map of utils.RestoreCheckpointConfig."
             )
         structure = jax.tree.structure(opt_state.param_states)
         slots = jax.tree.unflatten(structure, [found[name] for name in wanted])
