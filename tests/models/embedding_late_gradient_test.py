@@ -79,5 +79,5 @@ def test_the_gradient_takes_no_memory_before_the_backward_pass_comes_to_it():
 
     with _one_cpu():
         late, flax = temporaries(Embed(vocab_size, width)), temporaries(nn.Embed(vocab_size, width))
-    print("RATIO", late / matrix, flax / matrix)
-    assert late <= flax
+    assert late < 1.1 * matrix  # the logits, then the gradient in their place
+    assert flax > 1.9 * matrix  # where this fails, XLA has lost the habit and the workaround can go
