@@ -1,6 +1,6 @@
 """A run's folder (MODEL_DIR): which configuration it belongs to, where it stands, and what is left when it is finished.
 
-config.gin  checkpoint_<step>/  metrics.jsonl  finished.json, and of a prompt trained alone soft_prompt.safetensors, .json
+config.gin  checkpoint_<step>/  metrics.jsonl  finished.json  soft_prompt.safetensors, .json (of a prompt trained alone)
 """
 
 import dataclasses
