@@ -149,10 +149,11 @@ def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
     if not (config.use_cached and task.supports_caching and task.cache_dir):
         return task.replace(source=_ShardedSource(task, task.source, config))
     logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
-    source = _ShardedSource(task, task._get_cached_source(config.split), config)
-    return task.replace(
-        source=source, preprocessors=task._preprocessor_constructor_args[int(task._cache_step_idx or 0) + 1 :]
+    after_caching = 1 + next(
+        i for i, step in enumerate(task.preprocessors) if isinstance(step, seqio.CacheDatasetPlaceholder)
     )
+    source = _ShardedSource(task, task._get_cached_source(config.split), config)
+    return task.replace(source=source, preprocessors=task._preprocessor_constructor_args[after_caching:])
 
 
 class _TrainingStreams:

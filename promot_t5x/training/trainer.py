@@ -71,8 +71,7 @@ class LoopConfig:
         ):
             raise ValueError(
                 f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, num_microbatches="
-                f"{self.num_microbatches}, eval_period={self.eval_period}: expected at least 1 "
-                "(eval_period may be None)."
+                f"{self.num_microbatches}, eval_period={self.eval_period}: expected at least 1 (or no eval_period)."
             )
 
     def check_eval_period(self, save_period: int) -> None:

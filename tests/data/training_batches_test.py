@@ -1,6 +1,7 @@
 """promot_t5x.data.training_batches against streams, shifts and paddings worked out by hand or in numpy."""
 
 import itertools
+import json
 import re
 
 import numpy as np
@@ -32,6 +33,10 @@ def _source(sizes):
 
 def _with_prompt_seven(ds):
     return ds.map(lambda example: {**example, "soft_prompt_ids": 7})
+
+
+def _append_eos(ds, output_features):
+    return seqio.preprocessors.append_eos(ds, output_features)
 
 
 def _drop_all(ds):
@@ -254,3 +259,43 @@ def test_rows_are_what_seqio_converts_them_to():
         for r, i in enumerate(_ids(batch)):
             for k, v in by_id[i].items():
                 np.testing.assert_array_equal(batch[k][r], v)
+
+
+def test_a_cached_task_is_read_from_its_cache(tmp_path, monkeypatch):
+    """The files of the cache hold other rows than the source: 40 to 47, before the preprocessors after caching."""
+    vocabulary = seqio.PassThroughVocabulary(100, eos_id=1)
+    seqio.TaskRegistry.add(
+        "data_cached",
+        _source({"train": N}),
+        {k: seqio.Feature(vocabulary, add_eos=k == "targets") for k in LENGTHS},
+        preprocessors=[lambda ds: pytest.fail("the cache was not read"), seqio.CacheDatasetPlaceholder(), _append_eos],
+    )
+    folder = tmp_path / "data_cached"
+    folder.mkdir()
+    with tf.io.TFRecordWriter(str(folder / "train.tfrecord-00000-of-00001")) as writer:
+        for token in range(40, 48):
+            ids = tf.train.Feature(int64_list=tf.train.Int64List(value=[token]))
+            example = tf.train.Example(features=tf.train.Features(feature={k: ids for k in LENGTHS}))
+            writer.write(example.SerializeToString())
+    described = {k: {"shape": [None], "dtype": "int32"} for k in LENGTHS}
+    info = {"features": described, "num_shards": 1, "seqio_version": "0.0.19"}
+    (folder / "info.train.json").write_text(json.dumps(info))
+    (folder / "stats.train.json").write_text(json.dumps({"examples": 8}))
+    (folder / "COMPLETED").touch()
+    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [str(tmp_path)])
+    try:
+        (batch,) = _take(1, _config("data_cached", use_cached=True))
+        with pytest.raises(pytest.fail.Exception, match="the cache was not read"):
+            _take(1, _config("data_cached"))
+    finally:
+        seqio.TaskRegistry.remove("data_cached")
+    assert sorted(batch["encoder_input_tokens"][:, 0]) == list(range(40, 48))
+    np.testing.assert_array_equal(batch["decoder_target_tokens"][:, 1:3], [[1, 0]] * 8)
+    # Tasks without a cache are preprocessed as ever.
+    for with_cache, without in zip(_take(2, _config(use_cached=True)), _take(2, _config()), strict=True):
+        np.testing.assert_array_equal(with_cache["encoder_input_tokens"], without["encoder_input_tokens"])
+
+
+def test_a_module_that_cannot_be_imported():
+    with pytest.raises(ValueError, match="DatasetConfig.module is 'no_such_module'.*set MIXTURE_OR_TASK_MODULE to"):
+        training_batches.DatasetConfig("data_plain", LENGTHS, module="no_such_module")

@@ -700,8 +700,6 @@ def test_configuration_errors():
         trainer.LoopConfig(1, num_microbatches=0)
     with pytest.raises(ValueError, match="eval_period=0: expected at least 1"):
         trainer.LoopConfig(1, eval_period=0)
-    with pytest.raises(
-        ValueError, match="is 3, which does not divide saving.CheckpointConfig.period, 4; set EVAL_PERIOD"
-    ):
+    with pytest.raises(ValueError, match="is 3, which does not divide saving.CheckpointConfig.period, 4;"):
         trainer.LoopConfig(1, eval_period=3).check_eval_period(4)
     trainer.LoopConfig(1, eval_period=2).check_eval_period(4)
