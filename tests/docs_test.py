@@ -14,7 +14,8 @@ from promot_t5x import eval, plan
 from promot_t5x.configuration import flags, gin_checks, gin_files
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
 GIN_FILES = gin_files.gin_files_packaged()
 # What a reader of a snippet or a shortened command has set by other files and flags.
 GIVEN = (
@@ -45,6 +46,12 @@ def commands(page: Path) -> list[list[str]]:
     joined = page.read_text(encoding="utf-8").replace("\\\n", " ")
     found = re.findall(r"^    ((?:python -m promot_t5x\.|promot-t5x )\w+.*)$", joined, re.MULTILINE)
     return [shlex.split(command) for command in found if "--gin" in command]
+
+
+def python_snippets(page: Path) -> list[str]:
+    """The Python blocks of a page that are plain programs, not sessions."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if ">>>" not in block]
 
 
 def snippets(page: Path) -> list[str]:
@@ -82,9 +89,7 @@ def test_relative_links_lead_somewhere(page):
 
 
 def test_where_things_are_names_what_is_there():
-    table = re.search(
-        r"^## Where things are\n(.*?)^## ", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+    table = re.search(r"^## Where things are\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert table is not None
     listed = [
         path for row in re.findall(r"^\| (\[.*?) \|", table[1], re.MULTILINE) for path in re.findall(r"\[(.*?)\]", row)
@@ -122,6 +127,14 @@ def test_gin_snippets_parse_behind_a_stage(snippet, tmp_path):
     files = ["recipes/trial_rte.gin", "stages/prompt_tuning.gin", "tasks/jsonl.gin", str(tmp_path / "my.gin")]
     gin_files.parse(files, GIVEN)
     gin_checks.check_macros()
+
+
+def test_python_snippets_use_names_that_are_there():
+    blocks = [block for page in PAGES for block in python_snippets(page)]
+    assert blocks
+    for block in blocks:
+        compile(block, "snippet", "exec")
+        assert set(re.findall(r"promot_t5x\.([A-Za-z]\w*)\(", block)) <= set(promot_t5x.__all__)
 
 
 def test_guide_lists_every_macro_of_the_stages():
