@@ -54,8 +54,8 @@ def _describe(value: Any, holders: tuple[int, ...]) -> Any:
         return {"type": type(value).__name__, **{name: inner(getattr(value, name)) for name in recorded}}
     if isinstance(value, Mapping):
         return {str(key): inner(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"type": type(value).__name__, **{name: inner(getattr(value, name)) for name in value._fields}}
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", ())):
+        return {"type": type(value).__name__, **{name: inner(getattr(value, name)) for name in names}}
     if isinstance(value, (list, tuple)):
         return _shortened([inner(item) for item in value])
     if isinstance(value, Set):

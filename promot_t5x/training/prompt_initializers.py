@@ -88,8 +88,8 @@ class sampled_vocabulary:
             available = min(self.population, embedding_VxD.shape[0]) - _FIRST_WORD_ID
             if available < length:
                 raise ValueError(
-                    f"prompt_initializers.sampled_vocabulary has {available} tokens to draw from, fewer than the prompt "
-                    f"length {length}; raise its population or shorten architecture.T5Config.prompt_length."
+                    f"prompt_initializers.sampled_vocabulary has {available} tokens to draw from, fewer than the "
+                    f"prompt length {length}; raise its population or shorten architecture.T5Config.prompt_length."
                 )
             ids_NxP = jnp.stack(
                 [
@@ -126,14 +126,12 @@ class class_labels:
         def init(key, num_prompts, length, embedding_VxD):
             if not 0 < len(labels) <= length:
                 raise ValueError(
-                    f"prompt_initializers.class_labels got {len(labels)} labels for a prompt of length {length}: expected "
-                    "between 1 and the length."
+                    f"prompt_initializers.class_labels got {len(labels)} labels for a prompt of length {length}: "
+                    "expected between 1 and the length."
                 )
-            label_CxD = jnp.stack(
-                [_embedded("label", label, vocabulary, embedding_VxD).mean(axis=0) for label in labels]
-            )
+            means = [_embedded("label", label, vocabulary, embedding_VxD).mean(axis=0) for label in labels]
             prompt_NxPxD = sampled_vocabulary(self.population).build()(key, num_prompts, length, embedding_VxD)
-            return prompt_NxPxD.at[:, : len(labels)].set(label_CxD)
+            return prompt_NxPxD.at[:, : len(labels)].set(jnp.stack(means))
 
         return init
 

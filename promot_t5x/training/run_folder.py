@@ -1,6 +1,7 @@
 """A run's folder (MODEL_DIR): which settings it belongs to, where it stands, and what is left when it is finished.
 
-settings.json  config.gin (from gin)  checkpoint_<step>/  finished.json  soft_prompt.safetensors, .json (when a prompt alone was trained)
+settings.json  config.gin (of a run that gin configures)  checkpoint_<step>/  finished.json
+soft_prompt.safetensors, .json (when a prompt alone was trained)
 """
 
 import dataclasses
@@ -79,8 +80,8 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
     file = folder / _SETTINGS_FILE
     if not file.exists():
         raise ValueError(
-            f"{folder} holds checkpoints but no {_SETTINGS_FILE}, which says how they were trained; use a new MODEL_DIR "
-            "or delete this one."
+            f"{folder} holds checkpoints but no {_SETTINGS_FILE}, which says how they were trained; use a new "
+            "MODEL_DIR or delete this one."
         )
     try:
         before = json.loads(file.read_text())

@@ -98,7 +98,8 @@ def run_stage(
       model_dir: where checkpoints, metrics, the settings and the soft prompt go.
       checkpoint: how often to save.
       initial_checkpoint_path: a checkpoint or run folder of ours or of T5X; None starts from random weights.
-      prompt_init: makes a new soft prompt, settings or a plain function (see `prompt_initializers`); None takes the initial checkpoint's, as stage 2 does.
+      prompt_init: makes a new soft prompt: settings or a plain function, see `prompt_initializers`; None takes the
+        initial checkpoint's, as stage 2 does.
       validation: what chooses the best checkpoint; None keeps the last.
       partitioner: the mesh.
       frozen_weights_dtype: what a model that does not train is held in during the run, "bfloat16" for half the memory;
