@@ -54,7 +54,7 @@ def _describe(value: Any, holders: tuple[int, ...]) -> Any:
         return {"type": type(value).__name__, **{name: inner(getattr(value, name)) for name in recorded}}
     if isinstance(value, Mapping):
         return {str(key): inner(item) for key, item in value.items()}
-    if isinstance(value, tuple) and (names := getattr(value, "_fields", ())):
+    if isinstance(value, tuple) and (names := getattr(value, "_fields", None)) is not None:
         return {"type": type(value).__name__, **{name: inner(getattr(value, name)) for name in names}}
     if isinstance(value, (list, tuple)):
         return _shortened([inner(item) for item in value])

@@ -131,8 +131,9 @@ class adafactor:
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""
-        by_label = {"prompt": self._with_moments(factored=False), "model": self._with_moments(factored=True)}
-        return optax.multi_transform({**by_label}, _prompt_or_model)
+        return optax.multi_transform(
+            {"prompt": self._with_moments(factored=False), "model": self._with_moments(factored=True)}, _prompt_or_model
+        )
 
     def _with_moments(self, factored: bool) -> optax.GradientTransformation:
         links = [
