@@ -503,7 +503,7 @@ class _Stopped(Exception):
 
 def _recorded_batches(monkeypatch, stop_after=None):
     """Records every batch that a run takes, and ends it when it asks for the one after `stop_after`."""
-    taken, original = [], stage_run.data.train_batches
+    taken, original = [], stage_run.training_batches.training_batches
 
     def train_batches(*args, **kwargs):
         for batch in original(*args, **kwargs):
@@ -512,7 +512,7 @@ def _recorded_batches(monkeypatch, stop_after=None):
             taken.append({k: v.tobytes() for k, v in batch.items()})
             yield batch
 
-    monkeypatch.setattr(stage_run.data, "train_batches", train_batches)
+    monkeypatch.setattr(stage_run.training_batches, "training_batches", train_batches)
     return taken
 
 
