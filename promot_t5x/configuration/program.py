@@ -121,7 +121,9 @@ def _user_error(error: Exception) -> str | None:
     """Returns the sentence for a user's mistake, without what gin appends to it, or None for any other error."""
     text = str(error)
     message = re.split(r"\n  (?:In call to configurable|No values supplied by Gin)", text)[0]
-    unset = re.match(r"(?:.*\.)?(\w+?)(?:\.__init__|\.__new__)?\(\) missing \d+ required .*?: (.*)", message)
+    unset = re.match(
+        r"(?:.*\.)?(?!__init__|__new__)(\w+?)(?:\.__init__|\.__new__)?\(\) missing \d+ required .*?: (.*)", message
+    )
     inside = re.search(
         r"In call to configurable '(.*?)' \(<(?:function|class) '?([\w.]+).*?\)(?: in scope '(.*)')?", text
     )

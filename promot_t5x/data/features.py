@@ -147,7 +147,10 @@ def made_of(name: str, parameter: str) -> dict[str, Any]:
       ValueError: no such task or mixture.
     """
     task_or_mixture = find(name, parameter)
-    mixture = task_or_mixture if isinstance(task_or_mixture, seqio.Mixture) else None
+    if isinstance(task_or_mixture, seqio.Mixture):
+        rates = {task: task_or_mixture.get_rate(task) for task in task_or_mixture.tasks}
+    else:
+        rates = {task_or_mixture: None}
 
     def vocabulary(feature: Any) -> tuple[str, int]:
         words = feature.vocabulary
@@ -160,7 +163,7 @@ def made_of(name: str, parameter: str) -> dict[str, Any]:
             "preprocessors": list(cast(seqio.Task, task).preprocessors),
             "vocabularies": {key: vocabulary(feature) for key, feature in task.output_features.items()},
         }
-        for task in (mixture.tasks if mixture else [task_or_mixture])
+        for task, rate in rates.items()
     }
 
 

@@ -129,11 +129,9 @@ class class_labels:
                     f"prompt_initializers.class_labels got {len(labels)} labels for a prompt of length {length}: "
                     "expected between 1 and the length."
                 )
-            label_CxD = jnp.stack(
-                [_embedded("label", label, vocabulary, embedding_VxD).mean(axis=0) for label in labels]
-            )
+            means = [_embedded("label", label, vocabulary, embedding_VxD).mean(axis=0) for label in labels]
             prompt_NxPxD = sampled_vocabulary(self.population).build()(key, num_prompts, length, embedding_VxD)
-            return prompt_NxPxD.at[:, : len(labels)].set(label_CxD)
+            return prompt_NxPxD.at[:, : len(labels)].set(jnp.stack(means))
 
         return init
 

@@ -49,6 +49,7 @@ def test_dataclasses_are_their_class_and_fields():
         ({2, 1}, [1, 2]),
         (object(), "object"),
         (optax.EmptyState(), {"type": "EmptyState"}),
+        (optax.ScaleByScheduleState(2), {"type": "ScaleByScheduleState", "count": 2}),
         (functools.partial(max, default=2), {"function": "max", "default": 2}),
     ],
 )
