@@ -1,8 +1,8 @@
 """T5X's two layouts of a network's parameters as views of each other.
 
-`t5` has our own names, one parameter per layer, and one table of relative positions a side. `scalable_t5` has stacks with
-the layers on the second axis, heads apart from their width, and one table per layer. Our scanned stacks have the layers
-first and heads joined (`models.parameter_names`).
+`t5` has our own names, one parameter per layer, and one table of relative positions per side. `scalable_t5` has stacks
+with the layers on the second axis, heads apart from their width, and one table per layer. Our scanned stacks have the
+layers first and heads joined (`models.parameter_names`).
 
 Source: https://github.com/google-research/t5x, `examples/t5/network.py` and `examples/scalable_t5/network.py`.
 """
