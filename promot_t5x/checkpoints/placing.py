@@ -4,6 +4,7 @@ Every process reads the blocks of its own devices, a few leaves at a time, so th
 """
 
 import collections
+import itertools
 from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
@@ -18,6 +19,8 @@ from promot_t5x.checkpoints.stored_leaves import Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
 
 _READERS = 4  # leaves that are read at the same time
+
+_AHEAD = 2 * _READERS  # leaves that are read or wait to be looked at; of stacks to be taken apart, no more are held
 
 _LISTED = 20  # rows of one message
 
@@ -74,8 +77,12 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
     leaves = stored_leaves.as_stored_in(leaves, like)
     placed = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
-        reading = collections.deque((name, pool.submit(_read, leaves[name], like[name])) for name in like)
-        while reading:  # in the same order on every process, as computations on several must be
+        names, reading = iter(like), collections.deque()
+        while True:  # in the same order on every process, as computations on several must be
+            for name in itertools.islice(names, _AHEAD - len(reading)):
+                reading.append((name, pool.submit(_read, leaves[name], like[name])))
+            if not reading:
+                break
             name, future = reading.popleft()
             array = future.result()
             if not bool(_is_finite(array)):
@@ -84,6 +91,7 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
                     "or it is damaged; take an earlier checkpoint or copy it again."
                 )
             placed |= {name: array} if name in wanted else _taken_apart(name, array, wanted)
+            del array, future  # a stack that was taken apart is not held any longer
     return {name: placed[name] for name in wanted}
 
 

@@ -79,7 +79,7 @@ def read_config(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def read(folder: epath.PathLike) -> dict[str, StoredLeaf]:
-    """The weights of a model under our names, a leaf a layer, in the dtype they are stored in; read when asked for.
+    """The weights of a model under our names, one leaf per layer, in the dtype they are stored in; read when asked for.
 
     Names and shapes are compared with config.json before any weight is read.
 
@@ -114,7 +114,7 @@ def write(
 
     Args:
       folder: may exist, but holds no model.
-      leaves: the network's, a leaf a layer or stacks of layers, without the soft prompt.
+      leaves: the network's, one leaf per layer or stacks of layers, without the soft prompt.
       config: the network's.
       model_type: "t5", "mt5" or "umt5"; None finds it, see `config_file.model_type_of`.
       max_shard_bytes: what one file of weights may hold; a larger tensor has a file of its own.

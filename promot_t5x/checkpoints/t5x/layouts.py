@@ -1,8 +1,8 @@
 """T5X's two layouts of a network's parameters as views of each other.
 
-`t5` has our own names, one parameter a layer, and one table of relative positions a side. `scalable_t5` has stacks with
-the layers on the second axis, heads apart from their width, and one table a layer. Our scanned stacks have the layers
-first and heads joined (`models.parameter_names`).
+`t5` has our own names, one parameter per layer, and one table of relative positions per side. `scalable_t5` has stacks
+with the layers on the second axis, heads apart from their width, and one table per layer. Our scanned stacks have the
+layers first and heads joined (`models.parameter_names`).
 
 Source: https://github.com/google-research/t5x, `examples/t5/network.py` and `examples/scalable_t5/network.py`.
 """
@@ -57,7 +57,7 @@ def from_scanned(leaves: Leaves) -> dict[str, StoredLeaf]:
 
 
 def to_scanned(leaves: Leaves, head_dim: int) -> dict[str, StoredLeaf]:
-    """Our leaves, in either layout, as `scalable_t5` has them; relative positions become one table a layer."""
+    """Our leaves, in either layout, as `scalable_t5` has them; relative positions become one table per layer."""
 
     def convert(name: str, leaf: StoredLeaf) -> tuple[str, StoredLeaf]:
         match = _OURS.match(name)
@@ -84,7 +84,7 @@ def relative_bias_of(names: Mapping) -> str:
 
 
 def with_relative_bias(leaves: Leaves, wanted: str) -> dict[str, StoredLeaf]:
-    """The leaves with relative positions `wanted` as "shared" (one table a side) or "per_layer" (see T5Config).
+    """The leaves with relative positions `wanted` as "shared" (one table per side) or "per_layer" (see T5Config).
 
     Raises:
       DifferentBiasesError: layers that are to share a table have different ones.

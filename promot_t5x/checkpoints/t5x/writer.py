@@ -39,7 +39,7 @@ def as_named(leaves: Leaves, *, scanned: bool, head_dim: int) -> dict[str, Store
 
 
 def write_legacy(folder: epath.PathLike, named: Leaves, step: int) -> None:
-    """Writes a msgpack index and a zarr folder a leaf, block by block; the index, which makes it a checkpoint, last.
+    """Writes one zarr folder per leaf, block by block, and the msgpack index, which makes it a checkpoint, last.
 
     Args:
       folder: `.../checkpoint_N`, local or gs://; made.
