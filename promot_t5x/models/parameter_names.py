@@ -16,12 +16,9 @@ import numpy as np
 from flax import traverse_util
 
 PROMPT = "soft_prompt/embedding"
-
-"""The only leaf that T5X does not know: soft prompts [N, P, D]."""
-
 SOFT_PROMPT = "soft_prompt"
 
-"""The subtree of that leaf."""
+"""The only leaf that T5X does not know: soft prompts [N, P, D]."""
 
 ADAPTERS = (SOFT_PROMPT,)
 
