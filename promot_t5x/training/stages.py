@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from promot_t5x.models import parameter_names
+from promot_t5x.runtime.text import did_you_mean
 
 Params = dict[str, Any]
 
@@ -110,9 +111,9 @@ def stage(name: str | Stage) -> Stage:
     if isinstance(name, Stage):
         return name
     if name not in STAGES:
-        nearest = difflib.get_close_matches(name, STAGES, n=1)
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-        raise ValueError(f"The stage {name!r} does not exist{hint}; the stages are {', '.join(STAGES)}.")
+        raise ValueError(
+            f"The stage {name!r} does not exist{did_you_mean(name, STAGES)}; the stages are {', '.join(STAGES)}."
+        )
     return STAGES[name]
 
 
