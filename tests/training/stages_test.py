@@ -315,7 +315,7 @@ def test_a_stage_that_trains_a_part_of_the_model_stores_all_of_it():
 
 
 def test_an_unknown_stage_names_the_nearest():
-    with pytest.raises(ValueError, match="'prompt_tunning' does not exist .did you mean prompt_tuning"):
+    with pytest.raises(ValueError, match="'prompt_tunning' does not exist .did you mean 'prompt_tuning'"):
         stages.stage("prompt_tunning")
     with pytest.raises(ValueError, match="'xyz' does not exist; the stages are prompt_tuning, model_tuning"):
         stages.stage("xyz")
