@@ -70,8 +70,8 @@ class LoopConfig:
             or self.eval_period == 0
         ):
             raise ValueError(
-                f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, num_microbatches="
-                f"{self.num_microbatches}, eval_period={self.eval_period}: expected at least 1 (or no eval_period)."
+                f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, "
+                f"eval_period={self.eval_period}, num_microbatches={self.num_microbatches}: expected at least 1."
             )
 
     def check_eval_period(self, save_period: int) -> None:

@@ -698,7 +698,7 @@ def test_configuration_errors():
         trainer.LoopConfig(0)
     with pytest.raises(ValueError, match="num_microbatches=0: expected at least 1"):
         trainer.LoopConfig(1, num_microbatches=0)
-    with pytest.raises(ValueError, match="eval_period=0: expected at least 1"):
+    with pytest.raises(ValueError, match="eval_period=0, num_microbatches=1: expected at least 1"):
         trainer.LoopConfig(1, eval_period=0)
     with pytest.raises(ValueError, match="is 3, which does not divide saving.CheckpointConfig.period, 4;"):
         trainer.LoopConfig(1, eval_period=3).check_eval_period(4)
