@@ -221,7 +221,7 @@ def test_nothing_to_train_is_an_error():
 
 
 def test_an_unknown_stage_names_the_nearest():
-    with pytest.raises(ValueError, match="'prompt_tunning' does not exist .did you mean prompt_tuning"):
+    with pytest.raises(ValueError, match="'prompt_tunning' does not exist .did you mean 'prompt_tuning'"):
         stages.stage("prompt_tunning")
     with pytest.raises(ValueError, match="'xyz' does not exist; the stages are prompt_tuning, model_tuning"):
         stages.stage("xyz")
