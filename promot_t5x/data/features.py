@@ -5,7 +5,7 @@ is packed: a prompt belongs to one example. Dimensions: B batch rows, T encoder 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import seqio
@@ -159,8 +159,8 @@ def made_of(name: str, parameter: str) -> dict[str, Any]:
 
     return {
         task.name: {
-            "rate": mixture and mixture.get_rate(cast(seqio.Task, task)),
-            "preprocessors": list(cast(seqio.Task, task).preprocessors),
+            "rate": rate,
+            "preprocessors": list(task.preprocessors),
             "vocabularies": {key: vocabulary(feature) for key, feature in task.output_features.items()},
         }
         for task, rate in rates.items()
