@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     if invocation.dry_run:
         return
     only = [name for name in invocation.extra["programs"].split(",") if name]
-    compiled = search.plan(asked, topology, only)
+    compiled = search.plan_training(asked, topology, only)
     print(tables.text(compiled))
     written = tables.as_json(compiled)
     if invocation.extra["search"]:

@@ -30,7 +30,7 @@ class Asked:
     evaluation: programs.Answering | None
 
 
-def plan(configured: Asked, topology: chips.Topology, only: Collection[str] = ()) -> tables.Plan:
+def plan_training(configured: Asked, topology: chips.Topology, only: Collection[str] = ()) -> tables.Plan:
     """Compiles and measures what a recipe runs.
 
     Args:
