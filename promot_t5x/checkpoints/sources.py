@@ -227,8 +227,8 @@ def complete_config(source: Source) -> T5Config:
 def assumptions(source: Source) -> str:
     """One line about what is taken from the public models; empty where nothing is.
 
-    >>> assumptions(Source(epath.Path("x"), "t5x", {})).split(": ")[1].split(",")[0]
-    "mlp_activations ('relu',)"
+    >>> assumptions(Source(epath.Path("checkpoint_0"), "t5x", {}))[:57]
+    "assumed, as in the public models: mlp_activations ('relu'"
     """
     if not source.assumed:
         return ""

@@ -1,6 +1,7 @@
 """The train binary through gin, as a user runs it: flags, files it leaves, mistakes, and a run that is killed."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -283,9 +284,13 @@ def test_an_exported_prompt_still_names_its_model(world, tmp_path, capsys):
     with contextlib.chdir(tmp_path):
         assert _run([*_flags(world, "prompt_tuning", "run", TRAIN_STEPS=2), *export], capsys)[0] == 0
     assert list(_leaves(tmp_path / "exported")) == ["soft_prompt/embedding"]
-    model = EncoderDecoderModel(T5Config(vocab_size=288, prompt_length=8, **TINY))
-    loaded = loading.load(tmp_path / "exported", model, Partitioner())
+    config = T5Config(vocab_size=288, prompt_length=8, relative_bias_max_distance=64, **TINY)  # as models/toy.gin
+    loaded = loading.load(tmp_path / "exported", EncoderDecoderModel(config), Partitioner())
     assert loaded.base_path == str(world / "base") and "encoder" in loaded.params
+    assert loading.load(tmp_path / "exported").model.config == dataclasses.replace(config, dropout_rate=0.0)
+    farther = dataclasses.replace(config, relative_bias_max_distance=128)
+    with pytest.raises(ValueError, match="relative_bias_max_distance is 64, the configuration has 128"):
+        loading.load(tmp_path / "exported", EncoderDecoderModel(farther), Partitioner())
 
 
 def test_a_prompt_that_the_network_lacks(world, tmp_path, capsys):
