@@ -87,7 +87,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",
-        "etils[epath]>=1.9",
+        "etils[epath,epy]>=1.9",
         "flax>=0.12",
         "gin-config>=0.5.0",
         "importlib_resources>=6",  # tensorflow-datasets needs it to prepare data and does not say so

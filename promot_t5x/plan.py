@@ -48,14 +48,14 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         )
     bound = gin_files.bound_arguments(running.run_recipe)
     recipe, by_stage = bound["recipe"], {}
-    running.check_flags(invocation, recipe, epath.Path("not read"))
     trained = [run for run in recipes.planned_runs(recipe) if run.trains]
+    if not trained:
+        raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
+    running.check_flags(invocation, recipe, epath.Path("not read"))
     for run in [run for run in trained if run.planned] or trained:
         running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
         by_stage.setdefault(stages.stage(training.stage).name, training)
-    if not by_stage:
-        raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
     return search.Asked(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))
 
 

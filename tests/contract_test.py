@@ -53,8 +53,8 @@ def test_the_package_keeps_its_contracts(copy):
         ),
         (
             "tasks/answers.py",
-            "from promot_t5x.runtime import text",
-            "promot_t5x.tasks is not allowed to import promot_t5x.runtime",
+            "from promot_t5x.data import features",
+            "promot_t5x.tasks is not allowed to import promot_t5x.data",
         ),
         ("tasks/metrics.py", "import gin", "promot_t5x.tasks is not allowed to import gin"),
         (

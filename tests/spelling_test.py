@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(promot_t5x.__file__).parent
 PARAMETER_NAME = re.compile(r"""["']soft_prompt(/|["'])""")
 
 # A checkpoint format of that name is the value of --to_format.
-FORMAT = re.compile(r"""^FORMATS = \("soft_prompt", |to_format == "soft_prompt\"""")
+FORMAT = re.compile(r"""\("soft_prompt", "npy", "peft"\)|to_format == "soft_prompt\"""")
 
 
 def test_only_parameter_names_spells_the_soft_prompt():

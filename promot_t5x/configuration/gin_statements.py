@@ -75,7 +75,7 @@ def run_statements(
 
     Args:
       text: the statements.
-      path: the file they stand in, or None for a flag, which may also use the ends of names (see `launcher.parse`).
+      path: the file they stand in, or None for a flag, which may also use the ends of names (see `gin_files.parse`).
       context: gin's symbol table, from `gin.config._parse_scope`; imports are added to it.
       find: returns the file that the name in an `include` means, or raises FileNotFoundError.
       parents: the files being parsed, this one last; none of them may be included again.

@@ -129,6 +129,7 @@ def run_stage(
     """
     which = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
+    loop = dataclasses.replace(loop, eval_period=loop.eval_period or checkpoint.period)
     model_dir = str(files.absolute(model_dir))
     _check_frozen_dtype(model, which, frozen_weights_dtype)
     if dry_run:

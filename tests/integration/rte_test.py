@@ -10,7 +10,7 @@ from promot_t5x import pipeline, train
 from promot_t5x.checkpoints import fingerprints, saving
 from promot_t5x.configuration import program
 from promot_t5x.models import parameter_names
-from promot_t5x.training.trainer import _Progress
+from promot_t5x.training import run_metrics
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def vocabulary_file(shared_dir):
 @pytest.fixture
 def losses(monkeypatch):
     """The mean training loss at every report."""
-    found, original = [], _Progress.report
+    written, original = [], run_metrics.MetricsFile.write_scalars
 
-    def report(self, step, metrics, writer):
-        found.append(float(self._sums.loss / self._sums.weight_sum))
-        original(self, step, metrics, writer)
+    def write_scalars(self, step, scalars):
+        written.extend(scalars[name] for name in scalars if name == "train/loss")
+        original(self, step, scalars)
 
-    monkeypatch.setattr(_Progress, "report", report)
-    return found
+    monkeypatch.setattr(run_metrics.MetricsFile, "write_scalars", write_scalars)
+    return written
 
 
 def _leaves(folder):

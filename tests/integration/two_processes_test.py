@@ -17,14 +17,17 @@ _PROGRAM = """
 import dataclasses, hashlib, json, sys
 import jax, numpy as np, seqio, tensorflow as tf
 
-from promot_t5x.checkpoints import saving, data, distributed, initialize, soft_prompt, stages, train, trainer
-from promot_t5x.partitioning import Partitioner
-from promot_t5x.architecture import T5Config
-from promot_t5x.model import EncoderDecoderModel
+from promot_t5x.checkpoints import loading, saving
+from promot_t5x.data import training_batches
+from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import processes
+from promot_t5x.training import optimizers, prompt_initializers, stage_run, trainer
 
 asked = json.loads(sys.argv[1])
 if asked["count"] > 1:
-    distributed.start(distributed.Processes(asked["address"], asked["count"], asked["index"], timeout=120))
+    processes.start(processes.Processes(asked["address"], asked["count"], asked["index"], timeout=120))
 rng = np.random.default_rng(0)
 rows = [(rng.integers(3, 64, n % 5 + 2).tolist(), [n % 30 + 3]) for n in range(50)]
 signature = {k: tf.TensorSpec([None], tf.int32) for k in ("inputs", "targets")}
@@ -39,7 +42,7 @@ both, end = {"inputs": feature, "targets": feature}, [seqio.preprocessors.append
 seqio.TaskRegistry.add("two", source, both, preprocessors=end)
 
 report = {"losses": {}, "batches": {}, "rows": [], "printed": True}
-original = data.train_batches
+original = training_batches.training_batches
 def recorded(config, *, start_batch, rows):
     report["rows"] = np.asarray(rows).tolist()
     for number, batch in enumerate(original(config, start_batch=start_batch, rows=rows), start=start_batch):
@@ -49,7 +52,7 @@ def recorded(config, *, start_batch, rows):
             content = b"".join(batch[name][position].tobytes() for name in sorted(batch))
             report["batches"][f"{number}/{row}"] = hashlib.sha256(content).hexdigest()
         yield batch
-train.data.train_batches = recorded
+training_batches.training_batches = recorded
 
 class Writer:
     def write_scalars(self, step, scalars):
@@ -57,7 +60,7 @@ class Writer:
             report["losses"][step] = float(scalars["train/loss"]).hex()
     def flush(self):
         pass
-train.metric_writers.create_default_writer = lambda *args, **kwargs: Writer()
+stage_run.metric_writers.create_default_writer = lambda *args, **kwargs: Writer()
 
 def finish():
     with open(asked["report"], "w") as stream:
@@ -68,7 +71,7 @@ config = T5Config(64, 16, 4, 8, 32, 1, 1, prompt_length=4, dropout_rate=0.1, sca
 model = EncoderDecoderModel(config, label_smoothing=0.1)
 partitioner = Partitioner(num_partitions=asked["num_partitions"])
 report["mesh"] = dict(partitioner.mesh().shape)
-result = train.train(
+result = stage_run.run_stage(
     model,
     asked["stage"],
     optimizers.adafactor(0.05),
@@ -80,7 +83,7 @@ result = train.train(
     partitioner=partitioner,
 )
 report["best"] = result.best_step
-params = initialize.load(asked["folder"], model, partitioner).params
+params = loading.load(asked["folder"], model, partitioner).params
 report["norm"] = float(jax.jit(lambda p: sum(jax.numpy.sum(x**2) for x in jax.tree.leaves(p)))(params))
 finish()
 """

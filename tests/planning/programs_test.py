@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu import metric_writers
 from jax.sharding import PartitionSpec
 
 from promot_t5x.evaluation import answering
@@ -210,7 +211,7 @@ def test_a_step_of_training(stage, changes, monkeypatch):
             save_period=1,
             evaluate=lambda _: None,
             save=lambda *_: None,
-            writer=None,  # pyright: ignore[reportArgumentType]
+            writer=metric_writers.MultiWriter([]),
         )
     monkeypatch.undo()
     traced = programs.training_step(training)

@@ -74,8 +74,8 @@ def test_the_optimizers_are_the_stages_own():
     moved = {}
     for stage, training in _asked(*RECIPE).stages.items():
         params = {"a": jnp.full((3,), 100.0)}
-        state = training.optimizer.init(params)
-        updates, _ = training.optimizer.update({"a": jnp.ones(3)}, state, params, gradient_norm=jnp.float32(1))
+        state = training.optimizer.build().init(params)
+        updates, _ = training.optimizer.build().update({"a": jnp.ones(3)}, state, params, gradient_norm=jnp.float32(1))
         moved[stage] = abs(float(updates["a"][0]))
     # The prompt's rate is 0.2; the model's is 1e-3 of the parameter.
     assert moved == {"prompt_tuning": pytest.approx(0.2, rel=0.01), "model_tuning": pytest.approx(0.1, rel=0.01)}

@@ -46,7 +46,10 @@ def folder(tmp_path_factory):
     """A folder with own.gin and a base model whose weights are drawn by numpy."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "own.gin").write_text(OWN)
-    model, rng = EncoderDecoderModel(T5Config(vocab_size=288, **SIZES)), np.random.default_rng(0)
+    model, rng = (
+        EncoderDecoderModel(T5Config(vocab_size=288, relative_bias_max_distance=64, **SIZES)),
+        np.random.default_rng(0),
+    )
     params = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype), model.abstract_params())
     saving.export(folder / "base", params, {"step": 0, "base": None})
     return folder
@@ -70,7 +73,9 @@ def _run(folder, *flags) -> tuple[int, str, str]:
 
 
 def _bits(path) -> dict[str, bytes]:
-    params = loading.load(str(path), EncoderDecoderModel(T5Config(vocab_size=288, **SIZES)), Partitioner()).params
+    params = loading.load(
+        str(path), EncoderDecoderModel(T5Config(vocab_size=288, relative_bias_max_distance=64, **SIZES)), Partitioner()
+    ).params
     return {name: np.asarray(leaf).tobytes() for name, leaf in parameter_names.flatten(params).items()}
 
 
