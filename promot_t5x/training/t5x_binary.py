@@ -62,9 +62,9 @@ class StagedOptimizer:
 
     def create(self, target: Params) -> Any:
         """T5X's Optimizer, which pairs parameters with this definition and its state."""
-        from t5x import optimizers  # pyright: ignore[reportMissingImports] - from source, not on PyPI
+        from t5x import optimizers as t5x_optimizers  # pyright: ignore[reportMissingImports] - from source, not on PyPI
 
-        return optimizers.Optimizer(self, self.init_state(target), target)
+        return t5x_optimizers.Optimizer(self, self.init_state(target), target)
 
     def init_state(self, params: Any) -> Any:
         """T5X's OptimizerState before the first step.
@@ -72,11 +72,11 @@ class StagedOptimizer:
         Raises:
           ValueError: nothing would train.
         """
-        from t5x import optimizers  # pyright: ignore[reportMissingImports] - from source, not on PyPI
+        from t5x import optimizers as t5x_optimizers  # pyright: ignore[reportMissingImports] - from source, not on PyPI
 
         trainable, _ = stages.partition(flax.core.unfreeze(params), self.staged)
         slots = optimizers.staged_optimizer(self.transform, trainable, self.staged).init(trainable)
-        return optimizers.OptimizerState(step=jnp.zeros((), jnp.int32), param_states=slots)
+        return t5x_optimizers.OptimizerState(step=jnp.zeros((), jnp.int32), param_states=slots)
 
     def update_hyper_params(self, **overrides: Any) -> None:
         """T5X hands its learning rate of the step on here; ours is in the transform."""
@@ -89,9 +89,10 @@ class StagedOptimizer:
             optimizer = optimizers.staged_optimizer(self.transform, trainable, self.staged)
             updates, slots = optimizer.update(gradients, state.param_states, trainable)
         updated: Any = optax.apply_updates(trainable, updates)
-        leaves = jax.tree.leaves(stages.combine(updated, frozen))
-        new_params = jax.tree.unflatten(jax.tree.structure(params), leaves)
-        return new_params, state.replace(step=state.step + 1, param_states=slots)
+        new_params = jax.tree.leaves(stages.combine(updated, frozen))
+        return jax.tree.unflatten(jax.tree.structure(params), new_params), state.replace(
+            step=state.step + 1, param_states=slots
+        )
 
     def state_dict(self, target: Params, state: Any) -> dict[str, Any]:
         """What T5X stores: {"target": parameters, "state": {"step", "param_states"}}, nested dictionaries of leaves.
@@ -100,10 +101,8 @@ class StagedOptimizer:
         an empty dictionary.
         """
         slots = parameter_names.unflatten(_by_path(state.param_states))
-        return {
-            "target": flax.serialization.to_state_dict(target),
-            "state": {"step": state.step, "param_states": slots},
-        }
+        target_dict = flax.serialization.to_state_dict(target)
+        return {"target": target_dict, "state": {"step": state.step, "param_states": slots}}
 
     def restore_state(self, opt_target: Params, opt_state: Any, state_dict: Mapping[str, Any]) -> tuple[Params, Any]:
         """(target, state) with the leaves of a `state_dict`, which may be arrays, shapes or mesh axes.
@@ -112,16 +111,13 @@ class StagedOptimizer:
           ValueError: the state is another optimizer's or another stage's.
         """
         target = flax.serialization.from_state_dict(opt_target, state_dict["target"])
-        found, wanted = parameter_names.flatten(state_dict["state"]["param_states"]), _by_path(opt_state.param_states)
-        if found.keys() != wanted.keys():
-            differing = sorted(found.keys() ^ wanted.keys())
+        stored, wanted = parameter_names.flatten(state_dict["state"]["param_states"]), _by_path(opt_state.param_states)
+        if differing := sorted(stored.keys() ^ wanted.keys()):
             raise ValueError(
                 f"The checkpoint's optimizer state is not that of stage {self.staged.name}: {len(differing)} leaves "
-                f"differ, for example {differing[0]}; give MODEL_DIR a folder of its own, or drop state/param_states "
-                "in the assignment map of utils.RestoreCheckpointConfig."
+                f"differ, such as {differing[0]}; use a new MODEL_DIR, or map state/param_states to None in ASSIGNMENT_MAP."
             )
-        structure = jax.tree.structure(opt_state.param_states)
-        slots = jax.tree.unflatten(structure, [found[name] for name in wanted])
+        slots = jax.tree.unflatten(jax.tree.structure(opt_state.param_states), [stored[name] for name in wanted])
         return target, opt_state.replace(step=state_dict["state"]["step"], param_states=slots)
 
     def derive_logical_axes(self, optimizer: Any, param_logical_axes: Params) -> Any:
