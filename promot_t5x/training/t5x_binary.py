@@ -42,8 +42,7 @@ class StagedOptimizer:
 
     Attributes:
       transform: for example `optimizers.adafactor(...)`, or any optax transformation.
-      stage: which leaves it trains, a `stages.Stage` or a name of `stages.STAGES`; the others keep their bits and own
-        no slots.
+      stage: what it trains, a `stages.Stage` or its name; all else keeps its bits and owns no slots.
 
     >>> StagedOptimizer(optimizers.adafactor(0.2), "prompt_tuning").staged.trains("encoder/encoder_norm/scale")
     False
@@ -114,8 +113,8 @@ class StagedOptimizer:
         stored, wanted = parameter_names.flatten(state_dict["state"]["param_states"]), _by_path(opt_state.param_states)
         if differing := sorted(stored.keys() ^ wanted.keys()):
             raise ValueError(
-                f"The checkpoint's optimizer state is not that of stage {self.staged.name}: {len(differing)} leaves "
-                f"differ, such as {differing[0]}; use a new MODEL_DIR, or map state/param_states to None in ASSIGNMENT_MAP."
+                f"The checkpoint's optimizer state is not that of stage {self.staged.name}: {len(differing)} "
+                f"leaves differ, such as {differing[0]}; use a new MODEL_DIR, or drop the state in ASSIGNMENT_MAP."
             )
         slots = jax.tree.unflatten(jax.tree.structure(opt_state.param_states), [stored[name] for name in wanted])
         return target, opt_state.replace(step=state_dict["state"]["step"], param_states=slots)
