@@ -7,13 +7,12 @@
 import json
 from typing import Any
 
-import numpy as np
 import seqio
 from etils import epath
 
 from promot_t5x.checkpoints import loading
-from promot_t5x.data import features, vocabularies
-from promot_t5x.evaluation import answering, scoring
+from promot_t5x.data import vocabularies
+from promot_t5x.evaluation import answering, generation, scoring
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import files
@@ -52,7 +51,9 @@ def infer(
     rows = _read(inputs)[: config.limit]
     vocabularies.open_vocabulary(vocabulary)
     vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
-    arrays, truncated = _tokenized(rows, vocabulary, config)
+    lengths = config.task_feature_lengths
+    texts = [row["input"] for row in rows]
+    arrays, truncated = generation.encoder_features(texts, vocabulary, lengths["inputs"], lengths["targets"])
     params = loading.load(checkpoint_path, model, partitioner).params
     found: dict[int, str] = {}
     for numbers, tokens_BxU in answering.predict_tokens(
@@ -62,8 +63,7 @@ def infer(
     lines = [json.dumps({**row, "prediction": found[n]}, ensure_ascii=False) for n, row in enumerate(rows)]
     outputs = epath.Path(output_dir) / "predictions.jsonl"
     files.write_whole(outputs, ("\n".join(lines) + "\n").encode())
-    length = config.task_feature_lengths["inputs"]
-    cut = f"; inputs cut to {length} tokens: {truncated}" if truncated else ""
+    cut = f"; inputs cut to {lengths['inputs']} tokens: {truncated}" if truncated else ""
     print(f"{len(lines)} predictions in {outputs}{cut}")
     return len(lines)
 
@@ -87,18 +87,3 @@ def _read(inputs: str) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{inputs} is empty; expected one JSON object with a column `input` a line.")
     return rows
-
-
-def _tokenized(
-    rows: list[dict[str, Any]], vocabulary: seqio.Vocabulary, config: scoring.EvaluationConfig
-) -> tuple[dict[str, np.ndarray], int]:
-    """The features of the inputs, and how many of these were cut."""
-    length, width = config.task_feature_lengths["inputs"], config.task_feature_lengths["targets"]
-    encoded = [vocabulary.encode(row["input"]) for row in rows]
-    # The end of the sequence stays, as in training.
-    kept = [[*tokens[: length - 1], vocabulary.eos_id] for tokens in encoded]
-    arrays = {
-        "encoder_input_tokens": features.padded(kept, length),
-        "decoder_input_tokens": np.zeros((len(rows), width), np.int32),
-    }
-    return arrays, sum(len(tokens) > length - 1 for tokens in encoded)

@@ -11,7 +11,7 @@ from promot_t5x import infer
 from promot_t5x.checkpoints import loading, saving
 from promot_t5x.configuration import program
 from promot_t5x.data import evaluation_examples
-from promot_t5x.evaluation import inference, scoring
+from promot_t5x.evaluation import generation
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -76,10 +76,8 @@ def test_inputs_become_the_tokens_that_seqio_makes():
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim],
     )
     expected = evaluation_examples.evaluation_examples("infer_tokens", lengths, "test")
-    found, truncated = inference._tokenized(
-        [{"input": t} for t in texts], vocabulary, scoring.EvaluationConfig(lengths)
-    )
-    tokens_NxT = found["encoder_input_tokens"]
+    arrays, truncated = generation.encoder_features(texts, vocabulary, lengths["inputs"], lengths["targets"])
+    tokens_NxT = arrays["encoder_input_tokens"]
     np.testing.assert_array_equal(tokens_NxT, expected.features["encoder_input_tokens"])
     assert tokens_NxT[:, -1].tolist() == [1, 1, 1] and truncated == 2
 
