@@ -43,6 +43,7 @@ _API = {
     "plan_training": ("planning.search", "plan_training"),
     "random_uniform": ("training.prompt_initializers", "random_uniform"),
     "run_recipe": ("recipes.running", "run_recipe"),
+    "runs_from_gin": ("recipes.gin_runs", "runs_from_gin"),
     "run_stage": ("training.stage_run", "run_stage"),
     "sampled_vocabulary": ("training.prompt_initializers", "sampled_vocabulary"),
     "save_soft_prompt": ("checkpoints.soft_prompts", "save"),

@@ -8,7 +8,7 @@ from etils import epy
 from promot_t5x.configuration import flags
 
 with epy.lazy_imports():  # --help needs no jax
-    from promot_t5x.recipes import running
+    from promot_t5x.recipes import from_command
 
 CHECKPOINT = Path(__file__).resolve().parent / "demo_checkpoint"
 
@@ -24,4 +24,4 @@ def main(argv: list[str]) -> None:
         *invocation.gin_bindings,
     )
     files = invocation.gin_files or ("recipes/demo.gin",)
-    running.follow(dataclasses.replace(invocation, gin_files=files, gin_bindings=bindings))
+    from_command.follow(dataclasses.replace(invocation, gin_files=files, gin_bindings=bindings))

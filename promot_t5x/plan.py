@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath, epy
+from etils import epy
 
 from promot_t5x.configuration import flags, gin_checks, gin_files, program
 from promot_t5x.runtime import files
@@ -15,8 +15,8 @@ from promot_t5x.runtime import files
 with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.partitioning import partitioner
     from promot_t5x.planning import chips, programs, search, tables
+    from promot_t5x.recipes import gin_runs, running
     from promot_t5x.recipes import recipe as recipes
-    from promot_t5x.recipes import running
     from promot_t5x.training import stage_run, stages
 
 _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
@@ -46,14 +46,15 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         return search.Asked(
             {stages.stage(training.stage).name: training}, _answering(training, validation and validation.config)
         )
-    bound = gin_files.bound_arguments(running.run_recipe)
+    bound = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
     recipe, by_stage = bound["recipe"], {}
     trained = [run for run in recipes.planned_runs(recipe) if run.trains]
     if not trained:
         raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
-    running.check_flags(invocation, recipe, epath.Path("not read"))
+    runs = gin_runs.GinRuns(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
+    runs.check_flags(trained)
     for run in [run for run in trained if run.planned] or trained:
-        running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
+        runs.configure(run, "not read", ["not read"] * len(run.starts_from))
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
         by_stage.setdefault(stages.stage(training.stage).name, training)
     return search.Asked(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))

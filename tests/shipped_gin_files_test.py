@@ -12,7 +12,7 @@ from etils import epath
 from promot_t5x.configuration import flags, gin_checks, gin_files
 from promot_t5x.data import training_batches
 from promot_t5x.models import architecture, encoder_decoder, parameter_names
-from promot_t5x.recipes import running
+from promot_t5x.recipes import gin_runs, running
 from promot_t5x.recipes.recipe import Recipe, planned_runs
 from promot_t5x.training import stage_run, trainer
 
@@ -100,7 +100,8 @@ def _runs(name):
     invocation, recipe = _recipe(name)
     for planned in planned_runs(recipe):
         if planned.method != "pretrained":
-            running.configure(invocation, recipe, planned, epath.Path("/w"), "/c")
+            runs = gin_runs.GinRuns(invocation.gin_files, invocation.gin_bindings)
+            runs.configure(planned, f"/w/{planned.name}", running.starts(planned, epath.Path("/w"), "/c"))
             yield recipe, planned
 
 

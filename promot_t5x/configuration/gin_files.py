@@ -17,7 +17,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +141,34 @@ def is_configured(function: Callable[..., Any]) -> bool:
     return found is not None and found.selector in gin_statements.MENTIONED.values()
 
 
-def bound_arguments(function: Callable[..., Any], spelling: str = "") -> dict[str, Any]:
+def bound_arguments(function: Callable[..., Any], spelling: str = "", given: Sequence[str] = ()) -> dict[str, Any]:
     """The arguments that a call of `configurable(function)` would be given, its references called, but not the call.
 
+    Args:
+      function, spelling: see `configurable`.
+      given: names of the arguments that the caller gives itself.
+
     Raises:
-      ConfigError: no parsed file or binding mentions it.
+      ConfigError: no parsed file or binding mentions it, or an argument without a default is not bound.
     """
     configurable(function, spelling)
-    return gin.get_bindings(function)
+    bound = gin.get_bindings(function)
+    parameters = inspect.signature(function).parameters.values()
+    needed = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+    if missing := sorted(needed - {*bound, *given}):
+        name = spelling or function.__name__
+        flags = " ".join(f"--gin.{name}.{argument}=VALUE" for argument in missing)
+        raise ConfigError(f"{name} needs {', '.join(missing)} and nothing gives a value: pass {flags}")
+    return bound
+
+
+def statements(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Macros or parameters and their values as gin statements.
+
+    >>> statements({"TRAIN_STEPS": 10, "MODEL_DIR": "/tmp/run"})
+    ('TRAIN_STEPS = 10', "MODEL_DIR = '/tmp/run'")
+    """
+    return tuple(f"{name} = {value!r}" for name, value in values.items())
 
 
 def resolved_config() -> str:

@@ -28,7 +28,7 @@ def from_gin(
     50
     """
     try:
-        gin_files.parse(files, [f"{name} = {value!r}" for name, value in (bindings or {}).items()], search_paths)
+        gin_files.parse(files, gin_files.statements(bindings or {}), search_paths)
         gin_checks.check_macros()
         return gin_files.configurable(EncoderDecoderModel)()
     finally:

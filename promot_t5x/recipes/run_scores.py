@@ -1,36 +1,29 @@
 """What a run's chosen checkpoint scores: kept in the run's folder as `eval` keeps it, and read back from there."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from promot_t5x.checkpoints import saving
+from promot_t5x.data import features
 from promot_t5x.evaluation import results, scoring, suite
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.recipes.recipe import PlannedRun, Recipe
 from promot_t5x.reports import comparison
-from promot_t5x.runtime import files
+from promot_t5x.runtime import files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
-# The recipe's own settings leave other runs as they are, and the mesh leaves the numbers as they are.
-_DECIDE_NO_SCORE = ("pipeline.", "partitioner.", "methods.Method.")
 
-
-def settings(bindings: Sequence[str]) -> list[str]:
-    """The bindings of a configuration that a score depends on.
-
-    Args:
-      bindings: one `name = value` each, macros among them.
-
-    >>> settings(["A = 1", "pipeline.Recipe.seeds = (0,)", "my/methods.Method.name = 'm'", "data.Config.limit = 3"])
-    ['data.Config.limit = 3']
-    """
-    names = {line: line.split(" = ")[0].split("/")[-1] for line in bindings}
-    return [line for line, name in names.items() if "." in name and not name.startswith(_DECIDE_NO_SCORE)]
+def decided_by(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> dict[str, Any]:
+    """What the scores of all runs depend on, as JSON values: the network, the tasks, how they are asked."""
+    tasks: dict[str, Any] = {}
+    for task in (recipe.target, *recipe.in_context):
+        tasks |= features.made_of(task, "pipeline.Recipe")
+    return settings.describe({"model": model, "evaluation": config, "tasks": tasks})
 
 
 def scores(

@@ -6,13 +6,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from clu import metric_writers
 
-from promot_t5x.checkpoints import loading, networks, saving
+from promot_t5x.checkpoints import networks, saving
 from promot_t5x.data import evaluation_examples, features, training_batches, vocabularies
 from promot_t5x.evaluation import scoring
 from promot_t5x.models import parameter_names
@@ -73,7 +74,7 @@ class RunSettings:
     tasks: Mapping[str, Any]
     loop: trainer.LoopConfig
     checkpoint: saving.CheckpointConfig
-    initial_checkpoint_path: str | None
+    initial_checkpoint_path: str | Sequence[str] | None
     prompt_init: prompt_initializers.PromptInit | None
     validation: Validation | None
     frozen_weights_dtype: str | None
@@ -89,7 +90,7 @@ def run_stage(
     loop: trainer.LoopConfig,
     model_dir: str,
     checkpoint: saving.CheckpointConfig = saving.CheckpointConfig(),
-    initial_checkpoint_path: str | None = None,
+    initial_checkpoint_path: str | Sequence[str] | None = None,
     prompt_init: prompt_initializers.PromptInit | None = None,
     validation: Validation | None = None,
     partitioner: Partitioner = Partitioner(),
@@ -109,7 +110,8 @@ def run_stage(
       loop: its length and rhythm.
       model_dir: where checkpoints, metrics, the settings and the soft prompt go.
       checkpoint: how often to save.
-      initial_checkpoint_path: a checkpoint or run folder of ours or of T5X; None starts from random weights.
+      initial_checkpoint_path: a checkpoint or run folder of ours or of T5X; several start from the mean of their
+        weights, None from random ones.
       prompt_init: makes a new soft prompt, settings or a plain function (see `prompt_initializers`); None takes the
         initial checkpoint's, as stage 2 does.
       validation: what chooses the best checkpoint; None keeps the last.
@@ -127,23 +129,23 @@ def run_stage(
       ValueError, FileNotFoundError: a configuration that cannot work, said before training starts; a folder that holds
         a run with other settings.
     """
-    which = stages.stage(stage)
+    stage = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
-    loop = dataclasses.replace(loop, eval_period=loop.eval_period or checkpoint.period)
     model_dir = str(files.absolute(model_dir))
-    _check_frozen_dtype(model, which, frozen_weights_dtype)
+    _check_frozen_dtype(model, stage, frozen_weights_dtype)
     if dry_run:
-        print(parameter_table.parameter_table(_abstract_params(model, which), which, partitioner, model))
+        print(parameter_table.parameter_table(_abstract_params(model, stage), stage, partitioner, model))
         return None
+    starts = _paths(initial_checkpoint_path)
     settings = RunSettings(
-        stage=which,
+        stage=stage,
         model=model,
         optimizer=optimizer,
         dataset=dataset,
         tasks=_tasks(dataset, validation),
-        loop=loop,
+        loop=dataclasses.replace(loop, eval_period=loop.eval_period or checkpoint.period),
         checkpoint=checkpoint,
-        initial_checkpoint_path=initial_checkpoint_path and str(files.absolute(initial_checkpoint_path)),
+        initial_checkpoint_path=starts[0] if len(starts) == 1 else starts or None,
         prompt_init=prompt_init,
         validation=validation,
         frozen_weights_dtype=frozen_weights_dtype,
@@ -152,39 +154,60 @@ def run_stage(
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
-    params, base = _initial_params(model, which, initial_checkpoint_path, prompt_init, partitioner, loop.seed)
-    trainable, frozen = stages.partition(params, which)
+    params, base = initial_parameters.starting_parameters(model, stage, starts, prompt_init, partitioner, loop.seed)
+    trainable, frozen = stages.partition(params, stage)
     frozen = stages.held_in(frozen, frozen_weights_dtype)
     params = stages.combine(trainable, frozen)
-    print(parameter_table.parameter_table(params, which, partitioner, model), flush=True)
-    staged = optimizers.staged_optimizer(optimizer, params, which)
+    print(parameter_table.parameter_table(params, stage, partitioner, model), flush=True)
+    staged = optimizers.staged_optimizer(optimizer, params, stage)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
-    facts = {"stage": which.name, "base": base, "task": dataset.mixture_or_task_name, "seed": loop.seed}
-    facts |= networks.described(model.config, _vocabulary_description(dataset.mixture_or_task_name))
-    if which.trains(parameter_names.PROMPT):
-        named = initial_checkpoint_path if prompt_init is None else prompt_initializers.initializer_name(prompt_init)
-        facts["initialisation"] = named
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(saving.RunCheckpoints(model_dir, checkpoint)) as run_checkpoints:
         state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
+        save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < loop.total_steps:
-            trainer.train(
-                model,
-                staged,
-                state,
-                frozen,
-                _batches(dataset, which, state.step, model, partitioner),
-                loop,
-                partitioner=partitioner,
-                batch_size=dataset.batch_size,
-                save_period=checkpoint.period,
-                evaluate=_evaluator(model, which, validation, partitioner),
-                save=trainer.saver(run_checkpoints, frozen, facts),
-                writer=_writer(model_dir, state.step),
-                validation_loss=_validation_loss(model, which, validation, partitioner),
-                profile_dir=model_dir,
-            )
+            _train(settings, staged, state, frozen, save, model_dir)
     return run_folder.finish(model_dir, export_dir)
+
+
+def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str) -> None:
+    """The loop with this run's batches, validation and writers."""
+    stage, model, partitioner, validation = settings.stage, settings.model, settings.partitioner, settings.validation
+    trainer.train(
+        model,
+        staged,
+        state,
+        frozen,
+        _batches(settings.dataset, stage, state.step, model, partitioner),
+        settings.loop,
+        partitioner=partitioner,
+        batch_size=settings.dataset.batch_size,
+        save_period=settings.checkpoint.period,
+        evaluate=_evaluator(model, stage, validation, partitioner),
+        save=save,
+        writer=_writer(model_dir, state.step),
+        validation_loss=_validation_loss(model, stage, validation, partitioner),
+        profile_dir=model_dir,
+    )
+
+
+def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str, Any]:
+    """What every checkpoint of the run says about itself."""
+    task = settings.dataset.mixture_or_task_name
+    description = {"stage": settings.stage.name, "base": base, "task": task, "seed": settings.loop.seed}
+    description |= networks.described(settings.model.config, _vocabulary_description(task))
+    if settings.stage.trains(parameter_names.PROMPT):
+        init = settings.prompt_init
+        description["initialisation"] = (
+            settings.initial_checkpoint_path if init is None else prompt_initializers.initializer_name(init)
+        )
+    return description
+
+
+def _paths(paths: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Absolute paths of the checkpoints that a run starts from."""
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
+    return tuple(str(files.absolute(path)) for path in several)
 
 
 def _tasks(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, Any]:
@@ -209,7 +232,7 @@ def _writer(model_dir: str, step: int) -> run_metrics.Writer:
     return run_metrics.Writers((events, run_metrics.MetricsFile(model_dir, step)))
 
 
-def _validation_loss(model, which: stages.Stage, validation: Validation | None, partitioner: Partitioner):
+def _validation_loss(model, stage: stages.Stage, validation: Validation | None, partitioner: Partitioner):
     if validation is None or not validation.eval_steps:
         return lambda params: {}
     return validation_loss.validation_loss(
@@ -219,69 +242,44 @@ def _validation_loss(model, which: stages.Stage, validation: Validation | None, 
         validation.config.task_feature_lengths,
         batch_size=validation.config.batch_size,
         steps=validation.eval_steps,
-        prompt_id=validation.prompt_id if which.attaches_prompt else None,
+        prompt_id=validation.prompt_id if stage.attaches_prompt else None,
         partitioner=partitioner,
     )
 
 
-def _abstract_params(model: EncoderDecoderModel, which: stages.Stage) -> dict[str, Any]:
+def _abstract_params(model: EncoderDecoderModel, stage: stages.Stage) -> dict[str, Any]:
     params = model.abstract_params()
-    return params if which.attaches_prompt else parameter_names.split_adapters(params)[0]
+    return params if stage.attaches_prompt else parameter_names.split_adapters(params)[0]
 
 
-def _trains_model(model: EncoderDecoderModel, which: stages.Stage) -> bool:
-    return which.trains_any(parameter_names.split_adapters(model.abstract_params())[0])
-
-
-def _check_frozen_dtype(model: EncoderDecoderModel, which: stages.Stage, dtype: str | None) -> None:
+def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: str | None) -> None:
     """Only a model that no checkpoint of the run holds may be held in another dtype."""
     stages.held_in({}, dtype)
-    params = _abstract_params(model, which)
-    frozen_model, _ = parameter_names.split_adapters(stages.partition(params, which)[1])
-    if dtype is not None and _trains_model(model, which) and jax.tree.leaves(frozen_model):
+    params = _abstract_params(model, stage)
+    frozen_model, _ = parameter_names.split_adapters(stages.partition(params, stage)[1])
+    if dtype is not None and initial_parameters.trains_model(model, stage) and jax.tree.leaves(frozen_model):
         raise ValueError(
-            f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {which.name} trains a part of the model and "
+            f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
             "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
         )
 
 
-def _initial_params(model, which: stages.Stage, path: str | None, prompt_init, partitioner, seed: int):
-    """The whole tree this stage works on, and the base that a later reader finds the model's weights in."""
-    if path is None:
-        if not _trains_model(model, which):
-            raise ValueError("Prompt tuning needs a pretrained model: set INITIAL_CHECKPOINT_PATH.")
-        params, base = initial_parameters.random_parameters(model, partitioner, seed), None
-    else:
-        loaded = loading.load(path, model, partitioner)
-        params, base = loaded.params, {"path": loaded.base_path, "fingerprint": loaded.base_fingerprint}
-    if not which.attaches_prompt:
-        return parameter_names.split_adapters(params)[0], base
-    if prompt_init is not None:
-        return initial_parameters.with_new_prompt(params, prompt_init, model, partitioner, seed), base
-    if parameter_names.SOFT_PROMPT not in params:
-        raise ValueError(
-            f"Stage {which.name} takes its soft prompt from INITIAL_CHECKPOINT_PATH, but {path} has none; give the "
-            "prompt-tuning run's folder, or set train.train.prompt_init."
-        )
-    return params, base
-
-
 def _batches(
     dataset: training_batches.DatasetConfig,
-    which: stages.Stage,
+    stage: stages.Stage,
     start_batch: int,
     model: EncoderDecoderModel,
     partitioner: Partitioner,
 ):
     rows = partitioner.rows(dataset.batch_size)
     for batch in training_batches.training_batches(dataset, start_batch=start_batch, rows=rows):
-        if not which.attaches_prompt:
+        if not stage.attaches_prompt:
             del batch[features.SOFT_PROMPT_IDS]
         features.check_ids(batch, model.config.vocab_size, model.config.num_prompts)
         yield batch
 
 
-def _evaluator(model, which: stages.Stage, validation: Validation | None, partitioner: Partitioner):
+def _evaluator(model, stage: stages.Stage, validation: Validation | None, partitioner: Partitioner):
     if validation is not None:  # read, and kept, before training: a misspelt split shows at once
         config = validation.config
         evaluation_examples.evaluation_examples(
@@ -291,7 +289,7 @@ def _evaluator(model, which: stages.Stage, validation: Validation | None, partit
     def evaluate(params):
         if validation is None:
             return None
-        attached = validation.prompt_id if which.attaches_prompt else None
+        attached = validation.prompt_id if stage.attaches_prompt else None
         return scoring.evaluate(
             model,
             params,

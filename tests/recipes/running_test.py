@@ -9,6 +9,7 @@ import pytest
 import seqio
 from etils.epath import backend
 
+import promot_t5x
 from promot_t5x import pipeline, plan
 from promot_t5x.checkpoints import fingerprints, loading, saving
 from promot_t5x.configuration import flags, program
@@ -16,6 +17,7 @@ from promot_t5x.evaluation import answering, suite
 from promot_t5x.models import encoder_decoder, parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.recipes.methods import Method
 from promot_t5x.recipes.recipe import Recipe
 from promot_t5x.training import trainer
 
@@ -343,6 +345,78 @@ def test_a_method_from_outside_the_package_is_one_row_and_one_gin_file(tiny, tmp
     assert "dummy baseline" in page and "background:#123456" in page and "Fine-tunes twice." in page
     assert "dummy baseline" in (work / "comparison.md").read_text()
     assert (work / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_recipe_from_python(tiny, finished, tmp_path):
+    """Trained by calls of run_stage, without gin: the same weights and scores as the gin files give."""
+    model = EncoderDecoderModel(T5Config(**TINY, relative_bias_max_distance=64, dropout_rate=0.0))
+    lengths = {"inputs": 10, "targets": 4}
+    calls = []
+
+    def train(run, model_dir, starts):
+        calls.append((run.method, run.learning_rate, run.seed, starts))
+        first = run.method == "prompt_tuning"
+        rate = 0.3 if first else run.learning_rate
+        return promot_t5x.run_stage(
+            promot_t5x.from_gin([str(tiny / "tiny.gin")], {"WORK_DIR": "", "DEMO_CHECKPOINT": ""}),
+            "prompt_tuning" if first else "model_tuning",
+            promot_t5x.adafactor(rate, multiply_by_parameter_scale=not first),
+            promot_t5x.DatasetConfig("toy_enfr", lengths, batch_size=8),
+            promot_t5x.LoopConfig(total_steps=4),
+            model_dir=model_dir,
+            checkpoint=promot_t5x.CheckpointConfig(period=2),
+            initial_checkpoint_path=starts[0],
+            prompt_init=promot_t5x.sampled_vocabulary(population=280) if first else None,
+            validation=promot_t5x.Validation(
+                "toy_enfr", "validation", promot_t5x.EvaluationConfig(lengths, batch_size=16, limit=16)
+            ),
+        )
+
+    recipe = Recipe(("pretrained", "prompt_tuning", "promot"), "toy_enfr", ("toy_wic",), learning_rates=(1e-3,))
+    wide = promot_t5x.EvaluationConfig({"inputs": 28, "targets": 6}, batch_size=16, limit=16)
+    arguments = (recipe, train, model, wide, str(tmp_path / "work"), str(tiny / "base"))
+    results = promot_t5x.run_recipe(*arguments)
+    work = tmp_path / "work"
+    base = str(tiny / "base")
+    assert calls == [
+        ("prompt_tuning", None, 0, (base,)),
+        ("promot", 0.001, 0, (str(work / "seed0/prompt_tuning"),)),
+    ]
+    assert json.loads((work / "comparison.json").read_text())["methods"] == results["methods"]
+    from_gin = json.loads((finished / "comparison.json").read_text())["methods"]
+    assert results["methods"]["pretrained"] == from_gin["pretrained"]
+    assert set(results["methods"]) == {"pretrained", "prompt_tuning", "promot"}
+    before = (work / "comparison.json").read_text()
+    promot_t5x.run_recipe(*arguments)
+    assert (work / "comparison.json").read_text() == before
+
+
+def test_a_run_starts_from_the_mean_of_two(tiny, tmp_path):
+    """One row of the table names two checkpoints; numpy's mean of them is what the run is trained from."""
+    _write_base(tmp_path / "other", seed=1)
+    recipe = Recipe(
+        (
+            "pretrained",
+            Method(
+                "soup", ("stages/fine_tuning.gin",), starts_from=("pretrained", str(tmp_path / "other")), prompt=None
+            ),
+        ),
+        "toy_enfr",
+        (),
+        learning_rates=(1e-3,),
+        headline=("soup", "soup", "pretrained"),
+    )
+    train = promot_t5x.runs_from_gin(
+        [str(tiny / "tiny.gin")], {"WORK_DIR": "", "DEMO_CHECKPOINT": "", "TRAIN_STEPS": 2}
+    )
+    model = EncoderDecoderModel(T5Config(**TINY, relative_bias_max_distance=64, dropout_rate=0.0))
+    wide = promot_t5x.EvaluationConfig({"inputs": 28, "targets": 6}, batch_size=16, limit=16)
+    promot_t5x.run_recipe(recipe, train, model, wide, str(tmp_path / "work"), str(tiny / "base"))
+    read = [saving.read_params(folder, saving.shapes(folder)) for folder in (tiny / "base", tmp_path / "other")]
+    mean = {name: (np.asarray(leaf) + np.asarray(read[1][name])) / np.float32(2) for name, leaf in read[0].items()}
+    base = saving.read_metadata(tmp_path / "work/seed0/soup_lr0.001/checkpoint_2")["base"]
+    assert base["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(mean))
+    assert base["path"] == f"{tiny / 'base'}, {tmp_path / 'other'}"
 
 
 def test_answers_and_scores_of_every_example_are_kept(finished):

@@ -1,0 +1,80 @@
+"""A recipe's training runs from gin: the method's files, then the recipe's, which win, then the run's own values."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from promot_t5x.configuration import gin_checks, gin_files, gin_statements
+from promot_t5x.recipes.recipe import PlannedRun
+from promot_t5x.training import run_folder, stage_run
+
+
+@dataclasses.dataclass(frozen=True)
+class GinRuns:
+    """Trains a recipe's runs; each is one that `python -m promot_t5x.train` could do by hand.
+
+    Attributes:
+      files: gin files of the network and the task, as `--gin_file` takes them; they win over the methods' own files.
+      bindings: gin statements, which win over all files.
+      search_paths: folders to look for files in before the package's.
+    """
+
+    files: Sequence[str]
+    bindings: Sequence[str] = ()
+    search_paths: Sequence[str] = ()
+
+    def __call__(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> run_folder.RunResult:
+        """Trains one run, or returns at once from a finished one; see `running.Train`."""
+        try:
+            self.configure(run, model_dir, starts)
+            train = gin_files.configurable(stage_run.run_stage, "train.train")
+            return train(config_gin=gin_files.operative_config)
+        finally:
+            gin_statements.clear()
+
+    def configure(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> None:
+        """Makes gin's configuration that of one run.
+
+        Raises:
+          FileNotFoundError: no such gin file.
+          ConfigError: a mistake in a file or binding.
+        """
+        bindings = [
+            *self.bindings,
+            f"MODEL_DIR = {model_dir!r}",
+            f"INITIAL_CHECKPOINT_PATH = {(starts[0] if len(starts) == 1 else tuple(starts))!r}",
+            f"RANDOM_SEED = {run.seed}",
+        ]
+        if run.learning_rate is not None:
+            bindings.append(f"LEARNING_RATE = {run.learning_rate!r}")
+        gin_files.parse([*run.gin_files, *self.files], bindings, self.search_paths)
+        gin_checks.check_macros()
+
+    def check_flags(self, runs: Sequence[PlannedRun]) -> None:
+        """A macro given as a flag must mean something to the recipe, which gin holds now, or to one of its runs.
+
+        Raises:
+          ConfigError: one sentence with every macro that changes nothing.
+        """
+        unused = gin_checks.unused_flag_macros()
+        for run in runs:
+            if unused and run.trains:
+                self.configure(run, model_dir="not read", starts=("not read",))
+                unused &= gin_checks.unused_flag_macros()
+        gin_checks.check_flags(unused)
+
+
+def runs_from_gin(
+    files: Sequence[str], bindings: Mapping[str, Any] | None = None, search_paths: Sequence[str] = ()
+) -> GinRuns:
+    """What trains the runs of `run_recipe` as gin files describe them; arguments as `from_gin`'s.
+
+    Args:
+      files: of the network and the task; each method's row names its stage's file.
+      bindings: macros or parameters to values, for all runs alike.
+      search_paths: folders to look for the files in before the package's.
+
+    >>> runs_from_gin(["models/toy.gin", "tasks/toy.gin"], {"TRAIN_STEPS": 100}).bindings
+    ('TRAIN_STEPS = 100',)
+    """
+    return GinRuns(tuple(files), gin_files.statements(bindings or {}), tuple(search_paths))
