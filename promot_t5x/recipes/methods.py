@@ -27,8 +27,8 @@ class Method:
       name: its key in recipes, folders and results.
       gin_files: what configures its training run, read before the recipe's own files; none trains nothing: what the
         method starts from is scored as it is.
-      starts_from: names of methods, PRETRAINED, or paths of checkpoints (with a slash). Several are handed to the
-        run as a tuple.
+      starts_from: names of methods, PRETRAINED, or paths of checkpoints (with a slash). A run starts from the mean of
+        several.
       prompt: the soft prompt that stays attached for the target, None for a method without one.
       grid: whether the recipe's learning rates apply, with one run each.
       planned: whether `plan` compiles its step; False where that is no more than another method's.
