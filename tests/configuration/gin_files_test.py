@@ -359,7 +359,7 @@ def test_processes_are_joined_before_files_are_read(write, library, monkeypatch)
         raise TimeoutError("nobody came")
 
     monkeypatch.setattr(program.processes, "start", refused)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="nobody came"):
         program.configure(flags.Invocation(gin_files=("absent.gin",), processes=processes))
 
 
