@@ -252,6 +252,11 @@ def test_missing_and_circular_includes(write, tmp_path):
     assert parse_error([path], [], [str(tmp_path)]) == (
         f"{path}:1: 'loop.gin' includes itself: remove one of the includes"
     )
+    write("include 'second.gin'\n", "first.gin")
+    second = write("A = 1\ninclude 'first.gin'\n", "second.gin")
+    assert parse_error([str(tmp_path / "first.gin")], [], [str(tmp_path)]) == (
+        f"{second}:2: 'first.gin' includes itself: remove one of the includes"
+    )
 
 
 def test_never_mentioned(library):
