@@ -48,6 +48,13 @@ def test_ids_with_a_row_pass():
         features.check_ids(batch, vocab_size=5, num_prompts=1)
 
 
+@pytest.mark.parametrize("length", [True, 0, -1, 4.0, "4", None])
+def test_lengths_are_positive_whole_numbers(length):
+    with pytest.raises(ValueError, match="LENGTHS is .*, expected positive token counts for both"):
+        features.check_lengths({"inputs": 3, "targets": length}, "LENGTHS")
+    features.check_lengths({"inputs": 3, "targets": 1}, "LENGTHS")
+
+
 def test_a_vocabulary_file_is_named(tmp_path):
     advice = "; set VOCABULARY_FILE to the model's SentencePiece file."
     with pytest.raises(FileNotFoundError) as missing:
