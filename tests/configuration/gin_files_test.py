@@ -426,3 +426,12 @@ def test_binary_as_a_subprocess(tmp_path):
 def test_packaged_folder_is_the_packages_own():
     assert gin_files._PACKAGED == PACKAGE / "gin"
     assert all(path.is_absolute() and path.suffix == ".gin" for path in gin_files.gin_files_packaged())
+
+
+def test_a_packaged_name_means_the_package_whatever_the_folder_holds(tmp_path, monkeypatch):
+    name = "promot_t5x/gin/models/mt5_small.gin"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert gin_files.resolve(name) in gin_files.gin_files_packaged()
+    assert gin_files.resolve(f"./{name}") == tmp_path / name

@@ -253,6 +253,8 @@ def test_rows_outside_the_batch_are_named(rows):
 def test_fewer_shards_read_a_small_split():
     (batch,) = _take(1, _config(split="small", shards=1))
     assert set(_ids(batch)) == {0, 1, 2}
+    (batch,) = _take(1, _config(split="small", batch_size=3, shards=3))
+    assert _ids(batch).tolist() == [0, 1, 2], "as many shards as examples"
 
 
 def test_rows_are_what_seqio_converts_them_to():

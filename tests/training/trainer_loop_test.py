@@ -81,6 +81,8 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
     np.testing.assert_allclose(
         [written[2]["train/loss"], written[3]["train/loss"]], [first, sums[2].loss / (B * U)], 1e-5
     )
+    per_step = [written[n]["train/target_tokens_per_second"] / written[n]["train/steps_per_second"] for n in (2, 3)]
+    np.testing.assert_allclose(per_step, [(B * U + B) / 2, B * U], 1e-6)
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
