@@ -13,6 +13,7 @@ import pytest
 
 import promot_t5x
 from promot_t5x.checkpoints import soft_prompts
+from promot_t5x.configuration import gin_files
 from promot_t5x.tasks import toy_world
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -93,6 +94,7 @@ def test_from_gin_leaves_nothing_behind():
     changed = promot_t5x.from_gin(["models/toy.gin"], {"DROPOUT_RATE": 0.25})
     assert changed.config.dropout_rate == 0.25
     assert promot_t5x.from_gin(["models/toy.gin"]).config.dropout_rate == 0.0
+    assert not gin_files.bindings(gin_files.resolved_config())
     with pytest.raises(FileNotFoundError, match="models/mt5_xxl.gin"):
         promot_t5x.from_gin(["models/mt5_xxll.gin"])
 

@@ -11,12 +11,13 @@ import pytest
 
 import promot_t5x
 from promot_t5x import eval, plan
-from promot_t5x.configuration import flags, gin_checks, gin_files
+from promot_t5x.configuration import flags, gin_checks, gin_files, gin_statements
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 README = ROOT / "README.md"
 GIN_FILES = gin_files.gin_files_packaged()
+GIN_PATHS = {file.resolve() for file in GIN_FILES}
 # What a reader of a snippet or a shortened command has set by other files and flags.
 GIVEN = (
     "DATA_DIR = 'my_data'",
@@ -66,9 +67,9 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_named_gin_files_exist(page):
-    for file in re.findall(r"--gin_file=([^\s`\"']+\.gin)", page.read_text(encoding="utf-8")):
-        if not file.startswith("my"):  # the reader's own
-            gin_files.resolve(file)
+    named = re.findall(r"--gin_file=([^\s`\"']+\.gin)", page.read_text(encoding="utf-8"))
+    packaged = [gin_files.resolve(file) for file in named if not file.startswith("my")]  # "my" is the reader's own
+    assert [file for file in packaged if file.resolve() not in GIN_PATHS] == []
 
 
 @pytest.mark.parametrize("file", GIN_FILES, ids=name)
@@ -108,6 +109,7 @@ def test_commands_parse(argv):
     if argv[:2] == ["promot-t5x", "eval"]:
         invocation = eval.parse(arguments)
         if invocation.extra["list"]:
+            assert not invocation.gin_files and not invocation.gin_bindings
             return
     elif argv[:2] == ["promot-t5x", "plan"]:
         invocation = plan.parse(arguments)
@@ -119,6 +121,8 @@ def test_commands_parse(argv):
     files = [file for file in invocation.gin_files if not file.startswith("my")]
     gin_files.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
     gin_checks.check_macros()
+    from_flags = {origin.written for origin in gin_statements.ORIGINS.values() if origin.from_flag}
+    assert len(from_flags) == len({line.split(" = ")[0] for line in (*invocation.gin_bindings, *given)})
 
 
 @pytest.mark.parametrize("snippet", [snippet for page in PAGES for snippet in snippets(page)], ids=lambda s: s[-60:])
@@ -127,6 +131,7 @@ def test_gin_snippets_parse_behind_a_stage(snippet, tmp_path):
     files = ["recipes/trial_rte.gin", "stages/prompt_tuning.gin", "tasks/jsonl.gin", str(tmp_path / "my.gin")]
     gin_files.parse(files, GIVEN)
     gin_checks.check_macros()
+    assert any(origin.where.startswith(str(tmp_path)) for origin in gin_statements.ORIGINS.values())
 
 
 def test_python_snippets_use_names_that_are_there():

@@ -7,7 +7,7 @@ ACTIVATIONS = ("gelu", "relu", "silu", "linear")
 
 TOKEN_IDS = {"decoder_start": 0, "end": 1, "padding": 0}
 
-"""What every (m)T5 starts, ends and pads its sequences with; masks and decoding are written for these ids."""
+"""The ids that every (m)T5 starts, ends and pads its sequences with; masks and decoding assume them."""
 
 
 def _function(default: Any) -> Any:
@@ -16,7 +16,7 @@ def _function(default: Any) -> Any:
 
 
 def _of_a_run(default: Any) -> Any:
-    """A field that each run chooses for itself, whatever the checkpoint was trained with."""
+    """A field that each run chooses, whatever the checkpoint was trained with."""
     return dataclasses.field(default=default, metadata={"decides": "run"})
 
 
@@ -70,8 +70,9 @@ class T5Config:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < (0 if field.name == "prompt_length" else 1):
-                raise ValueError(f"T5Config.{field.name} is {value}: expected a positive number.")
+            least = 0 if field.name == "prompt_length" else 1
+            if field.type is int and value < least:
+                raise ValueError(f"T5Config.{field.name} is {value}: expected at least {least}.")
         choices = {
             "relative_bias": ("shared", "per_layer"),
             "remat": ("none", "minimal", "full"),

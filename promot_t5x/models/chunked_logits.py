@@ -1,9 +1,8 @@
 """What a loss needs of each token's logits, computed without ever holding the logits of the whole vocabulary.
 
 For mT5 the logits of one batch are the largest array of a training step by far (64 x 128 tokens x 250,112 words in
-float32 are 8.4 GB), and a loss only needs a handful of numbers per token. They are accumulated over chunks of the
-vocabulary; the backward pass computes each chunk's logits again, the one matrix product in addition to those of the
-plain computation.
+float32 are 8.2 GB), and a loss only needs a handful of numbers per token. They are accumulated over chunks of the
+vocabulary; the backward pass computes each chunk's logits again, one matrix product more than the plain computation.
 
 Dimensions: B batch, U decoder tokens, D embed, V vocabulary, M pieces that the mesh cuts the vocabulary into, W words
 of one piece (V = M * W), C words of one chunk of a piece.
@@ -74,7 +73,7 @@ def token_statistics(
 
 
 class _Chunks(NamedTuple):
-    """How the vocabulary is walked through: chunk number i of every piece at a time."""
+    """How the vocabulary is traversed: chunk i of every piece at the same time."""
 
     vocab_axis: int
     pieces: int
@@ -109,16 +108,16 @@ class _Chunks(NamedTuple):
         if self.pieces == 1:
             chunk = jnp.expand_dims(chunk, self.vocab_axis)
         chunk_DxMxC = chunk if self.vocab_axis else jnp.moveaxis(chunk, -1, 0)
-        # Told where the chunk is cut and only then that it is to be whole, XLA gathers the chunk, else all of `split`.
+        # First sharded, then whole: this makes XLA gather the chunk. With the second alone it gathers all of `split`.
         chunk_DxMxC = with_logical_constraint(chunk_DxMxC, ("embed", "vocab", None))
         return with_logical_constraint(chunk_DxMxC, (None, "vocab", None)).astype(jnp.float32)
 
     def with_chunk(self, split: jax.Array, chunk_DxMxC: jax.Array, i: jax.Array) -> jax.Array:
-        """`split` with the new words of chunk i added in place."""
+        """`split` with chunk i added in place; the words that an earlier chunk had must be 0 in it."""
         chunk = chunk_DxMxC if self.vocab_axis else jnp.moveaxis(chunk_DxMxC, 0, -1)
         if self.pieces == 1:
             chunk = jnp.squeeze(chunk, self.vocab_axis)
-        if self.words % self.width:  # the overlap has its values already; what is added there is 0
+        if self.words % self.width:  # the last chunk overlaps the one before, whose values must stay
             chunk = chunk + jax.lax.dynamic_slice_in_dim(split, self.start(i), self.width, axis=self.word_axis)
         return jax.lax.dynamic_update_slice_in_dim(split, chunk.astype(split.dtype), self.start(i), axis=self.word_axis)
 
@@ -128,7 +127,7 @@ class _Chunks(NamedTuple):
         return jnp.arange(self.pieces)[:, None] * self.words + within_C[None, :]
 
     def new(self, i: jax.Array) -> jax.Array | None:
-        """Mask_C of the words of chunk i that no chunk before it had; None where all are new."""
+        """Mask over C: the words of chunk i that no earlier chunk had; None where all are new."""
         if self.words % self.width == 0:
             return None
         return self.start(i) + jnp.arange(self.width) >= i * self.width
@@ -144,8 +143,8 @@ def _statistics(chunks: _Chunks, hidden_BxUxD: jax.Array, matrix: jax.Array, tar
     split = chunks.split(matrix)
 
     def add(carry, i):
-        # Invariant, of each piece and the words v seen so far: largest = max l_v, sum = sum exp(l_v - largest),
-        # target = l_t if t is among them, total = sum l_v. A larger maximum rescales the sum by exp(old - new).
+        # Invariant of each piece over the words v seen so far: largest = max l_v, sum = sum exp(l_v - largest),
+        # target = l_t if t is among them, else 0, total = sum l_v. A new maximum rescales the sum by exp(old - new).
         largest_BxUxM, sum_BxUxM, target_BxUxM, total_BxUxM = carry
         logits_BxUxMxC = _logits(hidden_BxUxD, chunks.of(split, i))
         hit_BxUxMxC = targets_BxU[..., None, None] == chunks.ids(i)
@@ -196,12 +195,13 @@ def _backward(chunks: _Chunks, residuals: Any, cotangents: Any):
     by_log_z, by_target, by_total, *_ = (
         jnp.zeros_like(exp_sum_BxU) if isinstance(x, SymbolicZero) else x for x in cotangents
     )
-    # log Z rounds away what probabilities need where logits are large, so they are exp(logit - largest) / exp_sum.
+    # a p_v = (a / sum_w exp(l_w - M)) exp(l_v - M). Not exp(l_v - log Z): where logits are large, log Z is rounded.
     by_exp_BxU = by_log_z / exp_sum_BxU
     split = chunks.split(matrix)
 
     def add(carry, i):
-        # Invariant: hidden_gradient = sum of g_v w_v over the words seen so far, split_gradient = dw of these words.
+        # Invariant over the words v seen so far: hidden_gradient = sum of g_v w_v; split_gradient has their dw_v, which
+        # are final, and zeros elsewhere.
         hidden_gradient_BxUxMxD, split_gradient = carry
         chunk_DxMxC = chunks.of(split, i)
         exp_BxUxMxC = jnp.exp(_logits(hidden_BxUxD, chunk_DxMxC) - largest_BxU[..., None, None])
@@ -220,10 +220,10 @@ def _backward(chunks: _Chunks, residuals: Any, cotangents: Any):
             split_gradient = chunks.with_chunk(split_gradient, chunk_gradient_DxMxC, i)
         return (hidden_gradient_BxUxMxD, split_gradient), None
 
-    # Each piece adds up its own part, so that devices exchange once and not at every chunk.
+    # Each piece adds up its own part, so that devices communicate once and not at every chunk.
     zeros_BxUxMxD = jnp.zeros((*targets_BxU.shape, chunks.pieces, hidden_BxUxD.shape[-1]), jnp.float32)
     zeros_BxUxMxD = with_logical_constraint(zeros_BxUxMxD, ("batch", "length", "vocab", None))
-    # Cut as the matrix is: left to itself, XLA may keep all of the embed axis on every device.
+    # Sharded as the matrix is: left to itself, XLA may keep the whole embed axis on every device.
     start = (zeros_BxUxMxD, None if matrix_trains is None else chunks.split(jnp.zeros_like(matrix)))
     (hidden_gradient, split_gradient), _ = jax.lax.scan(add, start, jnp.arange(chunks.count))
     hidden_gradient = jnp.sum(hidden_gradient, axis=2)

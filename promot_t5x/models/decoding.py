@@ -21,7 +21,7 @@ TokensToLogits = Callable[[jax.Array, Cache, jax.Array], tuple[jax.Array, Cache]
 
 """The step: (tokens_N, cache, position) -> (logits_NxV of the token at `position`, the updated cache)."""
 
-# Stands for log 0 in beam search; finite, so that sums and quotients of it stay ordered. T5X's value.
+# In place of log 0 in beam search: finite, so that sums and quotients of it stay comparable. T5X's value.
 _NEG_INF = -1.0e7
 
 _BATCH_AXIS = -4
@@ -33,14 +33,14 @@ def greedy(
     """Decodes the most probable token at every position; `sample` at temperature 0.
 
     Args:
-        first_logits_BxV: logits of the first token.
-        cache: the decoder's state after position 0.
-        tokens_to_logits: the step.
-        max_length: U, the greatest number of tokens, the end token included.
-        eos_id: id that ends a sequence.
+      first_logits_BxV: logits of the first token.
+      cache: the decoder's state after position 0.
+      tokens_to_logits: the step.
+      max_length: U, the greatest number of tokens, the end token included.
+      eos_id: id that ends a sequence.
 
     Returns:
-        tokens_BxU, int32: each sequence with its end token, 0 after it.
+      tokens_BxU, int32: each sequence with its end token, 0 after it.
 
     >>> def step(tokens_N, cache, position):  # the next token is the last one minus 1
     ...     return jax.nn.one_hot(tokens_N - 1, 5), cache
@@ -68,22 +68,22 @@ def sample(
     """Draws each token from softmax(logits / temperature), cut to its top-k, then to its top-p tokens.
 
     Args:
-        first_logits_BxV: logits of the first token.
-        cache: the decoder's state after position 0.
-        tokens_to_logits: the step.
-        key: random key; position u draws with fold_in(key, u). None if temperature is 0.
-        max_length: U, the greatest number of tokens, the end token included.
-        temperature: divides the logits; 0 takes the most probable token instead of drawing.
-        top_k: how many of the most probable tokens may be drawn; 0 for all.
-        top_p: only the smallest set of most probable tokens whose probabilities, renormalised after top-k, reach this
-            sum may be drawn; 1 for all (nucleus sampling, Holtzman et al. 2020, section 3.1).
-        eos_id: id that ends a sequence.
+      first_logits_BxV: logits of the first token.
+      cache: the decoder's state after position 0.
+      tokens_to_logits: the step.
+      key: random key; position u draws with fold_in(key, u). None if temperature is 0.
+      max_length: U, the greatest number of tokens, the end token included.
+      temperature: divides the logits; 0 takes the most probable token instead of drawing.
+      top_k: how many of the most probable tokens may be drawn; 0 for all.
+      top_p: only the smallest set of most probable tokens whose probabilities, renormalised after top-k, reach this
+        sum may be drawn; 1 for all (nucleus sampling, Holtzman et al. 2020, section 3.1).
+      eos_id: id that ends a sequence.
 
     Returns:
-        tokens_BxU, int32: each sequence with its end token, 0 after it.
+      tokens_BxU, int32: each sequence with its end token, 0 after it.
 
     Raises:
-        ValueError: for an argument outside its range, or a missing key.
+      ValueError: for an argument outside its range, or a missing key.
     """
     _check_max_length(max_length)
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
@@ -154,7 +154,7 @@ def beam_search(
     alpha: float = 0.6,
     eos_id: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Beam search with a length penalty, of the same results as T5X's.
+    """Beam search with a length penalty; its results are those of T5X's.
 
     A sequence of n tokens, its end token included, scores log p / ((5 + n) / 6)^alpha. Each step extends the K alive
     beams to their 2K best continuations (at most K of which end); the ended ones compete for the K finished places, the
@@ -162,21 +162,21 @@ def beam_search(
     no alive one can overtake them.
 
     Args:
-        first_logits_BxV: logits of the first token.
-        cache: the decoder's state after position 0, of batch B; the step is called with batch B * K.
-        tokens_to_logits: the step.
-        max_length: U, the greatest number of tokens, the end token included.
-        num_beams: K.
-        alpha: exponent of the length penalty; 0 for none.
-        eos_id: id that ends a sequence.
+      first_logits_BxV: logits of the first token.
+      cache: the decoder's state after position 0, of batch B; the step is called with batch B * K.
+      tokens_to_logits: the step.
+      max_length: U, the greatest number of tokens, the end token included.
+      num_beams: K.
+      alpha: exponent of the length penalty; 0 for none.
+      eos_id: id that ends a sequence.
 
     Returns:
-        tokens_BxKxU, int32, best first: each sequence with its end token, 0 after it; and scores_BxK, float32. A row
-        with no finished sequence returns its alive ones, scored by their log-probability without penalty; in a row with
-        fewer than K finished ones the last places are zeros, scored -1e7.
+      tokens_BxKxU, int32, best first: each sequence with its end token, 0 after it; and scores_BxK, float32. A row
+      with no finished sequence returns its alive ones, scored by their log-probability without penalty; in a row with
+      fewer than K finished ones the last places are zeros, scored -1e7.
 
     Raises:
-        ValueError: for an argument outside its range.
+      ValueError: for an argument outside its range.
 
     Source: Wu et al. 2016, "Google's Neural Machine Translation System", section 7, equation 14; T5X `decoding.py`.
 
@@ -213,7 +213,7 @@ def beam_search(
 
 
 def _no_tokens(batch_size: int, num_beams: int, max_length: int, cache: Cache) -> _Beams:
-    """Before the first token all beams are the same empty sequence; all but one are made impossible."""
+    """Before the first token all beams are the same empty sequence, so all but one start as impossible."""
     log_probs_K = jnp.where(jnp.arange(num_beams) == 0, 0.0, _NEG_INF)
     empty_BxKxU = jnp.zeros((batch_size, num_beams, max_length), jnp.int32)
     return _Beams(
@@ -256,8 +256,9 @@ def _extend(beams: _Beams, logits_BxKxV: jax.Array, alpha: float, eos_id: int) -
 
 
 def _decided(beams: _Beams, max_length: int, alpha: float) -> jax.Array:
-    """Whether in every row all K places are finished and better than any alive beam can become."""
-    # The bound takes one token more than can be emitted, as T5X does: only ever later, never with another result.
+    """Whether in every row all K places are finished and score higher than any alive beam still can."""
+    # log p only falls as a beam grows, and its divisor is largest at the end, so no alive beam can come to score more.
+    # The divisor is of one token more than can be emitted, as in T5X: the search may end later, with the same result.
     attainable_B = beams.alive_log_probs_BxK[:, -1] / _length_penalty(max_length + 1, alpha)
     worst_Bx1 = jnp.min(beams.finished_scores_BxK, axis=1, keepdims=True)
     worst_BxK = jnp.where(beams.is_finished_BxK, worst_Bx1, _NEG_INF)
@@ -286,7 +287,7 @@ def _gather_cache(cache: Cache, beam_BxK: jax.Array) -> Cache:
         axis = array.ndim + _BATCH_AXIS
         shape = array.shape
         split = array.reshape(*shape[:axis], batch_size, num_beams, *shape[axis + 1 :])
-        # Mapped over the batch, so that a batch cut over devices needs no communication here.
+        # Mapped over the batch, so that a batch sharded over devices needs no communication here.
         pick = jax.vmap(lambda row, beams: jnp.take(row, beams, axis=axis), in_axes=(axis, 0), out_axes=axis)
         return pick(split, beam_BxK).reshape(shape)
 

@@ -1,12 +1,12 @@
-"""The embedding's lookup, with a gradient that takes no memory on one CPU before it is computed.
+"""The embedding's lookup; on one CPU its gradient takes no memory until it is computed.
 
 The derivative of rows = embedding[tokens] adds each row's cotangent to the row that it came from,
 
     d loss / d embedding[v] = sum over positions i with tokens[i] = v of d loss / d rows[i],
 
 which JAX writes as a scatter-add into zeros of the embedding's size. XLA's CPU compiler makes these zeros at the start
-of the step and holds them until the scatter, through the whole forward and backward pass. It does not move them out of
-a branch, so here they are made inside one. Other backends, and meshes of several devices, run Flax' own lookup.
+of the step and holds them until the scatter, through the whole forward and backward pass. It does not hoist them out
+of a branch, so here they are made inside one. Other backends, and meshes of several devices, run Flax's own lookup.
 """
 
 import functools
@@ -46,8 +46,8 @@ def _rows_forward(embedding_VxD: jax.Array, tokens: jax.Array):
 def _rows_backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
     embedding_VxD, tokens = residuals
     zeros = functools.partial(jnp.zeros_like, embedding_VxD)
-    # The condition must depend on the gradient: XLA would resolve a constant one and lift the zeros out again. Both
-    # branches agree where it is false, so it decides nothing but when the memory is taken.
+    # The condition must depend on the gradient: XLA would fold a constant one and hoist the zeros again. Where it is
+    # false the gradient is 0 and both branches agree (NaN makes it true), so it only decides when the memory is taken.
     return jax.lax.cond(jnp.any(gradient != 0), lambda: zeros().at[tokens].add(gradient), zeros), None
 
 

@@ -31,8 +31,8 @@ class DecodingConfig:
       num_beams: width of the beam.
       alpha: exponent of the length penalty ((5 + length) / 6) ** alpha.
       temperature: of sampling.
-      top_k: sample among the k likeliest tokens; 0 is all.
-      top_p: sample among the fewest tokens that have this probability together.
+      top_k: sample among the k most likely tokens; 0 is all.
+      top_p: sample among the fewest tokens whose probabilities add up to this; 1 is all.
       eos_id: the token that ends a sequence; 1 in every T5 vocabulary.
     """
 

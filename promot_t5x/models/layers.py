@@ -187,9 +187,8 @@ class DecoderLayer(nn.Module):
 
     config: T5Config
     deterministic: bool
-    cached_length: int | None = (
-        None  # with a number: one token per call, keys and values of earlier ones from the cache
-    )
+    # Not None: each call has one token, and the cache has the keys and values of this many positions.
+    cached_length: int | None = None
 
     @nn.compact
     def __call__(self, x_BxQxD: Array, cache, encoded_BxSxD, self_bias, cross_bias, index):

@@ -14,13 +14,13 @@ from promot_t5x.models.chunked_logits import TokenStatistics
 
 
 class LossSums(NamedTuple):
-    """Sums over the target tokens of one batch; ratios are left to the caller, so that hosts and steps can be added.
+    """Sums over the target tokens of a batch; dividing is left to the caller, so that parts and steps can be added up.
 
     Attributes:
-        loss: weighted sum of the loss in nats, z-loss included.
-        z_loss: weighted sum of the z-loss alone.
-        weight_sum: sum of the weights.
-        correct: weighted number of tokens whose target has the largest logit.
+      loss: weighted sum of the loss in nats, z-loss included.
+      z_loss: weighted sum of the z-loss alone.
+      weight_sum: sum of the weights.
+      correct: weighted number of tokens whose target has the largest logit.
     """
 
     loss: jax.Array
@@ -47,17 +47,17 @@ def cross_entropy(
     where the entropy H(q) is subtracted so that predicting q itself costs nothing.
 
     Args:
-        statistics: of the logits at each token.
-        weights_BxU: weight of each token, 0 for padding.
-        vocab_size: V.
-        label_smoothing: s, the probability given to all tokens but the target together; 0 <= s < 1.
-        z_loss: factor of (log Z)^2, which keeps the logits from drifting (T5X trains T5 with 1e-4).
+      statistics: of the logits at each token.
+      weights_BxU: weight of each token, 0 for padding.
+      vocab_size: V.
+      label_smoothing: s, the probability given to all tokens but the target together; 0 <= s < 1.
+      z_loss: factor of (log Z)^2, which keeps the logits from drifting (T5X trains T5 with 1e-4).
 
     Returns:
-        The four sums, float32 scalars.
+      The four sums, float32 scalars.
 
     Raises:
-        ValueError: if label_smoothing is outside [0, 1).
+      ValueError: if label_smoothing is outside [0, 1).
 
     Source: label smoothing, Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7; z-loss as in the
     Mesh TensorFlow and T5X code bases.
@@ -92,11 +92,11 @@ def sequence_scores(statistics: TokenStatistics, weights_BxU: jax.Array) -> jax.
     """Log-likelihood of each target sequence: sum_u weights_u log p(target_u), without smoothing or z-loss.
 
     Args:
-        statistics: of the logits at each token.
-        weights_BxU: weight of each token, 0 for padding.
+      statistics: of the logits at each token.
+      weights_BxU: weight of each token, 0 for padding.
 
     Returns:
-        scores_B, float32, in nats; at most 0 for weights of 0 and 1.
+      scores_B, float32, in nats; at most 0 for weights of 0 and 1.
 
     >>> from promot_t5x.models.chunked_logits import token_statistics
     >>> uniform = token_statistics(jnp.zeros((1, 2, 3)), jnp.ones((3, 4)), jnp.array([[0, 3]]))

@@ -32,7 +32,7 @@ _REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class DecodePosition:
-    """The position of a cached decoder call: it reads `length` cached positions and writes one at `index` (traced)."""
+    """Where a cached decoder call is: it reads `length` cached positions and writes the one at `index` (traced)."""
 
     length: int
     index: Any = 0
@@ -127,9 +127,7 @@ class Decoder(nn.Module):
 
 
 class SoftPrompt(nn.Module):
-    """The trainable prompts, leaf `embedding` [N, P, D]; the initial values of a run come from
-    `training/prompt_initializers.py`.
-    """
+    """The soft prompts, leaf `embedding` [N, P, D]; `training/prompt_initializers.py` has a run's initial values."""
 
     config: T5Config
 
@@ -222,7 +220,7 @@ class Transformer(nn.Module):
     def start_decoding(self, encoded_BxSxD: Array, mask_BxS: Array, max_length: int):
         """Runs the decoder's start token; returns (logits_BxV, cache) for `continue_decoding`.
 
-        Every leaf of the cache has its batch at axis -4, so that beams can be gathered without knowing the network.
+        Every leaf of the cache has the batch at axis -4, so that beams can be reordered without knowing the network.
         """
         start_Bx1 = jnp.full((encoded_BxSxD.shape[0], 1), PAD_ID, jnp.int32)
         return self._decode_one(start_Bx1, encoded_BxSxD, mask_BxS, None, DecodePosition(max_length))

@@ -22,7 +22,7 @@ SOFT_PROMPT = "soft_prompt"
 """The subtree of that leaf."""
 
 ADAPTERS = (SOFT_PROMPT,)
-"""Subtrees beside the model's."""
+"""Subtrees of adapters."""
 
 _LAYER = re.compile(r"^(encoder|decoder)/layers_(\d+)/(.+)$")
 
@@ -95,7 +95,7 @@ def stack_name(name: str) -> str:
 
 
 def _stack_arrays(leaves: list[Any]) -> Any:
-    """Layers in numpy arrays become a numpy array, without going through a device."""
+    """Layers that are numpy arrays become a numpy array, without a detour over a device."""
     return (np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp).stack(leaves)
 
 
@@ -103,8 +103,8 @@ def unstack_layers(flat: Mapping[str, Any], layer: Callable[[Any, int], Any] = o
     """Flat parameters with every scanned stack cut into its layers (canonical names); others pass through.
 
     Args:
-      flat: anything with a shape, `layer` takes one layer from.
-      layer: (stack, number) to the layer.
+      flat: leaves with a shape, from which `layer` can take one layer.
+      layer: (stack, number) -> the layer.
     """
     result = {}
     for name, leaf in flat.items():
@@ -120,8 +120,8 @@ def stack_layers(flat: Mapping[str, Any], stack: Callable[[list[Any]], Any] = _s
     """Flat parameters with the layers of each side stacked on a new leading axis; others pass through.
 
     Args:
-      flat: anything that `stack` stacks.
-      stack: the layers in their order to a stack.
+      flat: leaves that `stack` can stack.
+      stack: the layers of one leaf in order -> their stack.
 
     Raises:
       ValueError: a layer lacks a parameter that others have.
@@ -151,8 +151,8 @@ def as_stored_in(
     """Converts flat parameters to the layout (scanned or per layer) that `names` are written in.
 
     Args:
-      flat: anything that `layer` and `stack` take.
-      names: flat names in the other layout, or in the same.
+      flat: leaves that `layer` and `stack` take.
+      names: flat names in the wanted layout.
       layer: as for `unstack_layers`.
       stack: as for `stack_layers`.
     """

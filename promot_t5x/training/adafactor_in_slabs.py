@@ -1,18 +1,18 @@
 """Adafactor's rescaled gradient of a large matrix on one CPU, one slab at a time.
 
-For the gradient G of a matrix, its rows numbered along the shorter axis, and the decay b of the step (Shazeer and
-Stern 2018, algorithm 4),
+For the gradient G of a matrix, its rows numbered along the shorter axis, and the decay b = 1 - (t + 1)^-decay_rate of
+step t, counted from 0 (Shazeer and Stern 2018, algorithm 4 and section 7.2),
 
     R = b R + (1 - b) mean over columns of (G^2 + 1e-30)        of each row
     C = b C + (1 - b) mean over rows of (G^2 + 1e-30)           of each column
     U = G / sqrt(R C^T / mean(R)),      update = U / max(1, rms(U) / threshold).
 
-R, C and rms(U) are sums over the matrix, so they can be added up over slabs; U itself is elementwise, and XLA computes
-it where the parameters are updated. Two passes over G suffice: one for R and C, one for rms(U).
+R, C and rms(U)^2 are means over the matrix, so they can be added up slab by slab; U itself is elementwise, and XLA
+computes it where the parameters are updated. Two passes over G suffice: one for R and C, one for rms(U).
 
-Elsewhere XLA goes through a gradient once for both factored moments and once more for the size of the update, and
-writes nothing on the way. Its CPU compiler writes the squares of the whole matrix and the rescaled matrix: for an
-embedding of mT5's vocabulary that is half of a step's memory and a quarter of its time.
+On accelerators XLA reads a gradient once for both factored moments and once more for the size of the update, and writes
+no intermediate array. Its CPU compiler writes the squares of the whole matrix and the rescaled matrix: for an embedding
+of mT5's vocabulary that is half of a step's memory and a quarter of its time.
 """
 
 from collections.abc import Callable
@@ -70,8 +70,8 @@ def scale_by_clipped_factored_rms(
 def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: float):
     """The same for one matrix, cut along its longer axis.
 
-    optax calls the moments along the longer axis `v_col`, so a slab has all addends of its own part of `v_col`, and one
-    addend of each element of `v_row`.
+    optax calls the moments along the longer axis `v_col`: a slab completes its own part of `v_col` and adds a partial
+    sum to every element of `v_row`.
     """
     cut = 0 if gradient.shape[0] > gradient.shape[1] else 1
     length, width = gradient.shape[cut], max(1, _SLAB // gradient.shape[1 - cut])
@@ -80,7 +80,8 @@ def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: flo
         return jax.lax.dynamic_slice_in_dim(gradient, start, size, cut).astype(jnp.float32)
 
     def add_squares(start: Any, size: int, sums: Any) -> Any:
-        # Invariant: `by_row` has the slabs seen so far added up, `by_column` their own parts, which are final.
+        # Invariant over the slabs seen so far: `by_row` is the sum of their squares, and their own parts of `by_column`
+        # are final.
         by_row, by_column = sums
         squares = jnp.square(slab(start, size)) + 1e-30
         of_slab = jnp.sum(squares, 1 - cut)
@@ -100,14 +101,14 @@ def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: flo
         return total + jnp.sum(jnp.square(slab(start, size) * row_factor * columns))
 
     rms = jnp.sqrt(_for_slabs(add_size, length, width, jnp.float32(0.0)) / gradient.size)
-    # Elementwise from here: XLA computes it where the parameters are updated, and writes no array for it.
+    # Elementwise from here on: XLA fuses it into the parameter update and writes no array for it.
     scaled = gradient * row_factor * column_factor / jnp.maximum(1.0, rms / threshold)
     moments = v_row.astype(slots.v_row.dtype), v_col.astype(slots.v_col.dtype)
     return scaled.astype(gradient.dtype), optax.FactoredState(slots.count, *moments, slots.v)
 
 
 def _for_slabs(body: Callable[[Any, int, Any], Any], length: int, width: int, carry: Any) -> Any:
-    """carry = body(start, size, carry) for slabs of `width` and a last one of the remainder."""
+    """carry = body(start, size, carry) over slabs of `width`, the remainder last."""
     whole = length // width
     carry = jax.lax.fori_loop(0, whole, lambda i, carry: body(i * width, width, carry), carry)
     return body(whole * width, length % width, carry) if length % width else carry

@@ -99,7 +99,7 @@ def _sum(total: Any, addend: Any) -> Any:
 
 
 def random_parameters(model: EncoderDecoderModel, partitioner: Partitioner, seed: int) -> dict[str, Any]:
-    """Freshly initialised parameters, made where they belong; without adapters."""
+    """Freshly initialised parameters without adapters, created with their shardings."""
     shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
     params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(seed))
     return parameter_names.split_adapters(params)[0]
@@ -115,13 +115,13 @@ def with_new_prompt(
     """The parameters with a freshly initialised soft prompt, in place of any they had.
 
     Raises:
-      ValueError: the network has no place for a prompt, or the initialiser cannot fill it.
+      ValueError: the network has no soft prompt, or the initialiser cannot make one of its shape.
     """
     c = model.config
     if not c.prompt_length:
         raise ValueError("The network has no soft prompt; set architecture.T5Config.prompt_length (the paper: 100).")
     init = prompt_initializers.built(prompt_init)
-    key = jax.random.fold_in(jax.random.key(seed), 0x50)  # apart from the key that initialised the weights
+    key = jax.random.fold_in(jax.random.key(seed), 0x50)  # not the key that initialised the weights
     sharding = loading.wanted_params(model, partitioner)[parameter_names.PROMPT].sharding
 
     def make(embedding_VxD):

@@ -29,7 +29,7 @@ Optimizer = OptimizerSettings | optax.GradientTransformation
 
 
 def built(optimizer: Optimizer) -> optax.GradientTransformation:
-    """The transformation of an optimizer's settings; a bare optax transformation is its own.
+    """The transformation of an optimizer's settings; a bare optax transformation is returned as it is.
 
     >>> built(adam(0.1)).init({"w": jnp.zeros(2)})[0].mu
     {'w': Array([0., 0.], dtype=float32)}
@@ -60,8 +60,8 @@ class named:
 def labels(params: stages.Params, stage: stages.Stage) -> stages.Params:
     """A label for every leaf: None when frozen, else the transform that updates it.
 
-    Layers that are stacked for scanning get a label for each side, so that Adafactor clips and scales each layer on
-    its own, as it would with one leaf per layer.
+    Layers stacked for scanning get one label per side, so that Adafactor clips and scales each layer on its own, as it
+    would with one leaf per layer.
     """
 
     def label(name: str, leaf: Any) -> str | None:
@@ -88,8 +88,8 @@ def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfo
 def staged_optimizer(optimizer: Optimizer, params: stages.Params, stage: stages.Stage) -> optax.GradientTransformation:
     """optax.multi_transform of an optimizer over the stage's trainable leaves.
 
-    A transform sees the leaves of one label, and of stacked layers one layer at a time. What it needs to know of all
-    trainable leaves it gets as an extra argument: `gradient_norm`, sqrt(sum of g^2), which `adam` clips by.
+    A transform sees the leaves of one label only, and stacked layers one layer at a time. The norm over all trainable
+    leaves, sqrt(sum of g^2), is passed to it as the extra argument `gradient_norm`, which `adam` clips by.
 
     Args:
       optimizer: what updates one group of leaves: its settings, or a bare optax transformation.
@@ -113,7 +113,7 @@ class adafactor:
     """T5X's Adafactor: factored second moments from 128 x 128 on, no momentum, updates clipped at 1.
 
     The second moment of a soft prompt is never factored, however long the prompt, as in the prompt-tuning code: its
-    rows are vectors of their own, not a matrix. All else is the same for prompt and model, in `joint_tuning` too.
+    rows are separate vectors, not a matrix. Everything else is the same for prompt and model, in `joint_tuning` too.
 
     Attributes:
       learning_rate: a constant or an optax schedule.
@@ -163,7 +163,7 @@ def _prompt_or_model(params: stages.Params) -> stages.Params:
 
 @dataclasses.dataclass(frozen=True)
 class adam:
-    """Adam behind an optional clip of the gradient's norm, the norm over all leaves that train.
+    """Adam, optionally after clipping the gradient by its norm over all trainable leaves.
 
     Attributes:
       learning_rate: a constant or an optax schedule.
@@ -187,7 +187,7 @@ class adam:
 
 
 def _clip(clip_norm: float) -> optax.GradientTransformationExtraArgs:
-    """optax.clip_by_global_norm, by the norm that `staged_optimizer` took over all labels, where it drives this."""
+    """optax.clip_by_global_norm; under `staged_optimizer` the norm is that over the leaves of all labels."""
 
     def update(updates, state, params=None, *, gradient_norm=None, **_):
         norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm

@@ -19,7 +19,7 @@ class Group:
       name: the part, "encoder"; "encoder, trained" and "encoder, frozen" where a stage trains some of its leaves.
       state: "trained" or "frozen".
       count: parameters.
-      bytes: of all of them, on however many devices.
+      bytes: of all of them; copies on several devices count once.
       dtype: of the leaves, joined by a comma where they differ.
       sharding: mesh axes of the largest leaf's dimensions, "-" for none.
     """

@@ -1,4 +1,4 @@
-"""What a training run says while it goes on: losses, speed and time left, and a profile of a few steps."""
+"""What a training run reports as it goes: losses, speed and time left, and a profile of a few steps."""
 
 import math
 import operator
@@ -21,8 +21,8 @@ class Progress:
     """Follows a run one step behind, so that it never waits for the step that was just dispatched.
 
     `follow` is called after every dispatch and reads the metrics of the step before; `settle` reads the newest ones,
-    which waits for the device. Every log period the mean loss since the last report, the speed and the time left are
-    written; evaluations and checkpoints count as time too.
+    which waits for the device. Once per log period it writes the mean loss since the last report, the speed and the
+    time left; time spent on evaluations and checkpoints counts.
 
     Args:
       total_steps: of the run.
@@ -40,7 +40,7 @@ class Progress:
         )
 
     def follow(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes note of a step that was just dispatched and reads the one before.
+        """Remembers the step that was just dispatched and reads the one before.
 
         Args:
           step: updates made so far, the new one included.
@@ -69,7 +69,7 @@ class Progress:
     def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
         on_host = jax.device_get(metrics)
         sums, gradient_norm = LossSums._make(map(float, on_host["sums"])), float(on_host["gradient_norm"])
-        # The loss is of the parameters before the step, the gradient decides what they are after it.
+        # The loss tells of the parameters before the step, the gradient of those after it.
         for name, value in (("loss", sums.loss), ("gradient's norm", gradient_norm)):
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -105,15 +105,15 @@ class Progress:
 
 
 def profiler(folder: str | None, first_step: int, total_steps: int) -> Callable[[int], object]:
-    """What profiles a few steps of a run; called after each of them.
+    """Returns the function that profiles a few steps of a run.
 
     Args:
       folder: where the trace goes, in `plugins/profile` as TensorBoard expects it; None profiles nothing.
       first_step: where the run begins or resumes.
-      total_steps: of the run; of a short one the first step alone goes before the trace.
+      total_steps: of the run; in a short one the trace begins after the first step.
 
     Returns:
-      A function of the number of updates dispatched so far.
+      A function of the number of updates dispatched so far, to be called after each of them.
     """
     profiled = min(_PROFILED, total_steps - first_step - 1)
     if folder is None or profiled < 1:

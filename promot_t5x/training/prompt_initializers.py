@@ -1,7 +1,7 @@
 """Initialisers of soft prompts (Lester et al. 2021, section 3.2, compare them).
 
 An initialiser is called as `init(key, num_prompts, length, embedding_VxD)` and returns prompt_NxPxD in float32. Those
-here are built from settings, frozen dataclasses with a method `build`; any such function may stand in their place.
+here are built from settings, frozen dataclasses with a method `build`; a plain function will do as well.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ PromptInit = InitializerSettings | Initializer
 
 
 def built(prompt_init: Any) -> Initializer:
-    """The initialiser of its settings; a plain function is its own."""
+    """The initialiser that settings build; a plain function is returned as it is."""
     return prompt_init.build() if hasattr(prompt_init, "build") else prompt_init
 
 
@@ -40,7 +40,8 @@ class random_uniform:
     """Every component uniform in [low, high); Lester et al. state [-0.5, 0.5], their code draws from [0, 0.5).
 
     Attributes:
-      low, high: the range.
+      low: the lower end, included.
+      high: the upper end, excluded.
 
     Raises:
       ValueError: an empty range.
@@ -164,11 +165,11 @@ class text:
 
 
 def _embedded(what: str, words: str, vocabulary: Any, embedding_VxD: jax.Array) -> jax.Array:
-    """The embeddings of the tokens of `words`, in float32, one row a token."""
+    """The embeddings of the tokens of `words`, in float32, one row per token."""
     ids = vocabulary.encode(words)
     if not ids:
         raise ValueError(f"The soft prompt is to start from the {what} {words!r}, which has no tokens; give it words.")
-    if max(ids) >= embedding_VxD.shape[0]:  # an array would be read at its last row, without a word
+    if max(ids) >= embedding_VxD.shape[0]:  # JAX would silently read the last row
         raise ValueError(
             f"The soft prompt is to start from the {what} {words!r}, whose tokens go up to {max(ids)}, but the "
             f"network's embedding has {embedding_VxD.shape[0]} rows; give the vocabulary of the network."

@@ -1,4 +1,4 @@
-"""A run's folder (MODEL_DIR): which settings it belongs to, where it stands, and what is left when it is finished.
+"""A run's folder (MODEL_DIR): its settings, the checkpoint it resumes from, and what a finished run leaves.
 
 settings.json  config.gin (from gin)  checkpoint_<step>/  metrics.jsonl  finished.json; of a prompt trained alone
 soft_prompt.safetensors and soft_prompt.json
@@ -74,8 +74,8 @@ def claim(folder: str, run_settings: Any, config_gin: str | None = None) -> None
 
 
 def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
-    """A folder holds one run: going on with other settings would report numbers that no settings produce."""
-    if not saving.all_steps(folder):  # a mistake that stopped it at once may be mended
+    """A folder holds one run: resumed with other settings, it would report numbers that no settings reproduce."""
+    if not saving.all_steps(folder):  # a run that failed before its first checkpoint may be corrected
         return
     file = folder / _SETTINGS_FILE
     if not file.exists():
@@ -87,8 +87,8 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
         before = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(
-            f"{file} is not JSON ({error}), so whether this run goes on cannot be told; use a new MODEL_DIR or delete "
-            "this one."
+            f"{file} is not JSON ({error}), so this run cannot be compared with it; use a new MODEL_DIR or "
+            "delete this one."
         ) from error
     changed = settings.differences(before, settings.describe(run_settings), settings.may_change(run_settings))
     if changed:
@@ -106,19 +106,19 @@ def restored(
 
     Args:
       run_checkpoints: of the run.
-      fresh: the state before the first step; gives structure and placement.
+      fresh: the state before the first step, with the structure and sharding of what is restored.
       frozen: the leaves that do not train.
       base: path and fingerprint of the model that the run starts from.
 
     Raises:
-      ValueError: the checkpoint was trained from another model or behind another prompt, or is damaged.
+      ValueError: the checkpoint was trained from another model or with another prompt, or is damaged.
     """
     step = run_checkpoints.latest_step()
     if step is None:
         return fresh
     folder = saving.checkpoint_folder(run_checkpoints.folder, step)
     stored_base = saving.read_metadata(folder)["base"]
-    if (stored_base or {}).get("fingerprint") != (base or {}).get("fingerprint"):  # the model may have moved
+    if (stored_base or {}).get("fingerprint") != (base or {}).get("fingerprint"):  # the path may differ
         raise ValueError(
             f"{folder} was trained from {stored_base}, this run starts from {base}; use the same initial checkpoint "
             "or a new MODEL_DIR."
@@ -146,19 +146,18 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
     processes.barrier(f"finish {folder}")
     step = saving.best_step(folder)
     best = saving.checkpoint_folder(folder, step)
-    facts, stored = saving.read_metadata(best), saving.shapes(best)
-    if set(stored) == {parameter_names.PROMPT}:
+    metadata, stored = saving.read_metadata(best), saving.shapes(best)
+    prompt_alone = set(stored) == {parameter_names.PROMPT}
+    if prompt_alone:
         prompt = saving.read_params(best, stored)[parameter_names.PROMPT]
         described = ("step", "score", "stage", "task", "base", "initialisation", "vocabulary")
-        description = {key: facts.get(key) for key in described}
+        description = {key: metadata.get(key) for key in described}
         soft_prompts.save(folder, jax.device_get(prompt), description)
     if export_dir is not None:
-        base = (
-            facts["base"] if set(stored) == {parameter_names.PROMPT} else None
-        )  # a prompt alone still needs its model
-        metadata = {"step": step, "base": base, **networks.carried(facts)}
-        saving.export(export_dir, saving.read_params(best, stored), metadata)
-    outcome = {"best_step": step, "best_score": facts["score"]}
+        base = metadata["base"] if prompt_alone else None  # whole parameters need no base
+        exported = {"step": step, "base": base, **networks.carried(metadata)}
+        saving.export(export_dir, saving.read_params(best, stored), exported)
+    outcome = {"best_step": step, "best_score": metadata["score"]}
     files.write_json(epath.Path(folder) / _FINISHED_FILE, outcome)
     processes.barrier(f"finished {folder}")
     return RunResult(folder, **outcome)

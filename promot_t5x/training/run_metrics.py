@@ -1,7 +1,7 @@
-"""A run's scalars, in metrics.jsonl and wherever else they are written.
+"""A run's scalars: metrics.jsonl, and the interface of whatever else they are written to.
 
 metrics.jsonl has one JSON object per line, {"step": n, "train/loss": …}; steps do not decrease, and one step may have
-several lines. A run that is resumed continues it from its checkpoint's step, as if it had never been stopped.
+several lines. A resumed run continues the file from its checkpoint's step, as if it had never stopped.
 """
 
 import json
@@ -24,7 +24,7 @@ class Writer(Protocol):
         """Takes the scalars of a step."""
 
     def flush(self) -> None:
-        """Makes what was taken last."""
+        """Makes durable what was taken so far."""
 
 
 class MetricsFile:
@@ -35,7 +35,7 @@ class MetricsFile:
       step: where the run begins or resumes; lines of later steps are dropped.
 
     Raises:
-      ValueError: the file has a line that is not one of this module.
+      ValueError: the file has a line that is not a JSON object with a step.
     """
 
     def __init__(self, folder: str | os.PathLike[str], step: int = 0):

@@ -33,7 +33,7 @@ class Stage:
       attaches_prompt: the soft prompt is in front of the training inputs; one that is not attached never trains.
 
     Raises:
-      ValueError: no pattern, or one that is no regular expression.
+      ValueError: no pattern, or one that is not a regular expression.
 
     >>> upper = Stage("upper_layers", trainable=["decoder"], frozen=[r"decoder/layers_[0-5]"])
     >>> upper.trains("decoder/layers_6/mlp/wo/kernel"), upper.trains("decoder/layers_5/mlp/wo/kernel")
@@ -99,7 +99,7 @@ STAGES = {
 
 
 def stage(name: str | Stage) -> Stage:
-    """The stage of that name; a Stage is its own.
+    """The stage of that name; a Stage is returned as it is.
 
     Raises:
       ValueError: no such stage; names the nearest.
@@ -132,7 +132,7 @@ def partition(params: Params, stage: Stage) -> tuple[Params, Params]:
 
 
 def _check_patterns(names: Collection[str], stage: Stage) -> None:
-    """A misspelt pattern would freeze what is to train, or train what is to be frozen."""
+    """Refuses misspelt patterns, which would freeze what should train or train what should be frozen."""
     for field in ("trainable", "frozen"):
         for pattern in getattr(stage, field):
             if pattern not in parameter_names.ADAPTERS and not any(_matches(pattern, name) for name in names):
@@ -161,7 +161,7 @@ def combine(trainable: Params, frozen: Params) -> Params:
 
 
 def stored(trainable: Params, frozen: Params) -> Params:
-    """What a run's checkpoints hold: adapters alone where only they train, else the whole tree.
+    """What a run's checkpoints hold: the adapters where only they train, otherwise the whole tree.
 
     >>> params = parameter_names.unflatten({parameter_names.PROMPT: jnp.ones(2), "norm/scale": jnp.ones(3)})
     >>> print(*stored(*partition(params, stage("prompt_tuning"))))
@@ -175,10 +175,10 @@ def stored(trainable: Params, frozen: Params) -> Params:
 def held_in(frozen: Params, dtype: str | None) -> Params:
     """The frozen weights (arrays or ShapeDtypeStructs) in another dtype, adapters as they are.
 
-    A network that computes in bfloat16 rounds its weights to it at every use anyway, but for norms and logits.
+    A network that computes in bfloat16 rounds its weights to it at every use anyway, except in norms and logits.
 
     Raises:
-      ValueError: a weight cannot have that dtype.
+      ValueError: dtype is neither None, float32 nor bfloat16.
 
     >>> held_in({"a": jnp.ones(2), "b": None}, "bfloat16")["a"].dtype
     dtype(bfloat16)

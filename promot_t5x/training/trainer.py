@@ -1,8 +1,8 @@
 """One training step and one training loop, the same for every stage.
 
-The step is step(trainable, opt_state, frozen, batch, step number): the gradient is taken for the trainable leaves only,
-the first two arguments are donated, and no metric touches frozen leaves. Dropout depends on (seed, step) alone, and the
-data on the number of batches consumed, so a run that is resumed equals one that was never stopped.
+The step is step(trainable, opt_state, frozen, batch, step number): the gradient is taken with respect to the trainable
+leaves, the first two arguments are donated, and no metric reads frozen leaves. Dropout depends on (seed, step) alone,
+and the data on the number of batches consumed, so a resumed run equals one that was never stopped.
 
 The loop reads a step's metrics after it has dispatched the next one, so that the device always has work. Before a
 validation and a checkpoint it reads the newest step too: what is saved has been checked.
@@ -94,7 +94,7 @@ def make_step(
 
     Args:
       model: the objective.
-      optimizer: from `stages.staged_optimizer`.
+      optimizer: from `optimizers.staged_optimizer`.
       seed: of the dropout masks; each microbatch has a key of its own.
       num_microbatches: see LoopConfig.
       shardings: of the first two results; None leaves them to XLA.
@@ -110,8 +110,8 @@ def make_step(
     def accumulated(trainable, frozen, batch, dropout_rng):
         def add(total, numbered):
             i, part = numbered
-            found = gradients_of(trainable, frozen, part, jax.random.fold_in(dropout_rng, i))
-            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, found), None
+            of_part = gradients_of(trainable, frozen, part, jax.random.fold_in(dropout_rng, i))
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, of_part), None
 
         parts = jax.tree.map(lambda rows: _microbatches(rows, num_microbatches), batch)
         shapes = jax.eval_shape(gradients_of, trainable, frozen, jax.tree.map(lambda x: x[0], parts), dropout_rng)
@@ -137,7 +137,7 @@ def make_step(
 
 
 def _microbatches(rows: jax.Array, count: int) -> jax.Array:
-    """[B, …] as [count, B / count, …]: every count-th row, so that each device keeps the rows it has."""
+    """[B, …] as [count, B / count, …]: part i has rows i, i + count, …, so that each device keeps the rows it has."""
     if rows.shape[0] % count:
         raise ValueError(
             f"trainer.LoopConfig.num_microbatches is {count}, which does not divide the batch of {rows.shape[0]} rows; "
@@ -153,7 +153,7 @@ def state_shardings(optimizer: optax.GradientTransformation, trainable: Params) 
 
 
 def init_state(optimizer: optax.GradientTransformation, trainable: Params) -> TrainState:
-    """The state before the first step, its optimizer slots placed by their parameters."""
+    """The state before the first step, with optimizer slots sharded as their parameters."""
     _, slots = state_shardings(optimizer, trainable)
     return TrainState(0, trainable, jax.jit(optimizer.init, out_shardings=slots)(trainable))
 
@@ -179,14 +179,14 @@ def train(
 
     Args:
       model: the objective.
-      optimizer: from `stages.staged_optimizer`.
+      optimizer: from `optimizers.staged_optimizer`.
       state: where to start.
       frozen: the leaves that do not train.
-      batches: batch number `state.step` and on, this process's rows of each.
+      batches: this process's rows of every batch, from batch number `state.step` on.
       batch_size: rows of a whole batch.
       config: length and rhythm.
       partitioner: places batches.
-      save_period: steps between checkpoints; the last step always has one, and each has an evaluation.
+      save_period: steps between checkpoints; the last step always has one. Each is preceded by an evaluation.
       evaluate: whole parameters -> score on the validation split, None without one.
       save: called with the state and its score.
       writer: receives the metrics.
@@ -240,11 +240,11 @@ def _validate(step: int, params: Params, evaluate, validation_loss, writer: Writ
 def saver(
     checkpoints: RunCheckpoints, frozen: Params, metadata: dict[str, Any]
 ) -> Callable[[TrainState, float | None], None]:
-    """What saves a state of this run: the leaves that `stages.stored` names."""
+    """Returns the function that saves a state of this run: the leaves of `stages.stored`."""
 
     def save(state: TrainState, score: float | None) -> None:
         stored = stages.stored(state.trainable, frozen)
-        facts = {**metadata, "batches_consumed": state.step}
-        checkpoints.save(state.step, stored, state.opt_state, facts, score)
+        of_step = {**metadata, "batches_consumed": state.step}
+        checkpoints.save(state.step, stored, state.opt_state, of_step, score)
 
     return save

@@ -25,15 +25,15 @@ def validation_loss(
     prompt_id: int | None,
     partitioner: Partitioner,
 ) -> Callable[[Mapping[str, Any]], dict[str, float]]:
-    """What computes the loss and accuracy per target token of a split's first examples.
+    """Returns the function that computes loss and accuracy per target token over a split's first examples.
 
     Args:
       model: the objective, with its label smoothing and z-loss.
       task: a seqio task.
-      split: its split; read at once, and kept.
+      split: its split, read now and kept in memory.
       task_feature_lengths: {"inputs": T, "targets": U}, in tokens.
       batch_size: examples in a batch.
-      steps: batches; fewer where the split ends.
+      steps: number of batches, fewer where the split ends before.
       prompt_id: the soft prompt attached to every example, None for none.
       partitioner: places batches.
 
@@ -42,7 +42,7 @@ def validation_loss(
       `Partitioner.context`.
 
     Raises:
-      ValueError: unknown task or split, or tokens and prompts that the network does not have.
+      ValueError: unknown task or split, or ids of tokens or prompts that the network does not have.
     """
     limit = batch_size * steps
     arrays = evaluation_examples.evaluation_examples(task, task_feature_lengths, split, limit=limit).features

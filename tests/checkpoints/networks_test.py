@@ -69,4 +69,6 @@ def test_what_belongs_to_a_run_may_differ():
     other = dict(dropout_rate=0.0, prompt_length=0, num_prompts=2, scan_layers=True, remat="none", dtype="float32")
     config = dataclasses.replace(CONFIG, **other, param_dtype="bfloat16")
     stated = dataclasses.asdict(CONFIG)
+    changed = {name for name, value in stated.items() if getattr(config, name) != value}
+    assert changed == set(stated) - set(function_fields(CONFIG))
     networks.check_agreement(stated, config, stated, "here")

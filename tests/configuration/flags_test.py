@@ -57,6 +57,8 @@ def test_dry_run_is_a_boolean_as_in_absl(argv, dry):
         ("%OTHER", "%OTHER"),
         ("@core.run()", "@core.run()"),
         ("{'inputs': 8}", "{'inputs': 8}"),
+        ("[1, 2", "[1, 2"),  # not a string: the bracket that is missing is an error of gin's syntax
+        ("{1: 2", "{1: 2"),
         ("a=b", "'a=b'"),
     ],
 )
@@ -75,6 +77,7 @@ def test_flag_values(typed, gin_value):
         (["--gin.X", "--dry_run"], "--gin.X has no value: write --gin.X=VALUE"),
         (["--gin.=3"], "--gin. names no macro or parameter: write --gin.NAME=VALUE"),
         (["--gin.X=false"], "--gin.X=false is not a gin value: write --gin.X=False"),
+        (["--gin.X=none"], "--gin.X=none is not a gin value: write --gin.X=None"),
         (["--dry_run=maybe"], "argument --dry_run: 'maybe' is neither true nor false; --help lists the flags"),
         (["--dry_run="], "argument --dry_run: '' is neither true nor false; --help lists the flags"),
         (["--dry_run", "false"], "unexpected argument 'false': arguments are written --flag=value"),

@@ -88,3 +88,5 @@ def test_types(write, binding, expected):
 def test_good_values(write, binding):
     gin_files.parse([write(f"STEPS = 3\n{binding}\n")])
     gin_checks.check_macros()
+    parameter = binding.split(" = ")[0]
+    assert [line for line in gin_files.bindings(gin_files.resolved_config()) if line.startswith(f"{parameter} = ")]

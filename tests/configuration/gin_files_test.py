@@ -252,6 +252,11 @@ def test_missing_and_circular_includes(write, tmp_path):
     assert parse_error([path], [], [str(tmp_path)]) == (
         f"{path}:1: 'loop.gin' includes itself: remove one of the includes"
     )
+    write("include 'second.gin'\n", "first.gin")
+    second = write("A = 1\ninclude 'first.gin'\n", "second.gin")
+    assert parse_error([str(tmp_path / "first.gin")], [], [str(tmp_path)]) == (
+        f"{second}:2: 'first.gin' includes itself: remove one of the includes"
+    )
 
 
 def test_never_mentioned(library):
@@ -359,7 +364,7 @@ def test_processes_are_joined_before_files_are_read(write, library, monkeypatch)
         raise TimeoutError("nobody came")
 
     monkeypatch.setattr(program.processes, "start", refused)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="nobody came"):
         program.configure(flags.Invocation(gin_files=("absent.gin",), processes=processes))
 
 
@@ -421,3 +426,12 @@ def test_binary_as_a_subprocess(tmp_path):
 def test_packaged_folder_is_the_packages_own():
     assert gin_files._PACKAGED == PACKAGE / "gin"
     assert all(path.is_absolute() and path.suffix == ".gin" for path in gin_files.gin_files_packaged())
+
+
+def test_a_packaged_name_means_the_package_whatever_the_folder_holds(tmp_path, monkeypatch):
+    name = "promot_t5x/gin/models/mt5_small.gin"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert gin_files.resolve(name) in gin_files.gin_files_packaged()
+    assert gin_files.resolve(f"./{name}") == tmp_path / name

@@ -40,8 +40,19 @@ def test_ids_without_a_row_are_refused(batch, sentence):
 def test_ids_with_a_row_pass():
     batch = _batch(prompt_ids=(-1, 0, 1))
     features.check_ids(batch, vocab_size=8, num_prompts=2)
+    with pytest.raises(ValueError, match="has the soft prompt 1, but the network has 1"):
+        features.check_ids(batch, vocab_size=8, num_prompts=1)
     del batch["soft_prompt_ids"], batch["decoder_target_tokens"]  # a stage without a prompt, and inference
-    features.check_ids(batch, vocab_size=8, num_prompts=1)
+    features.check_ids(batch, vocab_size=6, num_prompts=1)
+    with pytest.raises(ValueError, match="inputs have the token 5, but .* has 5 "):
+        features.check_ids(batch, vocab_size=5, num_prompts=1)
+
+
+@pytest.mark.parametrize("length", [True, 0, -1, 4.0, "4", None])
+def test_lengths_are_positive_whole_numbers(length):
+    with pytest.raises(ValueError, match="LENGTHS is .*, expected positive token counts for both"):
+        features.check_lengths({"inputs": 3, "targets": length}, "LENGTHS")
+    features.check_lengths({"inputs": 3, "targets": 1}, "LENGTHS")
 
 
 def test_a_vocabulary_file_is_named(tmp_path):

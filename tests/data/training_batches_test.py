@@ -73,7 +73,7 @@ def _take(n, config, **kwargs):
     return list(itertools.islice(training_batches.training_batches(config, **kwargs), n))
 
 
-def _equal(batches, expected):
+def _assert_equal(batches, expected):
     assert len(batches) == len(expected)
     for batch, other in zip(batches, expected, strict=True):
         assert list(batch) == list(other)
@@ -88,8 +88,8 @@ def _ids(batch):
 @pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
 def test_a_stream_is_a_function_of_task_and_seed(task):
     batches = _take(10, _config(task))
-    _equal(_take(10, _config(task)), batches)
-    _equal(_take(4, _config(task), start_batch=6), batches[6:])
+    _assert_equal(_take(10, _config(task)), batches)
+    _assert_equal(_take(4, _config(task), start_batch=6), batches[6:])
     other = _take(10, _config(task, seed=1))
     assert any((_ids(a) != _ids(b)).any() for a, b in zip(batches, other, strict=True))
 
@@ -103,15 +103,17 @@ def test_processes_share_the_batches_of_one(task, batch_size, shards):
         blocks = np.split(np.arange(batch_size), count)
         parts = [_take(5, config, start_batch=2, rows=rows) for rows in blocks]
         joined = [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts, strict=True)]
-        _equal(joined, whole)
+        _assert_equal(joined, whole)
+        assert [len(_ids(part[0])) for part in parts] == [batch_size // count] * count
 
 
 @pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
 @pytest.mark.parametrize("rows", [[1, 4, 5], [0, 7], [6], [2, 3, 6, 7], np.arange(8)])
 def test_any_rows_are_those_of_the_whole_batches(task, rows):
     """Where a mesh cuts batches, a process's rows need not lie side by side."""
-    whole = _take(4, _config(task), start_batch=1)
-    _equal(_take(4, _config(task), start_batch=1, rows=rows), [{k: v[rows] for k, v in b.items()} for b in whole])
+    whole, part = (_take(4, _config(task), start_batch=1, rows=taken) for taken in (None, rows))
+    _assert_equal(part, [{k: v[rows] for k, v in batch.items()} for batch in whole])
+    assert [len(_ids(batch)) for batch in part] == [len(rows)] * 4
 
 
 @pytest.mark.parametrize("rows,shards", [([1, 4, 5], [0, 1]), ([2, 6], [2]), ([7, 0], [0, 3]), (None, [0, 1, 2, 3])])
@@ -141,6 +143,7 @@ def test_row_r_comes_from_shard_r_mod_s_once_an_epoch():
 
 
 def test_arrays_equal_a_numpy_construction():
+    seen = []
     for batch in _take(3, _config(soft_prompt_id=2)):
         inputs, targets = np.zeros((8, 5), np.int32), np.zeros((8, 4), np.int32)
         for row, i in enumerate(_ids(batch)):
@@ -154,7 +157,9 @@ def test_arrays_equal_a_numpy_construction():
             "decoder_loss_weights": (targets > 0).astype(np.float32),
             "soft_prompt_ids": np.full(8, 2, np.int32),
         }
-        _equal([batch], [expected])
+        _assert_equal([batch], [expected])
+        seen += _ids(batch).tolist()
+    assert sorted(seen) == list(range(N)), "the three batches are one epoch"
 
 
 def test_a_task_may_name_its_own_prompt():
@@ -178,7 +183,7 @@ def test_files_are_read_in_pieces(tmp_path):
     source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
     seqio.TaskRegistry.add("data_files", source, {k: feature for k in LENGTHS}, preprocessors=[parse])
     batches = _take(4, _config("data_files"))
-    _equal(_take(2, _config("data_files"), start_batch=2), batches[2:])
+    _assert_equal(_take(2, _config("data_files"), start_batch=2), batches[2:])
     for shard in range(4):
         stream = np.concatenate([_ids(batch)[shard::4] for batch in batches])
         assert len(set(stream // 10)) == 1 and sorted(stream[:4]) == sorted(stream[4:]) == sorted(set(stream))
@@ -248,6 +253,8 @@ def test_rows_outside_the_batch_are_named(rows):
 def test_fewer_shards_read_a_small_split():
     (batch,) = _take(1, _config(split="small", shards=1))
     assert set(_ids(batch)) == {0, 1, 2}
+    (batch,) = _take(1, _config(split="small", batch_size=3, shards=3))
+    assert _ids(batch).tolist() == [0, 1, 2], "as many shards as examples"
 
 
 def test_rows_are_what_seqio_converts_them_to():

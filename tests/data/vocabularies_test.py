@@ -6,6 +6,7 @@ import pytest
 import seqio
 
 from promot_t5x.data import vocabularies
+from promot_t5x.tasks import toy_world
 
 
 @pytest.fixture
@@ -38,3 +39,18 @@ def test_vocabularies_without_a_file_differ_by_the_text_of_their_ids():
 
     assert vocabularies.vocabulary_hash(Words("ab")) == vocabularies.vocabulary_hash(Words("ab"))
     assert vocabularies.vocabulary_hash(Words("ab")) != vocabularies.vocabulary_hash(Words("ac"))
+
+
+def test_an_unknown_word_is_no_sentinel():
+    """A vocabulary of words encodes <extra_id_0> as one id even where it does not know it."""
+    assert vocabularies.description(toy_world.WordVocabulary(["red"]))["sentinels"] is None
+    two = toy_world.WordVocabulary(["red", "<extra_id_0>", "<extra_id_1>", "<extra_id_3>"])
+    assert vocabularies.description(two)["sentinels"] == [4, 5]
+
+
+@pytest.mark.parametrize("rows", [259, 384, 514])
+def test_an_embedding_has_up_to_255_rows_more_than_the_vocabulary(rows):
+    vocabularies.check_vocabulary(seqio.ByteVocabulary(), rows)
+    for wrong in (258, 515):
+        with pytest.raises(ValueError, match=rf"ByteVocabulary \(259 pieces\) does not match the network, .* {wrong} "):
+            vocabularies.check_vocabulary(seqio.ByteVocabulary(), wrong)

@@ -25,9 +25,9 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import processes
 from promot_t5x.training import optimizers, prompt_initializers, stage_run, trainer
 
-asked = json.loads(sys.argv[1])
-if asked["count"] > 1:
-    processes.start(processes.Processes(asked["address"], asked["count"], asked["index"], timeout=120))
+options = json.loads(sys.argv[1])
+if options["count"] > 1:
+    processes.start(processes.Processes(options["address"], options["count"], options["index"], timeout=120))
 rng = np.random.default_rng(0)
 rows = [(rng.integers(3, 64, n % 5 + 2).tolist(), [n % 30 + 3]) for n in range(50)]
 signature = {k: tf.TensorSpec([None], tf.int32) for k in ("inputs", "targets")}
@@ -46,7 +46,7 @@ original = training_batches.training_batches
 def recorded(config, *, start_batch, rows):
     report["rows"] = np.asarray(rows).tolist()
     for number, batch in enumerate(original(config, start_batch=start_batch, rows=rows), start=start_batch):
-        if number == asked["stop_before"]:
+        if number == options["stop_before"]:
             raise SystemExit(finish())
         for position, row in enumerate(rows):
             content = b"".join(batch[name][position].tobytes() for name in sorted(batch))
@@ -63,39 +63,39 @@ class Writer:
 stage_run.metric_writers.create_default_writer = lambda *args, **kwargs: Writer()
 
 def finish():
-    with open(asked["report"], "w") as stream:
+    with open(options["report"], "w") as stream:
         json.dump(report, stream)
     return 0
 
 config = T5Config(64, 16, 4, 8, 32, 1, 1, prompt_length=4, dropout_rate=0.1, scan_layers=True)
 model = EncoderDecoderModel(config, label_smoothing=0.1)
-partitioner = Partitioner(num_partitions=asked["num_partitions"])
+partitioner = Partitioner(num_partitions=options["num_partitions"])
 report["mesh"] = dict(partitioner.mesh().shape)
 result = stage_run.run_stage(
     model,
-    asked["stage"],
+    options["stage"],
     optimizers.adafactor(0.05),
     training_batches.DatasetConfig("two", {"inputs": 8, "targets": 3}, batch_size=8, shards=4),
-    trainer.LoopConfig(asked["steps"], log_period=1),
-    asked["folder"],
+    trainer.LoopConfig(options["steps"], log_period=1),
+    options["folder"],
     saving.CheckpointConfig(period=2),
     prompt_init=prompt_initializers.random_uniform(),
     partitioner=partitioner,
 )
 report["best"] = result.best_step
-params = loading.load(asked["folder"], model, partitioner).params
+params = loading.load(options["folder"], model, partitioner).params
 report["norm"] = float(jax.jit(lambda p: sum(jax.numpy.sum(x**2) for x in jax.tree.leaves(p)))(params))
 finish()
 """
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
-def _run(reports_in: Path, name: str, count: int, devices: int, **asked) -> list[dict]:
+def _run(reports_in: Path, name: str, count: int, devices: int, **options) -> list[dict]:
     """Runs `count` processes; returns their reports."""
     address, running, reports = f"127.0.0.1:{_free_port()}", [], []
     environment = {
@@ -106,12 +106,17 @@ def _run(reports_in: Path, name: str, count: int, devices: int, **asked) -> list
     }
     for index in range(count):
         reports.append(reports_in / f"{name}_{index}.json")
-        what = {"count": count, "index": index, "address": address, "report": str(reports[-1]), **asked}
-        command = [sys.executable, "-c", _PROGRAM, json.dumps(what)]
+        arguments = {"count": count, "index": index, "address": address, "report": str(reports[-1]), **options}
+        command = [sys.executable, "-c", _PROGRAM, json.dumps(arguments)]
         running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-3000:]
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=900)
+            assert process.returncode == 0, errors.decode()[-3000:]
+    finally:  # one that waits for another in vain would outlive the test
+        for process in running:
+            process.kill()
+            process.communicate()
     return [json.loads(report.read_text()) for report in reports]
 
 
@@ -134,10 +139,10 @@ def test_two_processes_have_the_losses_of_one(runs):
         {"replica": 1, "data": 4, "model": 2},
         {"replica": 1, "data": 2, "model": 4},
     ]
-    found = {int(step): float.fromhex(loss) for pair in pairs for step, loss in pair[0]["losses"].items()}
+    losses = {int(step): float.fromhex(loss) for pair in pairs for step, loss in pair[0]["losses"].items()}
     expected = {int(step): float.fromhex(loss) for step, loss in alone["losses"].items()}
-    assert sorted(found) == sorted(expected) == [1, 2, 3, 4, 5, 6]
-    np.testing.assert_allclose([found[s] for s in range(1, 7)], [expected[s] for s in range(1, 7)], rtol=1e-5)
+    assert sorted(losses) == sorted(expected) == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose([losses[s] for s in range(1, 7)], [expected[s] for s in range(1, 7)], rtol=1e-5)
     assert max(expected.values()) - min(expected.values()) > 0.1, "the losses of different parameters differ"
     assert [pair[0]["losses"] for pair in pairs] == [pair[1]["losses"] for pair in pairs]
     assert pairs[2][0]["best"] == pairs[2][1]["best"] == alone["best"] == 6

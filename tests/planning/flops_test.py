@@ -110,7 +110,7 @@ def test_weight_gradients_of_an_mlp():
 
 
 def test_weight_gradients_of_different_programs():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="argument 2 is shorter than argument 1"):
         flops.weight_gradient_flops(_gradient_jaxpr(0, 3), _gradient_jaxpr(1, 6))
 
 

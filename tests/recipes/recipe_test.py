@@ -78,6 +78,14 @@ def test_graphs_that_cannot_run_are_refused_in_a_sentence(methods, expected):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "headline", [("promot", "fine_tuning"), ("promot", "fine_tuning", "pretrained", "joint_tuning")]
+)
+def test_a_headline_has_three_methods(headline):
+    with pytest.raises(ValueError, match="Recipe.headline is .*; expected the names of three methods"):
+        _recipe("fine_tuning", headline=headline)
+
+
 def test_a_name_that_could_not_be_a_folder():
     with pytest.raises(ValueError, match="Method.name is 'a/b', expected letters"):
         Method("a/b", ())

@@ -193,5 +193,5 @@ def test_perfect_predictions_score_exactly_100(count):
 
 @pytest.mark.parametrize("metric", [metrics.accuracy, metrics.exact_match, metrics.rouge])
 def test_lists_of_different_lengths_are_refused(metric):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="argument 2 is shorter than argument 1"):
         metric(["a", "b"], ["a"])

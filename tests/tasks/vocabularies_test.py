@@ -66,4 +66,6 @@ def test_vocabularies_without_the_sentinel_are_refused(vocabulary, name):
 
 
 def test_a_sentinel_of_one_id_is_enough():
-    vocabularies.check_sentinel(toy_world.WordVocabulary(["red", vocabularies.SENTINEL]))
+    vocabulary = toy_world.WordVocabulary(["red", vocabularies.SENTINEL])
+    assert len(vocabulary.encode(vocabularies.SENTINEL)) == 1
+    vocabularies.check_sentinel(vocabulary)

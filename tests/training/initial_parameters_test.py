@@ -1,4 +1,4 @@
-"""What a run starts from, beside the whole runs of stage_run_test and running_test: the mean, and what is refused."""
+"""What a run starts from: a new prompt, the mean of several models, and what is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.training import initial_parameters, prompt_initializers, stages
 
 
+SIZES = dict(vocab_size=16, embed_dim=4, num_heads=1, head_dim=4, mlp_dim=4, num_encoder_layers=1, num_decoder_layers=1)
+
+
 def _model(dtype="float32"):
-    sizes = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
-    layers = dict(num_encoder_layers=1, num_decoder_layers=1)
-    return EncoderDecoderModel(T5Config(**sizes, **layers, prompt_length=2, param_dtype=dtype))
+    return EncoderDecoderModel(T5Config(**SIZES, prompt_length=2, param_dtype=dtype))
 
 
 def _write(folder, model, seed, prompt=True):
@@ -75,3 +76,26 @@ def test_two_networks_have_no_mean(tmp_path):
     _write(tmp_path / "bfloat16", _model("bfloat16"), 1)
     with pytest.raises(ValueError, match=f"{tmp_path}/bfloat16"):
         _start(_model(), [tmp_path / "0", tmp_path / "bfloat16"])
+
+
+def test_a_new_prompt_replaces_the_old_one_and_follows_the_seed():
+    model = EncoderDecoderModel(T5Config(**SIZES, prompt_length=3, param_dtype="bfloat16"))
+    params = {"token_embedder": {"embedding": jnp.ones((16, 4))}, "soft_prompt": {"embedding": jnp.zeros((1, 3, 4))}}
+
+    def prompt(seed):
+        made = initial_parameters.with_new_prompt(
+            params, prompt_initializers.random_uniform(), model, Partitioner(), seed
+        )
+        assert made["token_embedder"] is params["token_embedder"]
+        leaf = flatten(made)["soft_prompt/embedding"]
+        assert leaf.shape == (1, 3, 4) and leaf.dtype == jnp.bfloat16
+        return np.asarray(leaf, np.float32)
+
+    np.testing.assert_array_equal(prompt(3), prompt(3))
+    assert (prompt(3) != prompt(4)).mean() > 0.5 and prompt(3).all()
+
+
+def test_a_network_without_a_prompt_is_refused():
+    model = EncoderDecoderModel(T5Config(**SIZES))
+    with pytest.raises(ValueError, match="no soft prompt; set architecture.T5Config.prompt_length"):
+        initial_parameters.with_new_prompt({}, prompt_initializers.random_uniform(), model, Partitioner(), 0)

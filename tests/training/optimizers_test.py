@@ -32,3 +32,14 @@ def test_schedules_are_followed():
         updates, state = transform.update({"w": jnp.ones(1)}, state, params)
         steps.append(float(updates["w"][0]))
     np.testing.assert_allclose(steps, [-0.1, 0.0], rtol=1e-5)
+
+
+def test_a_parameter_of_zeros_moves_as_if_its_scale_were_a_thousandth():
+    """T5X's least scale is 1e-3. Adafactor's first update is the gradient's sign."""
+    params = {"scale": jnp.zeros(3), "small": jnp.full(3, 2e-3)}
+    transform = optimizers.adafactor(0.5).build()
+    updates, _ = transform.update(
+        {"scale": jnp.array([3.0, -4.0, 5.0]), "small": jnp.ones(3)}, transform.init(params), params
+    )
+    np.testing.assert_allclose(updates["scale"], [-0.5e-3, 0.5e-3, -0.5e-3], rtol=1e-5)
+    np.testing.assert_allclose(updates["small"], [-1e-3] * 3, rtol=1e-5)

@@ -221,3 +221,15 @@ def test_nothing_is_unpickled(tmp_path):
     np.save(file, np.array([Trap()], object), allow_pickle=True)
     with pytest.raises(ValueError, match="does not hold a soft prompt: .*allow_pickle"):
         soft_prompts.load(file)
+
+
+def test_a_token_without_a_row_is_refused():
+    class Numbers:
+        def encode(self, text):
+            return [int(word) for word in text.split()]
+
+    init = prompt_initializers.text("4 9", Numbers()).build()
+    embedding_VxD = jnp.arange(20.0).reshape(10, 2)
+    np.testing.assert_array_equal(init(jax.random.key(0), 1, 2, embedding_VxD), [[[8, 9], [18, 19]]])
+    with pytest.raises(ValueError, match="'4 9', whose tokens go up to 9, but the network's embedding has 9 rows"):
+        init(jax.random.key(0), 1, 2, embedding_VxD[:9])

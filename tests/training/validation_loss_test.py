@@ -13,10 +13,10 @@ from promot_t5x.tasks import toy_world  # noqa: F401 (registers the task)
 from promot_t5x.training.validation_loss import validation_loss
 
 LENGTHS = {"inputs": 10, "targets": 4}
-CONFIG = T5Config(288, 16, 2, 8, 32, 1, 1, prompt_length=3)
+CONFIG = T5Config(288, 16, 2, 8, 32, 1, 1, prompt_length=3, num_prompts=2)
 
 
-@pytest.mark.parametrize("prompt_id", [None, 0])
+@pytest.mark.parametrize("prompt_id", [None, 0, 1])
 def test_the_loss_is_the_mean_over_the_tokens_of_the_first_batches(prompt_id):
     model = EncoderDecoderModel(CONFIG, label_smoothing=0.1, z_loss=1e-4)
     rng = np.random.default_rng(0)

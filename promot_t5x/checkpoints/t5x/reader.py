@@ -37,7 +37,7 @@ def is_t5x_checkpoint(path: epath.PathLike) -> bool:
     Only the opening of the folder's index is looked at: a damaged T5X checkpoint is still one.
 
     Args:
-        path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
+      path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
     """
     folder = absolute(path)
     return folder.is_dir() and (_is_legacy(folder) or _orbax_folder(folder) is not None)
@@ -55,16 +55,16 @@ def read(path: epath.PathLike) -> dict[str, StoredLeaf]:
     """The parameters of a checkpoint under our names; arrays are opened together, which reads their headers only.
 
     Args:
-        path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
+      path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
 
     Returns:
-        Names such as `encoder/layers_0/attention/query/kernel`, sorted; stacks of layers (`encoder/layers/...`) where
-        the checkpoint is of the `scalable_t5` layout.
+      Names such as `encoder/layers_0/attention/query/kernel`, sorted; stacks of layers (`encoder/layers/...`) where
+      the checkpoint is of the `scalable_t5` layout.
 
     Raises:
-        FileNotFoundError: if the folder, or an array that its index lists, does not exist.
-        ValueError: if it is not a T5X checkpoint, has another version, or is damaged; of a damaged chunk when it is
-            read.
+      FileNotFoundError: if the folder, or an array that its index lists, does not exist.
+      ValueError: if it is not a T5X checkpoint, has another version, or is damaged; of a damaged chunk when it is
+        read.
     """
     leaves = _leaves(path)
     opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
