@@ -12,7 +12,6 @@ from promot_t5x.models.parameter_names import flatten
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.training import initial_parameters, prompt_initializers, stages
 
-
 SIZES = dict(vocab_size=16, embed_dim=4, num_heads=1, head_dim=4, mlp_dim=4, num_encoder_layers=1, num_decoder_layers=1)
 
 
