@@ -91,7 +91,7 @@ def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int
         largest = int(batch[key].max(initial=0)) if key in batch else 0
         if largest >= vocab_size:
             raise ValueError(
-                f"The {name} have the token {largest}, but the network's vocabulary has {vocab_size} tokens "
+                f"The {name} have the token {largest}, but the network's vocabulary has {vocab_size} "
                 "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
             )
     prompt_ids_B = batch.get(SOFT_PROMPT_IDS, np.array([-1]))

@@ -95,7 +95,7 @@ def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
     size = vocabulary.vocab_size
     if not size <= vocab_size < size + 256:
         raise ValueError(
-            f"The vocabulary {vocabulary_name(vocabulary)} does not match the network, which has {vocab_size} pieces "
+            f"The vocabulary {vocabulary_name(vocabulary)} does not match the network, which has {vocab_size} "
             "(architecture.T5Config.vocab_size); set VOCABULARY_FILE and EXTRA_IDS to the vocabulary that the model "
             "was trained with."
         )
