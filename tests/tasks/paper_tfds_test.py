@@ -315,7 +315,7 @@ def test_rows_of_snli_without_a_gold_label_are_left_out(tfds_folder):
         prompts = [example["inputs_pretokenized"].decode() for example in examples]
         assert not any(f"snli train {i} " in prompt for i in (10, 11) for prompt in prompts)
     paper.task("snli", BYTES, shots=10)
-    with pytest.raises(ValueError, match="'snli' was to be asked with 10 exemplars, but they are drawn from 10 "):
+    with pytest.raises(ValueError, match="'snli' has 10 exemplars per prompt, but they are drawn from 10 "):
         _read("snli_10shot_seed0")
 
 
@@ -330,7 +330,9 @@ def test_any_accepted_answer_scores_in_its_normal_form(name):
 
 def test_a_missing_data_set_is_named_with_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=f"TFDS data set snli:1.1.0 is not in {tmp_path}; there: none. Prepare"):
+    with pytest.raises(
+        FileNotFoundError, match=f"TFDS data set snli:1.1.0 is not in {tmp_path}, which holds none: prepare"
+    ):
         _read(paper.task("snli", BYTES))
     for there in ("snli/1.0.0", "super_glue/cb/1.0.2"):
         (tmp_path / there).mkdir(parents=True)
