@@ -359,6 +359,6 @@ def test_a_column_that_tfds_lacks_is_named(monkeypatch, path, there):
     columns = {"question": (path, "question"), "answers": ("answers", "answers")}
     changed = dataclasses.replace(paper.TASKS["web_questions"], columns=columns)
     monkeypatch.setitem(paper.TASKS, "web_questions", changed)
-    with pytest.raises(ValueError, match=f"web_questions:1.0.0 has no feature '{path}'; there are ") as error:
+    with pytest.raises(ValueError, match=f"web_questions:1.0.0 has no feature '{path}'; its features are ") as error:
         _read(paper.task("web_questions", BYTES))
-    assert set(there.split()) <= set(re.findall(r"\w+", str(error.value).split("there are")[1]))
+    assert set(there.split()) <= set(re.findall(r"\w+", str(error.value).split("its features are")[1]))
