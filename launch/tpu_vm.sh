@@ -161,7 +161,7 @@ need_slice() {
   look
   case ${DRY_RUN:+ACTIVE}$STATE in
     ACTIVE) ;;
-    '') die "there is no queued resource $NAME in $ZONE: 'up' makes it" ;;
+    '') die "there is no queued resource $NAME in $ZONE: 'up' creates it" ;;
     *) die "queued resource $NAME is $STATE, expected ACTIVE: 'up' waits for it" ;;
   esac
 }

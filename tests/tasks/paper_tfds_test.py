@@ -337,7 +337,8 @@ def test_a_missing_data_set_is_named_with_what_is_there(tmp_path, monkeypatch):
     for there in ("snli/1.0.0", "super_glue/cb/1.0.2"):
         (tmp_path / there).mkdir(parents=True)
         (tmp_path / there / "dataset_info.json").touch()
-    with pytest.raises(FileNotFoundError, match="there: snli/1.0.0, super_glue/cb/1.0.2. Prepare it.* by --data_dir"):
+    listed = "which holds snli/1.0.0, super_glue/cb/1.0.2: prepare it.* with --data_dir"
+    with pytest.raises(FileNotFoundError, match=listed):
         _read("snli")
 
 
