@@ -162,7 +162,7 @@ fail() {
   exit "$code"
 }
 
-# supervise: returns when all processes have succeeded; polls them, as `wait -n` can miss one that ended before the call.
+# supervise: returns when all processes have succeeded; polls them, as `wait -n` can miss one that ended before it.
 supervise() {
   local pid index code
   while ((${#RUNNING[@]})); do

@@ -52,10 +52,10 @@ def pool(
       FileNotFoundError, ValueError: the source has no such data, or the split is empty.
     """
     identity: Mapping[str, Any] = source.identity(split)  # pyright: ignore[reportAttributeAccessIssue]
-    made_of = {"format": _FORMAT, "task": name, "source": identity, "wording": dataclasses.asdict(wording)}
-    made_of = json.dumps({**made_of, "size": size, "seed": seed}, sort_keys=True)
-    file = cache_folder() / f"{name}-{_digest(made_of)[:16]}.jsonl"
-    rows = _read(file, made_of)
+    definition = {"format": _FORMAT, "task": name, "source": identity, "wording": dataclasses.asdict(wording)}
+    definition = json.dumps({**definition, "size": size, "seed": seed}, sort_keys=True)
+    file = cache_folder() / f"{name}-{_digest(definition)[:16]}.jsonl"
+    rows = _read(file, definition)
     if rows is None:
         logging.info("choosing the pool of exemplars of %s from its split %s", name, split)
         # Reading rows one by one would take TensorFlow several times as long.
@@ -65,7 +65,7 @@ def pool(
         if not rows:
             raise ValueError(f"Split {split!r} of task {name!r} is empty, but exemplars are drawn from it.")
         try:
-            _write(file, made_of, rows)
+            _write(file, definition, rows)
         except OSError as error:
             logging.warning("%s could not be saved (%s) and is read again next time; set PROMOT_CACHE", file, error)
     return tuple(wording.example(row) for row in rows)
@@ -94,14 +94,14 @@ def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: i
     return [json.loads(held[key][1]) for key in heapq.nsmallest(size, held)]
 
 
-def _read(file: epath.Path, made_of: str) -> list[dict[str, Any]] | None:
+def _read(file: epath.Path, definition: str) -> list[dict[str, Any]] | None:
     """The pool in a file; None if there is no file or it is damaged."""
     if not file.exists():
         return None
     try:
         head, *lines = file.read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        if json.loads(head) == {"made_of": made_of, "rows": len(rows)} and rows:
+        if json.loads(head) == {"made_of": definition, "rows": len(rows)} and rows:
             return rows
     except ValueError:
         pass
@@ -109,10 +109,10 @@ def _read(file: epath.Path, made_of: str) -> list[dict[str, Any]] | None:
     return None
 
 
-def _write(file: epath.Path, made_of: str, rows: Sequence[dict[str, Any]]) -> None:
+def _write(file: epath.Path, definition: str, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a pool atomically; several processes may do so at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"made_of": made_of, "rows": len(rows)}), *(json.dumps(row) for row in rows)]
+    lines = [json.dumps({"made_of": definition, "rows": len(rows)}), *(json.dumps(row) for row in rows)]
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text("\n".join(lines) + "\n")

@@ -112,8 +112,8 @@ def padded_batch(ds: tf.data.Dataset, lengths: Mapping[str, int], rows: int, dro
 
 def check_lengths(lengths: Mapping[str, int], parameter: str) -> None:
     """Raises ValueError unless both features have a positive length; `parameter` is the gin name of `lengths`."""
-    good = isinstance(lengths, Mapping) and set(lengths) == set(TASK_FEATURES)
-    if not good or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths.values()):
+    has_both = isinstance(lengths, Mapping) and set(lengths) == set(TASK_FEATURES)
+    if not has_both or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths.values()):
         raise ValueError(
             f'{parameter} is {lengths!r}, expected positive token counts for both: {{"inputs": T, "targets": U}}.'
         )

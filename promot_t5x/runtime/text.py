@@ -58,5 +58,5 @@ def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     >>> did_you_mean("TRAIN_STEP", ["TRAIN_STEPS", "MODEL_DIR"])
     " (did you mean 'TRAIN_STEPS'?)"
     """
-    near = nearest(name, names, 1, cutoff)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    similar = nearest(name, names, 1, cutoff)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""
