@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs a verb of promot-t5x on this machine: on its CPU or GPUs, as one process or as several that train together.
+# Runs a verb of promot-t5x on this machine, on its CPU, GPUs or TPU, as one process or as several that train together.
 #
 # usage: launch/local.sh [OPTIONS] -- VERB ARGS...
 #
-#   --platform cpu|gpu|tpu   what to run on; cpu by default
-#   --devices N              N devices of the CPU in every process, to try meshes without accelerators
-#   --processes N            N processes that find each other at 127.0.0.1; each gets its share of the GPUs
-#                            (of CUDA_VISIBLE_DEVICES, or else of all)
-#   --port P                 where they meet; a free port by default
-#   --log_dir DIR            out/launch by default: process I but the first writes to DIR/process_I.log, the first
-#                            to the terminal
+#   --platform cpu|gpu|tpu   the platform (default: cpu)
+#   --devices N              split the CPU into N devices per process, to try meshes without accelerators
+#   --processes N            start N processes that connect at 127.0.0.1; each gets its share of the GPUs
+#                            (of those in CUDA_VISIBLE_DEVICES, or else of all)
+#   --port P                 the port at which they connect (default: a free one)
+#   --log_dir DIR            the first process writes to the terminal, process I to DIR/process_I.log
+#                            (default: out/launch)
 #   --dry-run                print the commands and run nothing
 #
-# PYTHON is the interpreter, python3 by default; the package is this checkout's. SIGINT, SIGTERM and SIGHUP go to all
-# processes. When one fails the others are ended, and its exit code is this script's.
+# PYTHON is the interpreter, python3 by default; the package is that of this checkout. SIGINT, SIGTERM and SIGHUP are
+# passed on to all processes. When one fails, the others are ended and the script exits with its exit code.
 #
 #   launch/local.sh --devices 8 -- train --gin_file=... --gin.NUM_PARTITIONS=2
 #   launch/local.sh --processes 2 --devices 4 -- train --gin_file=...
@@ -47,7 +47,7 @@ parse() {
       --log_dir) LOG_DIR=$(value "$@"); shift 2 ;;
       --dry-run | --dry_run) DRY_RUN=1; shift ;;
       --help | -h) usage; exit ;;
-      *) die "unexpected argument '$1': promot-t5x's verb and flags stand after --; --help lists the options" ;;
+      *) die "unexpected argument '$1': promot-t5x's verb and flags come after --; --help lists the options" ;;
     esac
   done
   VERB=("$@")
@@ -70,7 +70,7 @@ check() {
   esac
 }
 
-# find_gpus: fills GPUS, and refuses a number of them that does not divide among the processes.
+# find_gpus: sets GPUS; refuses a number of GPUs that does not divide evenly among the processes.
 find_gpus() {
   if [[ -n ${CUDA_VISIBLE_DEVICES-} ]]; then
     IFS=, read -ra GPUS <<<"$CUDA_VISIBLE_DEVICES"
@@ -82,7 +82,7 @@ find_gpus() {
     die "${#GPUS[@]} GPUs (${GPUS[*]}) do not divide among --processes=$PROCESSES"
 }
 
-# Below the range from which the kernel takes ports for outgoing connections.
+# free_port: prints a free port below the range that the kernel uses for outgoing connections.
 free_port() {
   local port
   while true; do
@@ -132,7 +132,7 @@ start() {
   RUNNING[$!]=$1
 }
 
-# pass_on SIGNAL: sends it to every process and to what that process started.
+# pass_on SIGNAL: sends it to every process and its children.
 pass_on() {
   local pid
   for pid in "${!RUNNING[@]}"; do
@@ -140,7 +140,7 @@ pass_on() {
   done
 }
 
-# finish SECONDS: waits that long for the processes to end, then kills those that have not.
+# finish SECONDS: waits that long for the processes to end, then kills the rest.
 finish() {
   local pid end=$((SECONDS + $1))
   while ((${#RUNNING[@]})); do
@@ -149,7 +149,7 @@ finish() {
       kill -0 "$pid" || unset "RUNNING[$pid]"
     done
     sleep 0.1
-  done 2>/dev/null # where bash would write a line about every process that a signal ended
+  done 2>/dev/null # bash would report every process that a signal ended
 }
 
 # fail INDEX CODE: ends the other processes and the script, because this one failed.
@@ -162,8 +162,7 @@ fail() {
   exit "$code"
 }
 
-# supervise: returns when all processes have ended well; looks at them instead of `wait -n`, which can miss one that
-# ended before it was called.
+# supervise: returns when all processes have succeeded; polls them, as `wait -n` can miss one that ended before it.
 supervise() {
   local pid index code
   while ((${#RUNNING[@]})); do
@@ -179,13 +178,13 @@ supervise() {
   done
 }
 
-# caught SIGNAL: the processes get it too; a second one reaches them as well.
+# caught SIGNAL: passes it on to the processes; so is a second signal.
 caught() {
   CAUGHT=$1
   pass_on "$1"
 }
 
-# interrupted: leaves the processes 30 seconds to close what they write, and ends as a shell does after a signal.
+# interrupted: gives the processes 30 seconds to finish writing, and exits as a shell does after a signal.
 interrupted() {
   finish 30
   exit $((128 + $(kill -l "$CAUGHT")))
@@ -208,10 +207,10 @@ main() {
     exec "${COMMAND[@]}"
   fi
   mkdir -p "$LOG_DIR"
-  # Job control gives every process a group of its own; without it bash starts background processes deaf to SIGINT.
+  # Job control gives every process its own group; without it, background processes of bash ignore SIGINT.
   set -m
   for signal in INT TERM HUP; do
-    # shellcheck disable=SC2064  # the signal of now
+    # shellcheck disable=SC2064  # expand the signal now
     trap "caught $signal" "$signal"
   done
   for ((index = 0; index < PROCESSES; index++)); do

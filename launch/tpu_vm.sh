@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# Runs a verb of promot-t5x on a Cloud TPU slice: asks for the slice through a queued resource, installs this checkout
-# on its workers, starts the verb on all of them, and deletes the slice. Needs gcloud, signed in.
+# Runs a verb of promot-t5x on a Cloud TPU slice: requests the slice as a queued resource, installs this checkout on its
+# workers, starts the verb on all of them, and deletes the slice. Needs gcloud, signed in.
 #
 # usage: launch/tpu_vm.sh SUB-COMMAND [OPTIONS] [-- VERB ARGS...]
 #
-#   up      ask for the slice and wait until it is there
+#   up      request the slice and wait until it is active
 #   setup   copy the checkout's HEAD to every worker and install it there
-#   run     start `promot-t5x VERB ARGS... --multiprocess` on every worker; it goes on without this machine
+#   run     start `promot-t5x VERB ARGS... --multiprocess` on every worker; it keeps running without this machine
 #   logs    follow the log of a worker until its run ends
-#   status  say how the queued resource stands and what every worker does
+#   status  print the state of the queued resource and of every worker
 #   stop    end the run on every worker
-#   down    delete the queued resource, its slice and what is on the workers' disks
+#   down    delete the queued resource and its slice, with the workers' disks
 #
-# Every sub-command can be repeated: what is done already is left as it is.
+# Every sub-command can be repeated; steps that are already done are skipped.
 #
-#   --name NAME          the queued resource, and its slice; with several slices these are NAME-0, NAME-1, ...
-#   --zone ZONE          where, for example us-central2-b
-#   --project PROJECT    the project; gcloud's own by default
-#   --type TYPE          up: v4-128, v5p-128, v5litepod-32, v6e-32, ...; of v4 also a topology, v4:4x4x4
-#   --version VERSION    up: the runtime version; by default the one for JAX on this type
-#   --slices N           N slices that train together (multislice); 1 by default
-#   --spot, --reserved   up: spot capacity, or that of the project's reservation, in place of on-demand
+#   --name NAME          the queued resource and its slice; several slices are called NAME-0, NAME-1, ...
+#   --zone ZONE          the zone, for example us-central2-b
+#   --project PROJECT    the project (default: gcloud's)
+#   --type TYPE          up: v4-128, v5p-128, v5litepod-32, v6e-32, ...; for v4 also a topology, v4:4x4x4
+#   --version VERSION    up: the runtime version (default: the one for JAX on this type)
+#   --slices N           N slices that train together (multislice; default: 1)
+#   --spot, --reserved   up: spot or reserved capacity instead of on-demand
 #   --env_file FILE      run: lines NAME=VALUE for the run's environment, such as keys; they are on no command line
-#   --worker N           logs: which worker of the slice, 0 by default
-#   --slice N            logs: which slice, 0 by default
+#   --worker N           logs: the worker of the slice (default: 0)
+#   --slice N            logs: the slice (default: 0)
 #   --dry-run            print the commands and run nothing
 #
-# PROMOT_TPU_NAME, _ZONE, _PROJECT, _TYPE, _VERSION and _SLICES stand in for the flags of these names. gcloud reaches
-# several workers at once only with its key in the agent: ssh-add ~/.ssh/google_compute_engine
+# PROMOT_TPU_NAME, _ZONE, _PROJECT, _TYPE, _VERSION and _SLICES set the defaults of these flags. gcloud reaches several
+# workers at once only if its key is in the agent: ssh-add ~/.ssh/google_compute_engine
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -66,7 +66,7 @@ parse() {
       --help | -h) usage; exit ;;
       -*) die "unknown flag $1; --help lists the flags" ;;
       *)
-        [[ -z $SUB_COMMAND ]] || die "unexpected argument '$1': promot-t5x's verb and flags stand after --"
+        [[ -z $SUB_COMMAND ]] || die "unexpected argument '$1': promot-t5x's verb and flags come after --"
         SUB_COMMAND=$1
         shift
         ;;
@@ -99,12 +99,12 @@ check() {
 
 # --- what the slice is ---------------------------------------------------------------------------------------------
 
-# describe_type: from TYPE, sets ACCELERATOR (gcloud's flags), SIZE (for people) and, where none is given, VERSION.
+# describe_type: from TYPE sets ACCELERATOR (gcloud's flags), SIZE (a description) and VERSION, unless it is set.
 describe_type() {
   local generation=${TYPE%%[-:]*} size=${TYPE#*[-:]} name cores=1 chips version
   [[ -n $TYPE ]] || die "no type: give --type=TYPE or set PROMOT_TPU_TYPE, for example v4-128 or v5litepod-32"
   name=$generation
-  case $generation in # names count TensorCores, two a chip, up to v4 and for v5p; chips for the others
+  case $generation in # up to v4 and for v5p names count TensorCores, two per chip; for the others, chips
     v2 | v3 | v4) cores=2 version=tpu-ubuntu2204-base ;;
     v5p) cores=2 version=v2-alpha-tpuv5 ;;
     v5e | v5litepod) name=v5litepod version=v2-alpha-tpuv5-lite ;;
@@ -131,7 +131,7 @@ describe_type() {
 
 # --- gcloud --------------------------------------------------------------------------------------------------------
 
-# act COMMAND...: runs it; in a dry run prints it instead.
+# act COMMAND...: runs the command, or prints it in a dry run.
 act() {
   if [[ -n $DRY_RUN ]]; then
     printf '%s\n' "$(quoted "$@")" >&3
@@ -140,8 +140,8 @@ act() {
   fi
 }
 
-# look: sets STATE, empty where there is no such queued resource, and MADE, what it was asked for. It reads a list: that
-# fails for a wrong zone, of which a description would only say that nothing was found there.
+# look: sets STATE, empty if there is no such queued resource, and MADE, the requested type. It lists the zone's queued
+# resources, which fails for a wrong zone, while a description would only report that nothing was found.
 look() {
   local format listed name state type topology
   format='csv[no-heading](name.basename(),state.state,tpu.nodeSpec[0].node.acceleratorType.basename()'
@@ -156,17 +156,17 @@ look() {
   done <<<"$listed"
 }
 
-# need_slice: ends the script where there is no slice to work on.
+# need_slice: ends the script if there is no active slice.
 need_slice() {
   look
   case ${DRY_RUN:+ACTIVE}$STATE in
     ACTIVE) ;;
-    '') die "there is no queued resource $NAME in $ZONE: 'up' makes it" ;;
+    '') die "there is no queued resource $NAME in $ZONE: 'up' creates it" ;;
     *) die "queued resource $NAME is $STATE, expected ACTIVE: 'up' waits for it" ;;
   esac
 }
 
-# on_workers COMMAND: runs a shell command on every worker; one slice after the other, as gcloud may ask for a password.
+# on_workers COMMAND: runs a shell command on every worker, slice by slice, as gcloud may ask for a password.
 on_workers() {
   local node
   for node in "${NODES[@]}"; do
@@ -182,19 +182,19 @@ to_workers() {
   done
 }
 
-# worker ARGS...: prints the shell command that calls launch/tpu_worker.sh on a worker, if that was set up.
+# worker ARGS...: prints the shell command that calls launch/tpu_worker.sh on a worker, if it is set up.
 worker() {
   printf 'if [ -e promot_t5x/version ]; then bash promot_t5x/source/launch/tpu_worker.sh %s; ' "$(quoted "$@")"
   # shellcheck disable=SC2016  # for the worker's shell
   printf 'else echo "$(hostname): not set up"; fi'
 }
 
-# survey: sets SURVEY to a line from every worker, as launch/tpu_worker.sh writes it.
+# survey: sets SURVEY to the status line of every worker, see launch/tpu_worker.sh.
 survey() {
   SURVEY=$(on_workers "$(worker status)") || die "not every worker of $NAME was reached; what gcloud said is above"
 }
 
-# make_tmp: sets TMP to a private folder that goes when the script ends.
+# make_tmp: sets TMP to a private folder that is deleted when the script ends.
 make_tmp() {
   TMP=${TMPDIR:-/tmp}/promot_t5x
   [[ -z $DRY_RUN ]] || return 0
@@ -251,7 +251,7 @@ setup() {
   [[ -n $DRY_RUN ]] || echo "Every worker is set up at $version."
 }
 
-# check_env_file: names no content, as that may be secret.
+# check_env_file: its errors quote no content, which may be secret.
 check_env_file() {
   local line number=0
   [[ -f $ENV_FILE && -r $ENV_FILE ]] || die "--env_file=$ENV_FILE is not a file that can be read"

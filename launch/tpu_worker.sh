@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# One worker's side of launch/tpu_vm.sh, which calls it over ssh on every worker:
+# The worker's part of launch/tpu_vm.sh, which calls it over ssh on every worker:
 #
-#   tpu_worker.sh setup VERSION       install the checkout that this file lies in
+#   tpu_worker.sh setup VERSION       install the checkout that contains this file
 #   tpu_worker.sh start [--env] VERB ARGS...
-#                                     start promot-t5x apart from the connection, with the environment of the file env
-#   tpu_worker.sh status              one line, "HOST: STATE at VERSION"
-#   tpu_worker.sh log                 the end of the log, and what follows until the run ends
+#                                     start promot-t5x detached from the connection; --env reads the file env
+#   tpu_worker.sh status              print one line, "HOST: STATE at VERSION"
+#   tpu_worker.sh log                 print the end of the log and follow it until the run ends
 #   tpu_worker.sh stop                end the run
 #
-# Beside the checkout, ~/promot_t5x/source, lie venv, version (of what is installed), run.log, run.pid, run.exit and,
-# until a run is started, env.
+# ~/promot_t5x has the checkout in source, and next to it venv, version (the installed one), run.log, run.pid, run.exit
+# and, until a run is started, env.
 set -euo pipefail
 
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,7 +21,7 @@ say() {
   printf '%s: %s\n' "$(hostname)" "$*"
 }
 
-# make_venv: with a Python that is there, or else with uv, which brings one: Ubuntu 22.04 has Python 3.10.
+# make_venv: with an installed Python, or else with uv, which downloads one: Ubuntu 22.04 has Python 3.10.
 make_venv() {
   local python
   rm -rf venv
@@ -43,12 +43,12 @@ setup() {
   say "set up at $1"
 }
 
-# running: whether the process of run.pid is a run; after a reboot another one may have its number.
+# running: whether the process of run.pid is a run; after a reboot another process may have its number.
 running() {
   [[ -e run.pid ]] && grep -qs tpu_worker.sh "/proc/$(<run.pid)/cmdline"
 }
 
-# load_env FILE: exports its lines NAME=VALUE, unread by the shell.
+# load_env FILE: exports its lines NAME=VALUE, taken literally.
 load_env() {
   local line
   while IFS= read -r line || [[ -n $line ]]; do
@@ -57,13 +57,13 @@ load_env() {
 }
 
 start() {
-  # A worker that does not reach its TPU must fail, not train on its CPU.
+  # A worker that cannot reach its TPU must fail rather than train on its CPU.
   export JAX_PLATFORMS=tpu,cpu PYTHONUNBUFFERED=1
   if [[ $1 == --env ]]; then
     load_env env
     shift
   fi
-  rm -f env # secrets do not stay, nor reach another run
+  rm -f env # secrets are not kept for another run
   ! running || die "$(hostname) has a run, process $(<run.pid)"
   rm -f run.exit
   [[ ! -e run.log ]] || mv run.log run.previous.log
@@ -72,7 +72,7 @@ start() {
   say "started, process $!"
 }
 
-# attend VERB ARGS...: the run itself, in a session of its own.
+# attend VERB ARGS...: the run itself, in its own session.
 attend() {
   local code=0
   (cd source && exec ../venv/bin/promot-t5x "$@") || code=$?
@@ -101,9 +101,9 @@ log() {
   status
 }
 
-# alive SESSION: whether a process of it has not ended; one that has but is not yet reaped does not count.
+# alive SESSION: whether a process of the session is running; zombies do not count.
 alive() {
-  # shellcheck disable=SC2009  # pgrep does not tell the two apart
+  # shellcheck disable=SC2009  # pgrep does not distinguish them
   ps -o stat= --sid "$1" | grep -qv '^Z'
 }
 

@@ -1,19 +1,19 @@
 """ProMoT: two-stage fine-tuning of (m)T5 that keeps its in-context learning (arXiv 2211.00635).
 
-The public Python API, listed with examples in docs/api.md. Names are loaded when they are first used: importing the
-package loads neither jax nor tensorflow.
+The public Python API; docs/api.md lists it with examples. Names are loaded on first use: importing the package loads
+neither jax nor tensorflow.
 """
 
 import importlib
 import os
 from typing import Any
 
-# TensorFlow only reads data here; its start-up notices about GPUs and oneDNN would precede every run's own lines.
+# TensorFlow only reads data here; hide as many of its start-up notices about GPUs and oneDNN as it allows.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.1.0"
 
-# name -> (module, its name there)
+# public name -> (module, name in that module)
 _API = {
     "CheckpointConfig": ("checkpoints.saving", "CheckpointConfig"),
     "DatasetConfig": ("data.training_batches", "DatasetConfig"),
@@ -59,8 +59,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("promot_t5x.tasks")
     if name not in _API:
         raise AttributeError(f"module 'promot_t5x' has no attribute {name!r}")
-    module, name_there = _API[name]
-    return getattr(importlib.import_module(f"promot_t5x.{module}"), name_there)
+    module, attribute = _API[name]
+    return getattr(importlib.import_module(f"promot_t5x.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

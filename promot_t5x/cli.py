@@ -1,4 +1,4 @@
-"""The command `promot-t5x`: one verb each for the binaries."""
+"""The command `promot-t5x`, with one verb for each of the package's commands."""
 
 import importlib
 import sys
@@ -11,12 +11,12 @@ _VERBS = {
     "train": ("promot_t5x.train", "train one stage or baseline"),
     "eval": ("promot_t5x.eval", "score a checkpoint on seqio tasks, prompt removed or attached"),
     "infer": ("promot_t5x.infer", "answer the inputs of a JSONL file"),
-    "pipeline": ("promot_t5x.pipeline", "stage 1, stage 2, baselines, evaluations and the report of a recipe"),
-    "plan": ("promot_t5x.plan", "what a recipe needs and does on a TPU slice, compiled without one"),
-    "convert": ("promot_t5x.convert", "a checkpoint in another format: ours, T5X's or Hugging Face's"),
-    "demo": ("promot_t5x.demo", "the whole method on a small world, in minutes on a CPU"),
-    "report": ("promot_t5x.report", "make the report of a comparison.json again"),
-    "doctor": ("promot_t5x.doctor", "versions, devices and folders, to put beside a question"),
+    "pipeline": ("promot_t5x.pipeline", "run a recipe: stage 1, stage 2, baselines, evaluations, report"),
+    "plan": ("promot_t5x.plan", "compile a recipe for a TPU slice without having one: memory, FLOPs, traffic"),
+    "convert": ("promot_t5x.convert", "convert a checkpoint between our format, T5X's and Hugging Face's"),
+    "demo": ("promot_t5x.demo", "run the whole method on a small world, in minutes on a CPU"),
+    "report": ("promot_t5x.report", "write the report of a comparison.json again"),
+    "doctor": ("promot_t5x.doctor", "print versions, devices and folders, to include in a question"),
 }
 
 
@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
         print("usage: promot-t5x VERB ...\n")
-        for verb, (_, what) in _VERBS.items():
-            print(f"  {verb:9} {what}")
-        print("\npromot-t5x VERB --help lists a verb's flags; promot-t5x --version tells the version.")
+        for verb, (_, summary) in _VERBS.items():
+            print(f"  {verb:9} {summary}")
+        print("\npromot-t5x VERB --help lists the flags of a verb; promot-t5x --version prints the version.")
         return 0
     if argv[0] == "--version":
         print(f"promot-t5x {promot_t5x.__version__}")
@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in _VERBS:
         print(f"error: promot-t5x has no verb {argv[0]!r}; it has {', '.join(_VERBS)}.", file=sys.stderr)
         return 1
-    binary = importlib.import_module(_VERBS[argv[0]][0])  # a verb loads only what it needs
-    return program.run_main(binary.main, argv[1:])
+    command = importlib.import_module(_VERBS[argv[0]][0])  # a verb imports only what it needs
+    return program.run_main(command.main, argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo: recipes/demo.gin, the whole method on a small world, with the pretrained model that the package holds."""
+"""The demo: recipes/demo.gin, the whole method on a small world, with the pretrained model in the package."""
 
 import dataclasses
 from pathlib import Path
@@ -14,9 +14,9 @@ CHECKPOINT = Path(__file__).resolve().parent / "demo_checkpoint"
 
 
 def main(argv: list[str]) -> None:
-    """Runs the demo's recipe; --gin flags change it, --gin_file replaces it."""
+    """Runs the demo's recipe; --gin flags modify it, --gin_file replaces it."""
     parser = flags.flag_parser("promot-t5x demo", __doc__)
-    parser.add_argument("--out", default="out/demo", help="where results and report go (default: out/demo)")
+    parser.add_argument("--out", default="out/demo", help="folder of the results and the report (default: out/demo)")
     invocation = flags.parse_flags(argv, parser)
     bindings = (
         f"WORK_DIR = {str(Path(invocation.extra['out']).absolute())!r}",

@@ -1,4 +1,4 @@
-"""The doctor verb: what a person who helps would ask first."""
+"""The doctor verb: what anyone who helps would ask first: versions, folders, devices."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from promot_t5x.runtime.versions import versions
 
 
 def main(argv: list[str]) -> None:
-    """Prints versions, the data folder and where gin files come from at once, then the devices."""
+    """Prints versions, the data folder and the folder of the gin files at once, then the devices."""
     parser = flags.flag_parser("promot-t5x doctor", __doc__)
     invocation = flags.parse_flags(argv, parser)
     for name, version in versions().items():
@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     files = gin_files.gin_files_packaged()
     _show("gin files", f"{len(files)} in {files[0].parents[1] if files else 'nowhere'}")
 
-    import jax  # only now: finding devices can take long, or fail
+    import jax  # only now, as finding devices can take long or fail
 
     _show("backend", f"{jax.default_backend()}: {', '.join(map(str, jax.devices()))}")
     _show("processes", str(jax.process_count()))

@@ -1,4 +1,4 @@
-"""The pipeline verb: runs a recipe from gin files."""
+"""The pipeline verb: runs the recipe of the gin files."""
 
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,9 @@ with epy.lazy_api_imports(globals()):  # gin files say pipeline.run and pipeline
 
 def main(argv: Sequence[str]) -> None:
     """Runs the recipe that the gin files and flags describe."""
-    parser = flags.flag_parser("promot-t5x pipeline", "Stage 1, stage 2, baselines, evaluations, report.")
+    parser = flags.flag_parser(
+        "promot-t5x pipeline", "Runs a recipe: stage 1, stage 2, baselines, evaluations, report."
+    )
     invocation = flags.parse_flags(argv, parser)
     from_command.follow(invocation)
 

@@ -1,4 +1,4 @@
-"""The plan verb: what a recipe needs and does on a TPU slice, compiled without one."""
+"""The plan verb: compiles a recipe for a TPU slice without having one, and prints memory, FLOPs and traffic."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
 
 def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Asked:
-    """Reads the configuration of a recipe's training runs, or of the one stage that the gin files describe.
+    """The programs to plan: those of a recipe's training runs, or of the one stage that the gin files describe.
 
-    Of a recipe's runs those are taken whose methods ask for it (`Method.planned`), or all that train where none does.
-    Runs of one stage have one program.
+    Of a recipe's runs those with `Method.planned` are planned, or all runs that train if there are none. Runs of the
+    same stage share a program.
 
     Args:
-      invocation: the command; a recipe that binds pipeline.run, or files as for the train binary.
-      devices: those of the slice.
+      invocation: the command line, with a recipe that binds pipeline.run, or with files as for the train command.
+      devices: the devices of the slice.
 
     Raises:
       ConfigError: neither is configured, or a flag changes nothing.
     """
-    # Where a run would read and write plays no part here; what the command says of it still wins.
+    # A plan reads and writes none of these folders, so they need no value; one given on the command line still wins.
     unread = tuple(f"{name} = 'not read'" for name in _FOLDERS)
     invocation = dataclasses.replace(invocation, gin_bindings=(*unread, *invocation.gin_bindings))
     program.configure(invocation)
@@ -81,13 +81,13 @@ def _answering(training: programs.Training, config: Any) -> programs.Answering |
 
 
 def parse(argv: Sequence[str]) -> flags.Invocation:
-    """The verb's command line; its own options are in `extra`."""
+    """Parses the verb's command line; its own options are in `extra`."""
     parser = flags.flag_parser("promot-t5x plan", __doc__)
-    parser.add_argument("--topology", required=True, help="a slice: v4:4x4x4, v5e:4x8, v5p:4x4x4, v6e:4x8, v3:8x8 …")
-    parser.add_argument("--slices", type=int, default=1, help="slices of that kind, data parallel across (default: 1)")
+    parser.add_argument("--topology", required=True, help="the slice: v4:4x4x4, v5e:4x8, v5p:4x4x4, v6e:4x8, v3:8x8 …")
+    parser.add_argument("--slices", type=int, default=1, help="number of such slices, data parallel (default: 1)")
     parser.add_argument("--programs", metavar="A,B", default="", help="compile only these: prompt_tuning, scoring …")
-    parser.add_argument("--search", action="store_true", help="also try all presets and meshes, and rank them")
-    parser.add_argument("--json", metavar="FILE", help="write the plan as JSON, too")
+    parser.add_argument("--search", action="store_true", help="also try all presets and meshes and rank them")
+    parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON")
     return flags.parse_flags(argv, parser)
 
 
@@ -95,16 +95,16 @@ def main(argv: Sequence[str]) -> None:
     """Plans what the gin files and flags describe."""
     invocation = parse(argv)
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
-    asked = configured(invocation, topology.devices())
+    to_plan = configured(invocation, topology.devices())
     if invocation.dry_run:
         return
     only = [name for name in invocation.extra["programs"].split(",") if name]
-    compiled = search.plan_training(asked, topology, only)
+    compiled = search.plan_training(to_plan, topology, only)
     print(tables.text(compiled))
     written = tables.as_json(compiled)
     if invocation.extra["search"]:
         written["search"] = {}
-        for stage, training in ((s, t) for s, t in asked.stages.items() if s in (only or asked.stages)):
+        for stage, training in ((s, t) for s, t in to_plan.stages.items() if s in (only or to_plan.stages)):
             ranked = search.search(training, topology)
             print(f"\n{stage} on {topology}, fastest bound first\n{tables.comparison(ranked)}", flush=True)
             written["search"][stage] = [tables.candidate_json(*pair) for pair in ranked]

@@ -1,4 +1,4 @@
-"""The train binary: one stage of ProMoT, or a baseline, on one task or mixture.
+"""The train command: one stage of ProMoT, or a baseline, on one task or mixture.
 
     python -m promot_t5x.train --gin_file=models/mt5_xxl.gin --gin_file=tasks/rte.gin \
         --gin_file=stages/prompt_tuning.gin --gin.MODEL_DIR=/tmp/stage1 --gin.INITIAL_CHECKPOINT_PATH=/a/checkpoint
@@ -20,7 +20,7 @@ with epy.lazy_api_imports(globals()):  # gin files say train.train and train.Val
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs `train.train` as the gin files and flags say."""
+    """Runs `train.train` as the gin files and flags configure it."""
     parser = flags.flag_parser("python -m promot_t5x.train", "Trains one stage of ProMoT, or a baseline.")
     invocation = program.start(argv, parser)
     gin_checks.check_flags()

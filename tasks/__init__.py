@@ -1,8 +1,8 @@
 """seqio tasks and mixtures of ProMoT; importing this package registers the toy world.
 
-The others are registered by their functions, which know the vocabulary and the data's place.
+The other tasks are registered by functions, which take the vocabulary and the location of the data.
 
-The tasks know seqio, not the framework: the two meet in seqio's registry and in the feature names `inputs`, `targets`,
+The tasks know seqio, not the framework. The two share seqio's registry and the feature names `inputs`, `targets`,
 `answers` and `choices`.
 """
 

@@ -1,6 +1,6 @@
-"""From what a model wrote to its answer (ProMoT, appendix B.2), and the accepted answers of an example.
+"""Extracts the answer from a model's output (ProMoT, appendix B.2), and an example's accepted answers.
 
-All functions take any text, and taking an answer's answer changes nothing.
+All functions accept any text; applying one to its own result changes nothing.
 """
 
 import json
@@ -15,9 +15,9 @@ _AROUND_WORDS = ".,;:!?\"'()"
 
 
 def between_sentinels(output: str) -> str:
-    """What stands after the first `<extra_id_0>`, the mark of the missing span, and before the next sentinel.
+    """The text between the first `<extra_id_0>`, which marks the missing span, and the next sentinel.
 
-    Without that mark the answer is what stands before the first sentinel.
+    Without that mark, the text before the first sentinel.
 
     >>> between_sentinels("<extra_id_0> True <extra_id_1> and"), between_sentinels("True <extra_id_1> and")
     ('True', 'True')
@@ -27,7 +27,7 @@ def between_sentinels(output: str) -> str:
 
 
 def before_prefix(text: str, prefix: str) -> str:
-    """What stands before the next question: a model that has read exemplars often goes on with one of its own.
+    """The text before the next question: after exemplars a model often continues with a question of its own.
 
     >>> before_prefix("Paris Q: who wrote", "Q:"), before_prefix("The FAQ: a book", "Q:")
     ('Paris', 'The FAQ: a book')
@@ -39,7 +39,7 @@ def before_prefix(text: str, prefix: str) -> str:
 
 
 def first_word(text: str) -> str:
-    """The first word without punctuation around it: a class or a letter is one word.
+    """The first word, without surrounding punctuation: a class or a letter is one word.
 
     >>> first_word(" True. It says so")
     'True'
@@ -53,8 +53,8 @@ def answer(output: str, *, sentinels: bool, prefix: str = "", one_word: bool = F
 
     Args:
       output: decoded tokens.
-      sentinels: whether the model was asked with a sentinel (span corruption) or not (LM-adapted).
-      prefix: how the task's questions begin, see `before_prefix`.
+      sentinels: whether the prompt ended with a sentinel (span corruption) or not (LM-adapted).
+      prefix: the beginning of the task's questions, see `before_prefix`.
       one_word: whether answers are single words of a fixed set.
     """
     text = between_sentinels(output) if sentinels else output.strip()
@@ -72,12 +72,12 @@ def postprocess(
     one_word: bool,
     aliases: bool,
 ) -> str | Sequence[str]:
-    """seqio's postprocessing: of a prediction its answer, of a target the accepted answer, or all of them.
+    """seqio's postprocessing: the answer in a prediction; for a target, its accepted answer or all of them.
 
     Args:
-      output: decoded tokens of a prediction; a target's are not looked at.
-      example: has the feature `answers`, JSON of a list.
-      is_target: whether the target is asked for.
+      output: decoded tokens of a prediction; those of a target are ignored.
+      example: has the feature `answers`, a list as JSON.
+      is_target: whether to return the target instead of the prediction's answer.
       sentinels, prefix, one_word: see `answer`.
       aliases: whether the metric takes all accepted answers.
     """

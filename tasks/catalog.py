@@ -1,4 +1,4 @@
-"""What there is to evaluate on: the tasks and suites by name, and their expansion into exemplar numbers and seeds."""
+"""The catalog of evaluation tasks and suites, and their expansion over numbers of exemplars and seeds."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +19,12 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One thing to score.
+    """One seqio task to score.
 
     Attributes:
       task: the task's name in the results.
-      k: exemplars a prompt; None for a task whose prompts are its own.
-      seed: of the exemplars; None where none are drawn.
+      k: exemplars per prompt; None for a task that builds its own prompts.
+      seed: seed of the exemplars; None if none are drawn.
       name: the seqio task.
     """
 
@@ -45,24 +45,25 @@ def entries(
     exemplars: str | None = None,
     module: str | None = None,
 ) -> tuple[Entry, ...]:
-    """Registers tasks with every number of exemplars and seed, and says what is to be scored.
+    """Registers tasks with every number of exemplars and seed, and lists what to score.
 
     Args:
-      tasks: names of tasks of the paper, of `jsonl_task`, of suites, or of any seqio tasks and mixtures. Only the first
-        two get exemplars; one that was registered with exemplars keeps those.
+      tasks: names of the paper's tasks, of tasks made by `jsonl_task`, of suites, or of any seqio tasks and mixtures.
+        Only the first two kinds get exemplars; a task that was registered with exemplars keeps those.
       shots: numbers of exemplars.
-      seeds: of the exemplars; every number above 0 is scored with each.
-      vocabulary: the checkpoint's; the tasks of the paper need it unless `paper.task` has registered them already, the
-        others have their own.
-      data_dir, splits, sentinels: of the tasks of the paper, see `paper.task`; a `jsonl_task` brings its own.
-      exemplars: "per_example" or "fixed"; None as the task was registered, "per_example" if it was not.
-      module: a module that registers seqio tasks, imported first; None where something else registers them.
+      seeds: seeds of the exemplars; every number of exemplars above 0 is scored with each seed.
+      vocabulary: the checkpoint's vocabulary. The paper's tasks need it unless `paper.task` has registered them; other
+        tasks have their own.
+      data_dir, splits, sentinels: arguments of the paper's tasks, see `paper.task`; a `jsonl_task` has its own.
+      exemplars: "per_example" or "fixed"; None keeps the registered choice, by default "per_example".
+      module: a module to import first because it registers seqio tasks; None if they are registered elsewhere.
 
     Returns:
-      The entries, each task's together.
+      The entries, grouped by task.
 
     Raises:
-      ValueError: an unknown task or suite (with the nearest names), no vocabulary, nothing to score, or no such module.
+      ValueError: a task or suite is unknown (the sentence has the nearest names), a vocabulary is missing, there is
+        nothing to score, or the module cannot be imported.
 
     >>> [entry.name for entry in entries(("toy_in_context",))][:2]
     ['toy_nli3', 'toy_wic']
@@ -74,32 +75,32 @@ def entries(
         )
     if module is not None:
         registration.import_module(module, "catalog.entries.module")
-    found = []
+    listed = []
     for name in dict.fromkeys(_expand(tasks)):
-        known = few_shot.registered(name)
+        registered = few_shot.registered(name)
         if name in paper.TASKS and vocabulary is not None:
             task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
-        elif known and not known.shots:
-            task, prompting = known.task, known.prompting
-        elif known:
-            found.append(Entry(known.task.name, known.shots, known.seed, name))
+        elif registered and not registered.shots:
+            task, prompting = registered.task, registered.prompting
+        elif registered:
+            listed.append(Entry(registered.task.name, registered.shots, registered.seed, name))
             continue
         elif name in paper.TASKS:
             raise ValueError(f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's.")
         else:
-            found.append(Entry(name, None, None, name))
+            listed.append(Entry(name, None, None, name))
             continue
         if exemplars is not None:
             prompting = dataclasses.replace(prompting, exemplars=exemplars)
         for k in dict.fromkeys(shots):
             for seed in dict.fromkeys(seeds) if k else (None,):
                 seqio_name = few_shot.register(task, prompting, k, seed or 0)
-                found.append(Entry(name, k, seed, seqio_name))
-    return tuple(found)
+                listed.append(Entry(name, k, seed, seqio_name))
+    return tuple(listed)
 
 
 def entry(name: str) -> Entry:
-    """The entry of one seqio task as it was registered: with its own exemplars, and nothing registered anew.
+    """The entry of one seqio task as it is registered, with its own exemplars; registers nothing.
 
     >>> entry("toy_enfr")
     Entry(task='toy_enfr', k=None, seed=None, name='toy_enfr')
@@ -111,7 +112,7 @@ def entry(name: str) -> Entry:
 
 
 def names(entries: Sequence[Entry]) -> tuple[str, ...]:
-    """The seqio tasks of entries.
+    """The names of the seqio tasks of entries.
 
     >>> names(entries(("toy_enfr",)))
     ('toy_enfr',)
@@ -120,7 +121,7 @@ def names(entries: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _expand(names: Sequence[str]) -> Iterator[str]:
-    """Suites and mixtures as their tasks."""
+    """Replaces suites and mixtures by their tasks."""
     for name in names:
         if name in SUITES:
             yield from SUITES[name]
@@ -129,10 +130,10 @@ def _expand(names: Sequence[str]) -> Iterator[str]:
         elif name in paper.TASKS or name in seqio.TaskRegistry.names():
             yield name
         else:
-            known = sorted({*SUITES, *paper.TASKS, *seqio.TaskRegistry.names()})
-            near = nearest(name.lower(), known) or list(SUITES)
+            all_names = sorted({*SUITES, *paper.TASKS, *seqio.TaskRegistry.names()})
+            similar = nearest(name.lower(), all_names) or list(SUITES)
             raise ValueError(
-                f"{name!r} is no task, suite or mixture; the nearest names are {', '.join(near)}: correct the name, "
+                f"{name!r} is no task, suite or mixture; the nearest names are {', '.join(similar)}: correct the name, "
                 "import the module that registers it, or see `promot-t5x eval --list`."
             )
 
@@ -145,7 +146,7 @@ def listing() -> str:
         rows.append((name, _metric_name(task), *_sizes(task.sizes), source, task.folder))
     for name in (*toy_world.IN_CONTEXT_TASKS, *toy_world.TARGET_TASKS):
         metric = toy_world.HEADLINE_METRICS[name]
-        rows.append((name, metric, *_sizes(toy_world.sizes(name)), "- (made by a rule)", "-"))
+        rows.append((name, metric, *_sizes(toy_world.sizes(name)), "- (generated)", "-"))
     suites = [f"{name} ({len(tasks)} tasks): {', '.join(tasks)}" for name, tasks in SUITES.items()]
     return "\n".join([aligned(rows), "", "suites", *suites])
 

@@ -1,8 +1,8 @@
-"""Exemplars of in-context prompts: a pool of training rows on disk, and which of them stand before a question.
+"""Exemplars of in-context prompts: a pool of training rows on disk, and the draw of exemplars for each question.
 
-Which exemplars a question gets depends on the task, their number, the seed and the question's own text, and on nothing
-else: not on hosts, batches or the order of reading. A question is never its own exemplar; two rows are the same if
-their questions are. Random numbers come from `random.Random.random`, whose sequence Python guarantees for a seed.
+The exemplars of a question depend only on the task, their number, the seed and the text of the question, not on hosts,
+batches or the order of reading. A question is never its own exemplar, and rows with the same question count as one.
+Random numbers come from `random.Random.random`, whose sequence Python guarantees for a seed.
 """
 
 import dataclasses
@@ -24,50 +24,50 @@ from promot_t5x.tasks.wording import Example, Wording
 
 POOL_SIZE = 10_000
 MODES = ("per_example", "fixed")
-_FORMAT = 1  # of the files; another number makes pools anew
+_FORMAT = 1  # format of the files; changing it discards the existing pools
 
 
 def cache_folder() -> epath.Path:
-    """Where pools are kept: $PROMOT_CACHE, or ~/.cache/promot_t5x."""
+    """The folder of the pools, in $PROMOT_CACHE or ~/.cache/promot_t5x."""
     return epath.Path(os.environ.get("PROMOT_CACHE", "~/.cache/promot_t5x")).expanduser() / "exemplars"
 
 
 def pool(
     name: str, source: seqio.DataSource, split: str, wording: Wording, *, size: int = POOL_SIZE, seed: int = 0
 ) -> tuple[Example, ...]:
-    """The rows that exemplars of a task are drawn from: at most `size` rows of a split, no two with one question.
+    """The rows that a task's exemplars are drawn from: at most `size` rows of a split, all with different questions.
 
-    Of a larger split those with the smallest keyed hashes are taken, so that the order of reading plays no part. The
-    pool is read once, then kept on disk under the hash of what made it.
+    From a larger split the rows with the smallest keyed hashes are taken, so the order of reading does not matter. The
+    pool is read once, then kept on disk under the hash of its definition.
 
     Args:
-      name: of the task.
-      source: of the task; it has `identity` beside seqio's methods (see `sources`).
+      name: the task's name.
+      source: the task's source; it has `identity` in addition to seqio's methods (see `sources`).
       split: the split to draw from.
-      wording: words the rows.
+      wording: turns rows into questions and answers.
       size: the largest number of rows.
-      seed: of the choice among more rows than `size`.
+      seed: seed of the choice among more rows than `size`.
 
     Raises:
-      FileNotFoundError, ValueError: the source has no such data, or none in it.
+      FileNotFoundError, ValueError: the source has no such data, or the split is empty.
     """
     identity: Mapping[str, Any] = source.identity(split)  # pyright: ignore[reportAttributeAccessIssue]
-    made_of = {"format": _FORMAT, "task": name, "source": identity, "wording": dataclasses.asdict(wording)}
-    made_of = json.dumps({**made_of, "size": size, "seed": seed}, sort_keys=True)
-    file = cache_folder() / f"{name}-{_digest(made_of)[:16]}.jsonl"
-    rows = _read(file, made_of)
+    definition = {"format": _FORMAT, "task": name, "source": identity, "wording": dataclasses.asdict(wording)}
+    definition = json.dumps({**definition, "size": size, "seed": seed}, sort_keys=True)
+    file = cache_folder() / f"{name}-{_digest(definition)[:16]}.jsonl"
+    rows = _read(file, definition)
     if rows is None:
         logging.info("choosing the pool of exemplars of %s from its split %s", name, split)
-        # One by one TensorFlow takes several times as long.
+        # Reading rows one by one would take TensorFlow several times as long.
         batches = source.get_dataset(split, shuffle=False).batch(1000)
         read = (json.loads(row) for batch in batches.as_numpy_iterator() for row in batch["row"])
         rows = _choose(read, wording, size, seed)
         if not rows:
-            raise ValueError(f"Split {split!r} of task {name!r} is empty, and exemplars are drawn from it.")
+            raise ValueError(f"Split {split!r} of task {name!r} is empty, but exemplars are drawn from it.")
         try:
-            _write(file, made_of, rows)
+            _write(file, definition, rows)
         except OSError as error:
-            logging.warning("%s is not kept (%s), and read anew next time; set PROMOT_CACHE", file, error)
+            logging.warning("%s could not be saved (%s) and is read again next time; set PROMOT_CACHE", file, error)
     return tuple(wording.example(row) for row in rows)
 
 
@@ -76,13 +76,13 @@ def _digest(text: str) -> str:
 
 
 def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of different questions with the smallest hashes, in the order of these."""
-    # One row a question: of several answers to it the one with the smallest hash. Held: twice the pool at most.
+    """The rows with the smallest hashes, one per question, in the order of the hashes."""
+    # Of several rows with one question the one with the smallest hash stays. Holds at most twice the pool.
     held: dict[str, tuple[str, str]] = {}
     largest = "g"  # above every hexadecimal digest
     for row in rows:
         question = _digest(f"{seed}\n{wording.example(row).inputs}")
-        if question > largest:  # there are enough with smaller hashes; of a large split that is nearly every row
+        if question > largest:  # enough rows have smaller hashes; in a large split this skips nearly every row
             continue
         text = json.dumps(row, sort_keys=True)
         order = _digest(text)
@@ -94,25 +94,25 @@ def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: i
     return [json.loads(held[key][1]) for key in heapq.nsmallest(size, held)]
 
 
-def _read(file: epath.Path, made_of: str) -> list[dict[str, Any]] | None:
-    """The pool in a file, or None where there is none or it is damaged."""
+def _read(file: epath.Path, definition: str) -> list[dict[str, Any]] | None:
+    """The pool in a file; None if there is no file or it is damaged."""
     if not file.exists():
         return None
     try:
         head, *lines = file.read_text().splitlines()
         rows = [json.loads(line) for line in lines]
-        if json.loads(head) == {"made_of": made_of, "rows": len(rows)} and rows:
+        if json.loads(head) == {"made_of": definition, "rows": len(rows)} and rows:
             return rows
     except ValueError:
         pass
-    logging.warning("%s is damaged; the pool of exemplars is made again", file)
+    logging.warning("%s is damaged; the pool of exemplars is read again", file)
     return None
 
 
-def _write(file: epath.Path, made_of: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a pool so that whoever reads the file finds all of it; several processes may do so at once."""
+def _write(file: epath.Path, definition: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a pool atomically; several processes may do so at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"made_of": made_of, "rows": len(rows)}), *(json.dumps(row) for row in rows)]
+    lines = [json.dumps({"made_of": definition, "rows": len(rows)}), *(json.dumps(row) for row in rows)]
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text("\n".join(lines) + "\n")
@@ -127,12 +127,12 @@ class Sampler:
     """Draws the exemplars of a task.
 
     Attributes:
-      name: of the task.
-      pool: what to draw from.
-      shots: exemplars a question, fewer than the pool has rows.
-      seed: draws others.
-      mode: "per_example" draws for every question anew, "fixed" gives all questions one set (a question that is in the
-        set gets the next one of its class beside the others).
+      name: the task's name.
+      pool: the rows to draw from.
+      shots: exemplars per question, fewer than the pool has rows.
+      seed: another seed draws other exemplars.
+      mode: "per_example" draws anew for every question, "fixed" gives all questions the same set (a question that is in
+        the set gets the next row of its class instead of itself).
     """
 
     name: str
@@ -146,14 +146,15 @@ class Sampler:
             raise ValueError(f"Exemplars are drawn {self.mode!r}, expected one of {', '.join(MODES)}.")
         if not 0 <= self.shots < max(len(self.pool), 1):
             raise ValueError(
-                f"Task {self.name!r} was to be asked with {self.shots} exemplars, but they are drawn from "
-                f"{len(self.pool)} training questions, one of which may be the question itself: ask with fewer."
+                f"Task {self.name!r} has {self.shots} exemplars per prompt, but they are drawn from {len(self.pool)} "
+                "training questions, one of which may be the question itself: use fewer exemplars."
             )
 
     def draw(self, question: str) -> list[Example]:
         """The exemplars before a question, in their order.
 
-        Classes take turns: where all rows of the pool have the same choices, no answer occurs twice before the others.
+        Classes take turns: if all rows of the pool have the same choices, no answer occurs twice before all others have
+        occurred once.
 
         >>> pool = tuple(Example("", f"{i}?", "", ("yes", "no")[i % 2 :][:1], ("yes", "no")) for i in range(8))
         >>> drawn = Sampler("even", pool, shots=4).draw("0?")
@@ -162,9 +163,9 @@ class Sampler:
         """
         if not self.shots:
             return []
-        about = (self.name, self.shots, self.seed, *((question,) if self.mode == "per_example" else ()))
-        rng = random.Random(int(_digest(json.dumps(about))[:16], 16))
-        # One more of each class than can be needed, since one may be the question itself.
+        key = (self.name, self.shots, self.seed, *((question,) if self.mode == "per_example" else ()))
+        rng = random.Random(int(_digest(json.dumps(key))[:16], 16))
+        # One more of each class than needed, since one may be the question itself.
         sampled = [_sample(rng, members, self.shots + 1) for members in self._classes]
         classes = [[self.pool[i] for i in sampled[c]] for c in _sample(rng, range(len(sampled)), len(sampled))]
         classes = [[example for example in members if example.inputs != question] for members in classes]
@@ -174,7 +175,7 @@ class Sampler:
 
     @functools.cached_property
     def _classes(self) -> list[list[int]]:
-        """Indices into the pool by class; one class where answers are free."""
+        """Indices into the pool by class; a single class if answers are free text."""
         classified = len({example.choices for example in self.pool}) == 1 and self.pool[0].choices
         by_class: dict[str, list[int]] = {}
         for i, example in enumerate(self.pool):
@@ -183,8 +184,8 @@ class Sampler:
 
 
 def _sample(rng: random.Random, items: Sequence[int], count: int) -> list[int]:
-    """`count` of the items (all, if they are fewer) in random order, in a time that does not grow with their number."""
-    moved: dict[int, int] = {}  # a shuffle from the front that remembers only the places it touched
+    """`count` items (all, if there are fewer) in random order, in time independent of the number of items."""
+    moved: dict[int, int] = {}  # a shuffle from the front that stores only the positions it has touched
     picked = []
     for i in range(min(count, len(items))):
         j = i + int(rng.random() * (len(items) - i))

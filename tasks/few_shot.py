@@ -1,8 +1,8 @@
-"""Questions with k exemplars before them, as seqio tasks.
+"""seqio tasks whose prompts have k exemplars before the question.
 
-A prompt is `x1 y1 x2 y2 ... xk yk x`, all parts separated by one space, as the paper prints one (ProMoT, C.9), with
-` <extra_id_0>` behind it for a checkpoint of span corruption; then the target begins with `<extra_id_0>` too. A prompt
-that is too long loses exemplars from the left; only when none is left is the question itself shortened.
+A prompt is `x1 y1 x2 y2 ... xk yk x`, with single spaces between all parts, as the paper prints it (ProMoT, C.9). For a
+checkpoint of span corruption ` <extra_id_0>` is appended, and the target begins with `<extra_id_0>` too. A prompt that
+is too long loses exemplars from the left; the question itself is shortened only when no exemplar is left.
 """
 
 import collections
@@ -28,15 +28,15 @@ COUNTS = ("exemplars_dropped", "input_cut", "article_cut")
 
 @dataclasses.dataclass(frozen=True)
 class TextTask:
-    """A task before its exemplars and its vocabulary are chosen.
+    """A task whose exemplars and vocabulary are not chosen yet.
 
     Attributes:
-      name: without any suffix.
-      source: one of `sources`.
-      wording: words its rows.
+      name: the name without suffixes.
+      source: a source from `sources`.
+      wording: turns rows into questions and answers.
       metrics: the first one is the headline.
       aliases: whether the metrics take all accepted answers.
-      made_from: the arguments that made the task, to tell two of one name apart.
+      made_from: the arguments that made the task, to distinguish two tasks of the same name.
     """
 
     name: str
@@ -49,10 +49,10 @@ class TextTask:
 
 @dataclasses.dataclass(frozen=True)
 class Prompting:
-    """How a checkpoint is asked.
+    """How prompts for a checkpoint are built.
 
     Attributes:
-      vocabulary: the checkpoint's.
+      vocabulary: the checkpoint's vocabulary.
       sentinels: True for a checkpoint of span corruption (mT5, T5 1.1), False for an LM-adapted one.
       exemplars: "per_example" or "fixed", see `exemplars.Sampler`.
     """
@@ -76,11 +76,11 @@ def task_name(name: str, shots: int, seed: int, mode: str = "per_example") -> st
 def prompt(
     example: Example, drawn: Sequence[Example], fits: Callable[[str], bool], sentinels: bool
 ) -> tuple[str, dict[str, int]]:
-    """The text before a question's answer.
+    """The prompt of a question.
 
     Args:
       example: the question.
-      drawn: its exemplars in their order.
+      drawn: its exemplars, in order.
       fits: whether a text is short enough.
       sentinels: see `Prompting`.
 
@@ -102,7 +102,7 @@ def prompt(
 
 
 class _Prompter:
-    """Turns rows of a task into prompts; what it needs is read before the first of them."""
+    """Turns rows of a task into prompts."""
 
     def __init__(self, task: TextTask, prompting: Prompting, sampler: exemplars.Sampler, limit: int | None):
         self._task, self._prompting, self._sampler = task, prompting, sampler
@@ -113,12 +113,12 @@ class _Prompter:
         return len(self._prompting.vocabulary.encode(text))
 
     def _fits(self, text: str) -> bool:
-        return self._limit is None or self._tokens(text) < self._limit  # one token is the end of sequence
+        return self._limit is None or self._tokens(text) < self._limit  # leaves one token for the end of sequence
 
     def _shorten(self, example: Example) -> Example:
-        """A question as the task allows it: the paper cuts articles before anything else."""
-        most = self._task.wording.max_input_tokens
-        return example if most is None else example.shortened(lambda text: self._tokens(text) <= most)
+        """A question within the task's own limit: the paper cuts articles before anything else."""
+        limit = self._task.wording.max_input_tokens
+        return example if limit is None else example.shortened(lambda text: self._tokens(text) <= limit)
 
     def __call__(self, row: bytes) -> list[Any]:
         """The values of TEXT_FEATURES, COUNTS and `choices` of a row."""
@@ -129,9 +129,9 @@ class _Prompter:
         text, counts = prompt(example, drawn, self._fits, sentinels)
         mark = f"{SENTINEL} " if sentinels else ""
         texts = (text, mark + example.target, json.dumps(example.answers))
-        found = collections.ChainMap(counts, {"article_cut": int(example != whole)})
+        all_counts = collections.ChainMap(counts, {"article_cut": int(example != whole)})
         choices = np.array([(mark + choice).encode() for choice in example.choices], dtype=np.bytes_)
-        return [*(t.encode() for t in texts), *(np.int32(found[name]) for name in COUNTS), choices]
+        return [*(t.encode() for t in texts), *(np.int32(all_counts[name]) for name in COUNTS), choices]
 
 
 def prompts(
@@ -143,14 +143,14 @@ def prompts(
     shots: int,
     seed: int,
 ) -> tf.data.Dataset:
-    """A seqio preprocessor: from a source's rows to inputs, targets, answers, choices and counts of what was cut.
+    """A seqio preprocessor: turns a source's rows into inputs, targets, answers, choices and counts of cuts.
 
     Args:
       dataset: rows of `task.source`.
       sequence_length: seqio's; None builds prompts of any length.
-      task, prompting: what is asked, and how.
-      shots: exemplars a question.
-      seed: draws others.
+      task, prompting: the task, and how its prompts are built.
+      shots: exemplars per question.
+      seed: seed of the exemplars.
     """
     if prompting.sentinels:
         vocabularies.check_sentinel(prompting.vocabulary)
@@ -169,7 +169,7 @@ def prompts(
 
 @dataclasses.dataclass(frozen=True)
 class Registered:
-    """What a seqio task was registered as.
+    """The arguments that a seqio task was registered with.
 
     Attributes:
       task, prompting, shots, seed: see `register`.
@@ -185,20 +185,20 @@ _registered: dict[str, Registered] = {}
 
 
 def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0) -> str:
-    """Registers a task with k exemplars; returns its seqio name. Registering the same task again does nothing.
+    """Registers a task with k exemplars and returns its seqio name. Registering the same task again does nothing.
 
     Args:
-      task, prompting: what is asked, and how.
-      shots: exemplars a question, 0 or more.
-      seed: draws others.
+      task, prompting: the task, and how its prompts are built.
+      shots: exemplars per question, 0 or more.
+      seed: seed of the exemplars.
 
     Raises:
       ValueError: the name is registered with other arguments. Building a dataset raises what the source and
         `exemplars` raise, and ValueError for a vocabulary without sentinels.
     """
     if shots < 0:
-        raise ValueError(f"Task {task.name!r} was to be asked with {shots} exemplars: expected 0 or more.")
-    if not shots:  # then there is no way of drawing
+        raise ValueError(f"Task {task.name!r} has {shots} exemplars per prompt: expected 0 or more.")
+    if not shots:  # nothing is drawn, so the mode does not matter
         prompting = dataclasses.replace(prompting, exemplars="per_example")
     name = task_name(task.name, shots, seed, prompting.exemplars)
     before = registered(name)
@@ -230,11 +230,11 @@ def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0
 
 
 def _same(one: Prompting, other: Prompting) -> bool:
-    """Whether two ways of asking are equal; no vocabulary is opened."""
+    """Whether two promptings are equal; opens no vocabulary."""
     same_vocabulary = vocabularies.identity(one.vocabulary) == vocabularies.identity(other.vocabulary)
     return same_vocabulary and dataclasses.replace(one, vocabulary=other.vocabulary) == other
 
 
 def registered(name: str) -> Registered | None:
-    """What a seqio task was registered as; None if it was not registered here, or is not any more."""
+    """The arguments that a seqio task was registered with; None if it was not registered here, or was removed."""
     return _registered.get(name) if name in seqio.TaskRegistry.names() else None

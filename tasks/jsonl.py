@@ -1,4 +1,4 @@
-"""A task of your own from a folder of JSONL files: one JSON object a line, one file (or a slice of one) a split."""
+"""A task of your own from a folder of JSONL files: one JSON object per line, one file, or slice of it, per split."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,30 +24,29 @@ def jsonl_task(
     seed: int = 0,
     sentinels: bool = False,
 ) -> str:
-    """Registers a seqio task that reads JSONL files, each row an input text and the target text; returns its name.
+    """Registers a seqio task that reads an input and a target text per line of JSONL files, and returns its name.
 
-    Registering the same task again does nothing, so that gin can name a task by this function.
+    Registering the same task again does nothing, so gin files can use this function in place of a task's name.
 
     Args:
       name: the task's name.
       data_dir: the folder of the files.
       vocabulary: a seqio vocabulary, or the path of a SentencePiece model.
-      splits: for each split its file in the folder, or a slice of a file's rows, counted as Python does:
-        {"train": "train.jsonl[:2000]", "validation": "train.jsonl[2000:]"}.
+      splits: the file of each split, or a slice of a file's rows as in Python: {"train": "train.jsonl[:2000]",
+        "validation": "train.jsonl[2000:]"}.
       input_column: the column that holds the input.
       target_column: the column that holds the target.
-      choices_column: the column that holds a list of answers to choose from, the target among them; None for free
-        text.
-      metric: "accuracy", "exact_match", "bleu", "rouge", or a function (targets, predictions) -> {name: value}, from 0
-        to 100.
-      prefix: how every input begins; a predicted answer ends before it.
+      choices_column: the column that holds a list of answers to choose from, including the target; None for free text.
+      metric: "accuracy", "exact_match", "bleu", "rouge", or a function (targets, predictions) -> {name: value from 0 to
+        100}.
+      prefix: the beginning of every input; a predicted answer ends before it.
       shots: exemplars before each input, from the split `train`.
-      seed: of the exemplars.
+      seed: seed of the exemplars.
       sentinels: True for a checkpoint of span corruption, False for an LM-adapted one.
 
     Raises:
-      ValueError: an unknown metric, a split file that is not understood, or the name is taken by another task.
-        Reading a split raises FileNotFoundError and ValueError as `sources.JsonlRows` does.
+      ValueError: the metric is unknown, a split's file is malformed, or another task has the name. Reading a split
+        raises FileNotFoundError and ValueError as `sources.JsonlRows` does.
 
     >>> jsonl_task("my_questions", "my_data", vocabulary=seqio.ByteVocabulary(), splits={"train": "all.jsonl[:-100]"})
     'my_questions'
@@ -57,8 +56,8 @@ def jsonl_task(
     """
     metric_fn = metrics.BY_NAME.get(metric) if isinstance(metric, str) else metric
     if not callable(metric_fn):
-        known = ", ".join(metrics.BY_NAME)
-        raise ValueError(f"jsonl_task.metric={metric!r} is unknown, expected {known}, or a metric function.")
+        names = ", ".join(metrics.BY_NAME)
+        raise ValueError(f"jsonl_task.metric={metric!r} is unknown, expected {names}, or a metric function.")
     columns: dict[str, Any] = {"input": (input_column, sources.text), "target": (target_column, sources.text)}
     if choices_column is not None:
         columns["choices"] = (choices_column, sources.texts)

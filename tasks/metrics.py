@@ -1,7 +1,7 @@
-"""Metrics on the scale 0 to 100: accuracy, macro F1, exact match, BLEU, ROUGE; each from the library of its field.
+"""Metrics from 0 to 100: accuracy, macro F1, exact match, BLEU, ROUGE; BLEU and ROUGE from their usual libraries.
 
-A metric is what seqio wants: a function (targets, predictions) -> {name: value}. The first name is the headline. Where
-a metric knows its own standard error, the value stands beside it as `<name>_stderr`; notes are seqio.metrics.Text.
+A metric is a function (targets, predictions) -> {name: value}, as seqio expects. The first name is the headline. A
+metric that knows its standard error also returns it, as `<name>_stderr`; notes are seqio.metrics.Text.
 """
 
 import functools
@@ -24,7 +24,7 @@ _NORMAL_97_5 = 1.959964  # half the width of a 95 % interval in standard errors
 
 
 def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """The percentage of predictions that equal their target, spaces around the text aside.
+    """The percentage of predictions that equal their target, ignoring surrounding white space.
 
     >>> accuracy(["True", "False"], [" True", "Neither"])
     {'accuracy': 50.0}
@@ -34,9 +34,9 @@ def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, fl
 
 
 def macro_f1(targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]) -> dict[str, float]:
-    """The plain mean over classes of F1 = 2 hits / (targets + predictions of the class), in percent.
+    """The unweighted mean over classes of F1 = 2 hits / (targets + predictions of the class), in percent.
 
-    A class that is neither asked for nor predicted has an F1 of 0, as in scikit-learn.
+    A class that is neither a target nor predicted has an F1 of 0, as in scikit-learn.
 
     >>> macro_f1(["a", "a", "b"], ["a", "b", "b"], labels=("a", "b"))
     {'macro_f1': 66.66666666666666}
@@ -63,8 +63,8 @@ def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[st
     """The percentage of predictions that equal one of their accepted answers in SQuAD's normal form.
 
     Args:
-      targets: for each example its answer, or all its aliases.
-      predictions: one text each.
+      targets: the answer of each example, or all its aliases.
+      predictions: one text per example.
 
     >>> exact_match([["The Beatles", "Beatles"], ["Paris"]], ["beatles.", "Rome"])
     {'exact_match': 50.0}
@@ -77,22 +77,22 @@ def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[st
 
 
 def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
-    """Corpus BLEU by sacrebleu, its bootstrapped standard error and its signature; of one text its sentence BLEU.
+    """Corpus BLEU by sacrebleu, with its bootstrapped standard error and signature; sentence BLEU for a single text.
 
-    >>> found = bleu(["Hello, big world out there."], ["Hello, big world out there."])
-    >>> round(found["bleu"], 6), found["bleu_signature"].textdata.split("|")[3]
+    >>> values = bleu(["Hello, big world out there."], ["Hello, big world out there."])
+    >>> round(values["bleu"], 6), values["bleu_signature"].textdata.split("|")[3]
     (100.0, 'tok:intl')
     """
     if not targets:
         return {"bleu": 0.0}
-    one = len(targets) == 1  # then every sample is the same, and a short text has no 4-grams to be counted
-    scorer = sacrebleu.BLEU(tokenize=BLEU_TOKENIZER, effective_order=one)
-    samples = 1 if one else _BOOTSTRAP_SAMPLES
+    is_single = len(targets) == 1  # every bootstrap sample is then the same, and a short text may have no 4-grams
+    scorer = sacrebleu.BLEU(tokenize=BLEU_TOKENIZER, effective_order=is_single)
+    samples = 1 if is_single else _BOOTSTRAP_SAMPLES
     score = scorer.corpus_score(list(predictions), [list(targets)], n_bootstrap=samples)
-    found: dict[str, Any] = {"bleu": min(score.score, 100.0)}  # 100.00000000000004 for equal texts
-    if not one:
-        found["bleu_stderr"] = float(score._ci) / _NORMAL_97_5
-    return {**found, "bleu_signature": seqio.metrics.Text(str(scorer.get_signature()))}
+    values: dict[str, Any] = {"bleu": min(score.score, 100.0)}  # 100.00000000000004 for equal texts
+    if not is_single:
+        values["bleu_stderr"] = float(score._ci) / _NORMAL_97_5
+    return {**values, "bleu_signature": seqio.metrics.Text(str(scorer.get_signature()))}
 
 
 @functools.cache
@@ -101,9 +101,9 @@ def _rouge() -> rouge_scorer.RougeScorer:
 
 
 def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Mean F measure of ROUGE-2 and ROUGE-L by rouge-score, without stemming, in percent.
+    """Mean F-measure of ROUGE-2 and ROUGE-L by rouge-score, without stemming, in percent.
 
-    A reference of one word has no bigram, and so a ROUGE-2 of 0 whatever is predicted.
+    A reference of one word has no bigram, so its ROUGE-2 is always 0.
 
     >>> rouge(["the cat sat down"], ["the cat sat up"])
     {'rouge2': 66.66666666666666, 'rougeL': 75.0}

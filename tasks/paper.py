@@ -1,8 +1,8 @@
-"""The tasks of the ProMoT paper (arXiv 2211.00635v3): templates of Table 7, data of Table 8, post-processing of B.2.
+"""The tasks of the ProMoT paper (arXiv 2211.00635v3): templates of Table 7, data of Table 8, postprocessing of B.2.
 
-Splits are named by their use here: `train` gives exemplars and trains, `validation` chooses checkpoints, `test` is
-reported. The paper reports the dev split of RTE, CB and WiC; TriviaQA's own test split has no answers. RTE is trained
-on nine tenths of its training split and the rest chooses, so that the reported split has chosen nothing.
+Splits are named by their use: `train` is for training and exemplars, `validation` chooses checkpoints, `test` is
+reported. The paper reports the dev split of RTE, CB and WiC; TriviaQA's own test split has no answers. RTE trains on
+nine tenths of its training split and validates on the rest, so that the reported split plays no part in any choice.
 """
 
 import dataclasses
@@ -32,10 +32,10 @@ class PaperTask:
       wording: template, labels in the data set's order, verbalizers, prefix.
       metrics: the first one is the paper's.
       tfds: TFDS data set and version.
-      splits: TFDS split of each of ours.
-      sizes: rows of the TFDS splits that are used, by our names of them (TFDS catalogue).
-      columns: for each column its place in TFDS and in a JSONL line.
-      folder: of JSONL files below DATA_DIR.
+      splits: the TFDS split for each of our splits.
+      sizes: number of rows of each of our splits (from the TFDS catalog).
+      columns: the path of each column in TFDS and in a JSONL line.
+      folder: the folder of JSONL files in DATA_DIR.
     """
 
     wording: Wording
@@ -48,7 +48,7 @@ class PaperTask:
 
 
 def _same(*columns: str) -> dict[str, tuple[TfdsColumn, str]]:
-    """Columns of one name everywhere."""
+    """Columns with the same name everywhere."""
     return {column: (column, column) for column in columns}
 
 
@@ -66,8 +66,8 @@ def _translation(folder: str, tfds: str, language: str, code: str, sizes: Mappin
 
 def _in_language(example: Mapping[str, Any], *, language: str) -> tf.Tensor:
     """The hypothesis of one language among XNLI's parallel ones."""
-    here = tf.equal(example["hypothesis"]["language"], language)
-    return tf.boolean_mask(example["hypothesis"]["translation"], here)[0]
+    is_language = tf.equal(example["hypothesis"]["language"], language)
+    return tf.boolean_mask(example["hypothesis"]["translation"], is_language)[0]
 
 
 def _xnli(language: str) -> PaperTask:
@@ -224,15 +224,15 @@ IN_CONTEXT_TASKS = ("cb", "wic", "trivia_qa", "web_questions", "wmt16_ende", "wm
 
 
 def text_task(name: str, data_dir: str | None = None, splits: Mapping[str, str] | None = None) -> few_shot.TextTask:
-    """A task of the paper with its source; nothing is read before a split is.
+    """A task of the paper with its source; nothing is read until a split is.
 
     Args:
       name: one of TASKS.
       data_dir: None for TFDS; otherwise a folder with a folder of JSONL files for each task.
-      splits: in place of the task's own (TFDS) or of one file a split (JSONL); both may be slices.
+      splits: overrides the task's splits (TFDS) or the default of one file per split (JSONL); may be slices.
 
     Raises:
-      ValueError: no such task, or a split file that is not understood.
+      ValueError: there is no such task, or a split's file is malformed.
     """
     if name not in TASKS:
         raise ValueError(f"paper.task.name is {name!r}: expected one of {', '.join(TASKS)}.")
@@ -263,24 +263,24 @@ def task(
     sentinels: bool = False,
     exemplars: str = "per_example",
 ) -> str:
-    """Registers a task of the paper and returns its seqio name, so that gin can name a task by this function.
+    """Registers a task of the paper and returns its seqio name, so gin files can use it in place of a task's name.
 
     Registering the same task again does nothing.
 
     Args:
       name: one of TASKS.
-      vocabulary: the checkpoint's, or the path of a SentencePiece model.
+      vocabulary: the checkpoint's vocabulary, or the path of a SentencePiece model.
       data_dir: None for TFDS; otherwise a folder with a folder of JSONL files for each task
         (`<data_dir>/RTE/train.jsonl`).
-      splits: our split -> TFDS's or a slice of it ("train[:90%]"), or with `data_dir` a file or a slice of its rows
-        ("train.jsonl[:-100]"); None for the paper's (TFDS), or train.jsonl, validation.jsonl and test.jsonl.
+      splits: for each of our splits a TFDS split or slice ("train[:90%]"), or with `data_dir` a file or a slice of its
+        rows ("train.jsonl[:-100]"); None for the paper's (TFDS), or train.jsonl, validation.jsonl and test.jsonl.
       shots: exemplars before each question.
-      seed: of the exemplars.
+      seed: seed of the exemplars.
       sentinels: True for a checkpoint of span corruption, False for an LM-adapted one.
       exemplars: "per_example", or "fixed" for one set for the whole task.
 
     Raises:
-      ValueError: no such task, or it is registered with other arguments.
+      ValueError: there is no such task, or it is registered with other arguments.
 
     >>> task("rte", "spm.model", data_dir="my_data", shots=1)
     'rte_1shot_seed0'

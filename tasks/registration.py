@@ -1,4 +1,4 @@
-"""Registering seqio tasks by importing the module that does so."""
+"""Imports of modules that register seqio tasks."""
 
 import importlib
 
@@ -7,8 +7,8 @@ def import_module(name: str, parameter: str) -> None:
     """Imports a module that registers seqio tasks.
 
     Args:
-      name: the module, as an import statement names it.
-      parameter: gin's name of what holds it, for the error.
+      name: the module, as in an import statement.
+      parameter: the gin name of the parameter that holds it, for the error.
 
     Raises:
       ValueError: the module cannot be imported.

@@ -1,8 +1,8 @@
-"""Where a task's rows come from: a TFDS data set on disk, or a folder of JSONL files.
+"""Sources of a task's rows: a TFDS data set on disk, or a folder of JSONL files.
 
-Both are seqio sources whose examples hold one text, `row`: a JSON object of the columns that the task's wording
+Both are seqio sources whose examples hold one text, `row`: a JSON object with the columns that the task's wording
 names. The column `label` is the index of a class, `answers` and `choices` are lists of strings, others are strings.
-Rows without a gold label (label -1, in files also "-") are left out. Nothing is read before a split is asked for.
+Rows without a gold label (label -1, in files also "-") are left out. Nothing is read until a split is requested.
 """
 
 import functools
@@ -20,7 +20,7 @@ from tensorflow_datasets.core import constants, naming
 
 Rows = list[dict[str, Any]]
 TfdsColumn = str | Callable[[Mapping[str, Any]], Any]
-"""Where TFDS has a column: a path through nested features ("answer/value"), or a function of the example's tensors."""
+"""A column in TFDS: a path through nested features ("answer/value"), or a function of the example's tensors."""
 
 JSONL_SPLITS = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 UNLABELLED = -1
@@ -29,12 +29,12 @@ _SLICED_FILE = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<start>-?\d+)?:(?P<stop>-?
 
 
 class TfdsRows(seqio.TfdsDataSource):
-    """Rows of a TFDS data set that is on disk; this never downloads anything.
+    """Rows of a TFDS data set on disk; never downloads anything.
 
     Args:
-      name: with version, such as "super_glue/cb:1.0.2".
-      splits: for each split of the task the one of TFDS, or a slice of it: {"train": "train[:90%]"}.
-      columns: for each column of the task where it is in TFDS.
+      name: the data set with its version, such as "super_glue/cb:1.0.2".
+      splits: the TFDS split, or a slice of it, for each split of the task: {"train": "train[:90%]"}.
+      columns: the TFDS column for each column of the task.
     """
 
     def __init__(self, name: str, splits: Mapping[str, str], columns: Mapping[str, TfdsColumn]):
@@ -63,25 +63,25 @@ class TfdsRows(seqio.TfdsDataSource):
         return {**data, "columns": {column: path for column, path in self._columns.items() if isinstance(path, str)}}
 
     def _check(self, split: str) -> None:
-        """Raises one sentence unless data set, split and columns are there."""
+        """Raises FileNotFoundError or ValueError unless data set, split and columns exist."""
         name = str(self.tfds_dataset.name)
         _check_split(split, self._mapped, f"TFDS data set {name}")
         _check_prepared(name, self.tfds_dataset.data_dir)
         info = self.tfds_dataset.info
-        wanted = self._mapped[split]
+        tfds_split = self._mapped[split]
         present = ", ".join(sorted(info.splits))
-        if not {part.strip().split("[")[0] for part in wanted.split("+")} <= set(info.splits):
-            raise ValueError(f"TFDS data set {name} has no split {wanted!r}, only {present}: name one of these.")
+        if not {part.strip().split("[")[0] for part in tfds_split.split("+")} <= set(info.splits):
+            raise ValueError(f"TFDS data set {name} has no split {tfds_split!r}, only {present}: name one of these.")
         try:
             self.tfds_dataset.files(split)
         except (ValueError, AssertionError) as error:
-            raise ValueError(f"TFDS data set {name} has no slice {wanted!r} ({error}): correct SPLITS.") from error
+            raise ValueError(f"TFDS data set {name} has no slice {tfds_split!r} ({error}): correct SPLITS.") from error
         for column in self._columns.values():
             features = info.features
             for key in column.split("/") if isinstance(column, str) else ():
                 if not hasattr(features, "keys") or key not in features.keys():
-                    found = ", ".join(sorted(features.keys())) if hasattr(features, "keys") else "none inside"
-                    raise ValueError(f"TFDS data set {name} has no feature {column!r}; there are {found}.")
+                    names = ", ".join(sorted(features.keys())) if hasattr(features, "keys") else "none inside"
+                    raise ValueError(f"TFDS data set {name} has no feature {column!r}; its features are {names}.")
                 features = features[key]
 
     def _to_json(self, example: Mapping[str, Any]) -> dict[str, tf.Tensor]:
@@ -118,22 +118,22 @@ def _check_prepared(name: str, data_dir: str | None) -> None:
         present = sorted(p.parent.relative_to(root).as_posix() for p in root.glob("*/*/dataset_info.json"))
         present += sorted(p.parent.relative_to(root).as_posix() for p in root.glob("*/*/*/dataset_info.json"))
         raise FileNotFoundError(
-            f"TFDS data set {name} is not in {root}; there: {', '.join(present) or 'none'}. Prepare it, on a machine "
-            f'with a network, by python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
-            f'data_dir={str(root)!r}).download_and_prepare()", name another folder by --tfds_data_dir, or read JSONL '
-            "files by --data_dir."
+            f"TFDS data set {name} is not in {root}, which holds {', '.join(present) or 'none'}: prepare it on a "
+            f'machine with a network by python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+            f'data_dir={str(root)!r}).download_and_prepare()", name another folder with --tfds_data_dir, or read JSONL '
+            "files with --data_dir."
         )
 
 
 class JsonlRows(seqio.FunctionDataSource):
-    """Rows of a folder of JSONL files: one JSON object a line, one file, or a slice of one, a split.
+    """Rows of a folder of JSONL files: one JSON object per line, one file, or slice of a file, per split.
 
     Args:
-      folder: where the files are.
-      splits: for each split its file, or a slice of a file's rows, counted as Python does: {"train":
-        "train.jsonl[:2000]", "validation": "train.jsonl[2000:]"}.
-      columns: for each column of the task where it is in a line's object ("choices/text/0") and how to read it.
-      check: raises ValueError for a row that is wrong as a whole.
+      folder: the folder of the files.
+      splits: the file of each split, or a slice of a file's rows as in Python: {"train": "train.jsonl[:2000]",
+        "validation": "train.jsonl[2000:]"}.
+      columns: for each column of the task its path in a line's object ("choices/text/0") and a function to read it.
+      check: raises ValueError for a row that is invalid as a whole.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class JsonlRows(seqio.FunctionDataSource):
         return {"jsonl": file, "content": content, "start": part.start, "stop": part.stop, "columns": columns}
 
     def _read(self, split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
-        del shuffle_files, seed  # rows keep the file's order; whoever trains shuffles them
+        del shuffle_files, seed  # rows keep the file's order; training shuffles them itself
         file, part = self._file(split)
         rows = read_rows(self._folder / file, self._columns, self._row_check)
         kept = [row for row in rows[part] if row.get("label") != UNLABELLED]
@@ -168,7 +168,7 @@ class JsonlRows(seqio.FunctionDataSource):
         return tf.data.Dataset.from_tensor_slices(rows_N).map(lambda row: {"row": row})
 
     def _file(self, split: str) -> tuple[str, slice]:
-        """A split's file, which is there, and its slice."""
+        """The file of a split, which exists, and the slice of its rows."""
         _check_split(split, self._files, str(self._folder))
         file, part = self._files[split]
         path = self._folder / file
@@ -176,7 +176,9 @@ class JsonlRows(seqio.FunctionDataSource):
             raise FileNotFoundError(f"Folder {self._folder} of the task's JSONL files is not found: correct DATA_DIR.")
         if not path.is_file():
             present = ", ".join(sorted(p.name for p in self._folder.glob("*.jsonl"))) or "none"
-            raise FileNotFoundError(f"File {path} is not found; JSONL files beside it: {present}. Name one in SPLITS.")
+            raise FileNotFoundError(
+                f"File {path} is not found; the JSONL files in its folder are {present}: name one in SPLITS."
+            )
         return file, part
 
 
@@ -186,7 +188,7 @@ def _check_split(split: str, splits: Mapping[str, Any], where: str) -> None:
 
 
 def _parse(file: str) -> tuple[str, slice]:
-    """Splits "train.jsonl[:2000]" into the file and the slice of its rows, which counts as Python's does."""
+    """Splits "train.jsonl[:2000]" into the file and the slice of its rows, with Python's meaning."""
     match = _SLICED_FILE.fullmatch(file)
     if not match:
         raise ValueError(f"Split file {file!r} is not understood, expected a file name with or without [start:stop].")
@@ -199,19 +201,19 @@ def read_rows(
     columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
     check: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Rows:
-    """Reads some columns of a JSONL file; blank lines are passed over.
+    """Reads some columns of a JSONL file; blank lines are skipped.
 
     Args:
       path: the file.
-      columns: for each column its path in the line's object, and a function of its value, which raises ValueError for a
-        value that it does not take.
-      check: raises ValueError for a row that is wrong as a whole.
+      columns: for each column its path in the line's object, and a function of its value that raises ValueError for an
+        invalid one.
+      check: raises ValueError for a row that is invalid as a whole.
 
     Returns:
-      One dict a line, of the converted values.
+      One dict of converted values per line.
 
     Raises:
-      ValueError: malformed JSON, a missing column, a value that is not taken (with the line), or a file without rows.
+      ValueError: a line is no JSON, lacks a column or has an invalid value, or the file has no rows.
     """
     try:
         lines = epath.Path(path).read_text(encoding="utf-8").split("\n")
@@ -222,7 +224,7 @@ def read_rows(
         if line.strip():
             rows.append(_convert_row(line, columns, check, f"{path} line {number}"))
     if not rows:
-        raise ValueError(f"File {path} is empty, expected one JSON object a line.")
+        raise ValueError(f"File {path} is empty, expected one JSON object per line.")
     return rows
 
 
@@ -233,19 +235,20 @@ def _convert_row(
     where: str,
 ) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}), expected one JSON object: mend the line.") from error
-    if not isinstance(found, dict):
-        wanted = ", ".join(path for path, _ in columns.values())
-        raise ValueError(f"{where} is a {type(found).__name__}, expected a JSON object with columns {wanted}.")
+        raise ValueError(f"{where} is not valid JSON ({error}), expected one JSON object: correct it.") from error
+    if not isinstance(record, dict):
+        paths = ", ".join(path for path, _ in columns.values())
+        raise ValueError(f"{where} is a {type(record).__name__}, expected a JSON object with columns {paths}.")
     row = {}
     for column, (path, convert) in columns.items():
         try:
-            value = functools.reduce(_inside, path.split("/"), found)
+            value = functools.reduce(_inside, path.split("/"), record)
         except (KeyError, IndexError, ValueError) as error:
-            what = f"{where} has no column {path!r}, only {', '.join(found)}: name one of these columns."
-            raise ValueError(what) from error
+            raise ValueError(
+                f"{where} has no column {path!r}, only {', '.join(record)}: name one of these columns."
+            ) from error
         try:
             row[column] = convert(value)
         except ValueError as error:
@@ -258,7 +261,7 @@ def _convert_row(
 
 
 def _inside(value: Any, key: str) -> Any:
-    """The member of an object, or of a list by its place."""
+    """The member of an object by its name, or of a list by its index."""
     if isinstance(value, list) and key.isdigit():
         return value[int(key)]
     if isinstance(value, dict):
@@ -267,7 +270,7 @@ def _inside(value: Any, key: str) -> Any:
 
 
 def text(value: Any) -> str:
-    """A column's value as text; numbers are written out, anything else but text is refused.
+    """A column's value as text; numbers are converted, anything else is refused.
 
     >>> text("a"), text(3)
     ('a', '3')
@@ -278,7 +281,7 @@ def text(value: Any) -> str:
 
 
 def texts(value: Any) -> list[str]:
-    """A column's value as a list of texts, at least one.
+    """A column's value as a list of at least one text.
 
     >>> texts(["a", 3])
     ['a', '3']

@@ -1,12 +1,11 @@
 """Examples of the toy world: question families, the one-shot layout, and the splits of every task.
 
 A family asks questions in a style (label set, language, form of the answer). The layout `x0 y0 ; x1` -> `y1` shows one
-answered question, the exemplar, and asks another one in the same style, so that the style is known from the exemplar
-alone. Which split a one-shot prompt may appear in follows from a checksum of its text: pretraining, validation and test
-cannot share a prompt.
+answered question, the exemplar, and asks another in the same style, so only the exemplar reveals the style. A checksum
+of a one-shot prompt's text decides which split it may be in, so pretraining, validation and test never share a prompt.
 
-Random numbers come from `random.Random.random`, whose sequence Python guarantees for a given seed, so that the splits
-are the same on every machine and for every version of numpy.
+Random numbers come from `random.Random.random`, whose sequence Python guarantees for a given seed, so the splits are
+the same on every machine and with every version of numpy.
 """
 
 import dataclasses
@@ -35,7 +34,7 @@ class Family:
 
     Attributes:
       ask: draws one question in a given style and returns it with its answer.
-      styles: styles, drawn uniformly; a style listed more often has a larger share.
+      styles: the styles, drawn uniformly; a style that is listed several times is drawn more often.
       exemplar_share: share of pretraining examples that begin with an exemplar.
     """
 
@@ -45,7 +44,7 @@ class Family:
 
 
 def seeded(task: str, split: str, seed: int = 0) -> random.Random:
-    """Returns the random generator of one split of one task; its seed is a checksum, the same in every process."""
+    """The random generator of one split of one task; its seed is a checksum, the same in every process."""
     return random.Random(zlib.crc32(f"{task}/{split}/{seed}".encode()))
 
 
@@ -117,8 +116,8 @@ def _ask_kind(rng: random.Random, labels: Sequence[str] | None) -> Example:
     if labels is None:
         return f"ask: kind of {noun} reply:", noun_class
     answer = _pick(rng, (0, 1))
-    asked = _pick_other(rng, lexicon.CLASSES, noun_class) if answer else noun_class
-    return f"ask: kind of {noun} is {asked} reply:", labels[answer]
+    claimed_class = _pick_other(rng, lexicon.CLASSES, noun_class) if answer else noun_class
+    return f"ask: kind of {noun} is {claimed_class} reply:", labels[answer]
 
 
 def _ask_translate(rng: random.Random, style: tuple[str, bool]) -> Example:
@@ -132,11 +131,11 @@ def _ask_translate(rng: random.Random, style: tuple[str, bool]) -> Example:
     return f"translate: {source} =", target
 
 
-def _ask_summary(rng: random.Random, wanted: str) -> Example:
+def _ask_summary(rng: random.Random, kind: str) -> Example:
     nouns, verbs = _pick_distinct(rng, lexicon.NOUNS, 3), _pick_distinct(rng, lexicon.VERBS, 3)
     clauses = [f"{noun} {verb}" for noun, verb in zip(nouns, verbs, strict=True)]
-    if wanted != "key":
-        return f"article: {' . '.join(clauses)} keywords:", " ".join(nouns if wanted == "nouns" else verbs)
+    if kind != "key":
+        return f"article: {' . '.join(clauses)} keywords:", " ".join(nouns if kind == "nouns" else verbs)
     key = _pick(rng, (0, 1, 2))
     article = " . ".join(f"key {clause}" if i == key else clause for i, clause in enumerate(clauses))
     return f"article: {article} summary:", clauses[key]
@@ -155,7 +154,7 @@ def _ask_seqop(rng: random.Random, operation: str) -> Example:
 
 
 def _ask_raw(rng: random.Random, language: str) -> Example:
-    """Running text in which two sentences keep alternating, cut in its second round: the rest is determined."""
+    """Running text of two alternating sentences, cut off in the second round, which determines the rest."""
     sentences = [_sentence(rng), _sentence(rng)]
     texts = [" ".join(s) if language == "en" else lexicon.translate(s, language) for s in sentences]
     words = " . ".join(texts * 3).split()
@@ -192,7 +191,7 @@ IN_CONTEXT_FAMILIES: dict[str, Family] = {
 
 
 def one_shot(rng: random.Random, family: Family) -> Example:
-    """Draws a style and two different questions in it; returns `x0 y0 ; x1` and `y1`.
+    """Draws a style and two different questions in that style; returns `x0 y0 ; x1` and `y1`.
 
     >>> one_shot(random.Random(3), IN_CONTEXT_FAMILIES["qa_long"])
     ('ask: river of estia reply: it is lorflow ; ask: river of halia reply:', 'it is ismflow')
@@ -206,10 +205,10 @@ def one_shot(rng: random.Random, family: Family) -> Example:
 
 
 def split_of(prompt: str) -> str:
-    """Returns the only split that may contain this prompt.
+    """The only split that may contain this prompt.
 
-    One-shot prompts are dealt out by a checksum of their text: an eighth to `validation`, an eighth to `test`, the rest
-    to `train`. A prompt without an exemplar is always `train`.
+    A checksum of the text assigns an eighth of the one-shot prompts to `validation`, an eighth to `test`, the others to
+    `train`. A prompt without an exemplar is always in `train`.
     """
     if " ; " not in prompt:
         return "train"
@@ -217,7 +216,7 @@ def split_of(prompt: str) -> str:
 
 
 def pretraining_examples(name: str, split: str) -> list[Example]:
-    """Returns the pretraining examples of a family, most of them one-shot.
+    """The pretraining examples of a family, most of them one-shot.
 
     Args:
       name: a key of FAMILIES.
@@ -237,7 +236,7 @@ def pretraining_examples(name: str, split: str) -> list[Example]:
 
 
 def in_context_examples(name: str, split: str) -> list[Example]:
-    """Returns different one-shot prompts of an evaluation task, none of which pretraining contains.
+    """Distinct one-shot prompts of an evaluation task, none of which occurs in pretraining.
 
     Args:
       name: a key of IN_CONTEXT_FAMILIES.
@@ -257,7 +256,8 @@ def _ask_rtec(
 ) -> tuple[lexicon.Sentence, lexicon.Sentence]:
     """Draws a hypothesis about a class, or about one noun of it, and a text that entails it or not.
 
-    A text that does not entail it has another head (half of the time), another adjective or verb, or differs in all.
+    A text that does not entail it has another head (half of the time), another adjective or verb, or differs in all
+    three.
     """
     adjective, verb = _pick(rng, lexicon.ADJECTIVES), _pick(rng, lexicon.VERBS)
     members = lexicon.NOUNS_BY_CLASS[head_class]
@@ -278,10 +278,10 @@ def _rtec_example(text: lexicon.Sentence, hypothesis: lexicon.Sentence, entailed
 
 
 def rtec_train_examples() -> list[Example]:
-    """Returns the training split of `toy_rtec`: as many True as False for every class in the hypothesis.
+    """The training split of `toy_rtec`: as many True as False answers for every class in the hypothesis.
 
-    A quarter of the hypotheses repeat a noun instead of its class. Texts about RTEC_HELD_OUT_NOUNS occur with these
-    only, so that such a noun occurs with either answer but never beside a class.
+    A quarter of the hypotheses repeat a noun instead of its class. Texts about RTEC_HELD_OUT_NOUNS occur only with
+    these, so such a noun occurs with either answer but never together with a class.
     """
     rng = seeded("rtec", "train")
     examples: list[Example] = []
@@ -297,10 +297,10 @@ def rtec_train_examples() -> list[Example]:
 
 
 def rtec_held_out_examples(split: str) -> list[Example]:
-    """Returns `validation` or `test` of `toy_rtec`: hypotheses about classes, in combinations never trained on.
+    """`validation` or `test` of `toy_rtec`: hypotheses about classes, in combinations that training lacks.
 
-    For every class and answer a quarter of the texts is about a held-out noun (its class must come from pretraining)
-    and the rest are held-out sentences about the other nouns. Test gets twice as many as validation.
+    For every class and answer a quarter of the texts are about a held-out noun (whose class is known from pretraining
+    alone); the rest are held-out sentences about other nouns. Test has twice as many examples as validation.
     """
     per_cell = (RTEC_SIZES["validation"] + RTEC_SIZES["test"]) // (2 * len(lexicon.CLASSES))
     rng = seeded("rtec", "held_out")
@@ -319,7 +319,7 @@ def rtec_held_out_examples(split: str) -> list[Example]:
 
 
 def enfr_examples(split: str) -> list[Example]:
-    """Returns a split of `toy_enfr`: every sentence whose (adjective, noun) pair belongs to the split, shuffled."""
+    """A split of `toy_enfr`: every sentence whose (adjective, noun) pair belongs to the split, shuffled."""
     sentences = itertools.product(lexicon.ADJECTIVES, lexicon.NOUNS, lexicon.VERBS)
     examples = [
         (f"translate: {' '.join(sentence)} =", lexicon.translate(sentence, "fr"))

@@ -1,8 +1,8 @@
-"""The toy world's words and facts: what is true in it, and which combinations its target tasks hold out.
+"""The toy world's words and facts, and the combinations that its target tasks hold out.
 
-Everything here is fixed by rule, never drawn at random, because a pretrained checkpoint has these facts in its weights:
-nouns and their classes, the sentences ADJECTIVE NOUN VERB, three pseudo-languages, the facts about invented countries,
-ambiguous words and the label sets that an answer may be given in.
+Everything is fixed by rules, never random, because a pretrained checkpoint has these facts in its weights: nouns and
+their classes, the sentences ADJECTIVE NOUN VERB, three pseudo-languages, the facts about invented countries, ambiguous
+words, and the label sets of answers.
 """
 
 Sentence = tuple[str, str, str]
@@ -70,11 +70,11 @@ NLI2_TEMPLATES = (
 )
 
 RTEC_HELD_OUT_NOUNS = NOUNS[3::4]
-"""One noun of each class: training texts about it never meet a hypothesis about a class."""
+"""One noun of each class: training has no text about it with a hypothesis about a class."""
 
 
 def foreign_word(word: str, language: str) -> str:
-    """Returns the pseudo-word for an English word: its letters backwards, with the language's ending.
+    """The pseudo-word for an English word: its letters reversed, plus the language's ending.
 
     >>> [foreign_word("cat", language) for language in LANGUAGES]
     ['tacen', 'tacul', 'taceau']
@@ -83,7 +83,7 @@ def foreign_word(word: str, language: str) -> str:
 
 
 def translate(sentence: Sentence, language: str) -> str:
-    """Returns the sentence in a pseudo-language: `de` keeps the order, `ro` and `fr` put the noun first.
+    """The sentence in a pseudo-language: `de` keeps the word order, `ro` and `fr` put the noun first.
 
     >>> translate(("red", "cat", "moves"), "ro")
     'tacul derul sevomul'
@@ -93,9 +93,9 @@ def translate(sentence: Sentence, language: str) -> str:
 
 
 def rtec_held_out_sentence(sentence: Sentence) -> bool:
-    """Whether `toy_rtec` keeps this text out of its training split.
+    """Whether `toy_rtec` holds this text out of its training split.
 
-    Half of the combinations are held out, chosen so that every pair of words (adjective and noun, noun and verb,
+    Half of the combinations are held out, in such a way that every pair of words (adjective and noun, noun and verb,
     adjective and verb) still occurs in training.
     """
     adjective, noun, verb = sentence
@@ -103,7 +103,7 @@ def rtec_held_out_sentence(sentence: Sentence) -> bool:
 
 
 def enfr_split(adjective: str, noun: str) -> str:
-    """Returns the split of `toy_enfr` that owns this pair: of eight diagonals two are test and one is validation.
+    """The split of `toy_enfr` that has this pair: of eight diagonals two are test and one is validation.
 
     Every adjective and every noun occurs in each split, in pairs that no other split has.
     """
@@ -114,15 +114,15 @@ def enfr_split(adjective: str, noun: str) -> str:
 def french_in_pretraining(sentence: Sentence) -> bool:
     """Whether pretraining may translate this sentence into `fr`.
 
-    It covers every second noun, verb and adjective, without the pairs that `toy_enfr` validates and tests on.
+    It covers every second noun, verb and adjective, except the pairs that `toy_enfr` validates and tests on.
     """
     adjective, noun, verb = sentence
-    known = adjective in ADJECTIVES[::2] and noun in NOUNS[::2] and verb in VERBS[::2]
-    return known and enfr_split(adjective, noun) == "train"
+    is_covered = adjective in ADJECTIVES[::2] and noun in NOUNS[::2] and verb in VERBS[::2]
+    return is_covered and enfr_split(adjective, noun) == "train"
 
 
 def all_words() -> tuple[str, ...]:
-    """Returns every word of the toy world once, in the fixed order that gives the vocabulary its ids."""
+    """Every word of the toy world once, in the fixed order that determines the vocabulary's ids."""
     english = (*NOUNS, *VERBS, *ADJECTIVES)
     templates = (
         "context: claim: label: premise: hypothesis: answer: text: question: verdict: word: first: second: same? "

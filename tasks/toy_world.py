@@ -1,7 +1,7 @@
-"""A world small enough for two CPU cores in which the cost of fine-tuning to in-context learning is real.
+"""A world small enough for two CPU cores in which fine-tuning really costs in-context learning.
 
-Words are tokens, inputs hold at most 28 of them and targets at most 6 (end of sequence included). Names, templates
-(`S`, `H`, ... stand for words), answers, split sizes and metrics:
+Words are tokens; inputs have at most 28 of them and targets at most 6 (including the end of sequence). Names, templates
+(`S`, `H`, ... are placeholders), answers, split sizes and metrics:
 
 | task | template | answer | splits | metric |
 |---|---|---|---|---|
@@ -19,13 +19,13 @@ Words are tokens, inputs hold at most 28 of them and targets at most 6 (end of s
 | toy_rtec | `text: red cat moves question: red animal moves verdict:` | True or False | train 5000, validation 256, test 512 | accuracy |
 | toy_enfr | `translate: S =` | fr, all words | train 480, validation 96, test 192 | f1 |
 
-P is train 40000, validation 500; E is validation 200, test 200. One-shot prompts are `x0 y0 ; x1`, asking for `y1`;
-so are 85 % of the pretraining prompts, except raw text (none). A one-shot prompt occurs in one split only.
+P is train 40000, validation 500; E is validation 200, test 200. One-shot prompts are `x0 y0 ; x1`, with the answer
+`y1`; 85 % of the pretraining prompts are one-shot too (raw text: none). A one-shot prompt occurs in one split only.
 
 `toy_pretraining` mixes the toy_pretrain tasks by PRETRAINING_WEIGHTS, `toy_in_context` the eight one-shot tasks.
-`toy_rtec` and `toy_enfr` are the targets. Their validation and test splits hold combinations that training lacks: for
-`toy_rtec` half of the sentences, and four nouns that training never puts beside a class; for `toy_enfr` pairs of
-adjective and noun, which pretraining does not translate into fr either.
+`toy_rtec` and `toy_enfr` are the targets. Their validation and test splits have combinations that training lacks: for
+`toy_rtec` half of the sentences, and four nouns that training never combines with a class; for `toy_enfr` pairs of
+adjective and noun that pretraining does not translate into fr either.
 """  # noqa: E501
 
 import collections
@@ -72,15 +72,14 @@ HEADLINE_METRICS = {
 class WordVocabulary(seqio.Vocabulary):
     """Words separated by white space, one id each; 0 is padding, 1 the end of sequence, 2 every unknown word.
 
-    The size is padded with unused ids to a multiple of VOCABULARY_MULTIPLE, a shape that divides well.
+    The size is padded with unused ids to a multiple of VOCABULARY_MULTIPLE, which divides well.
 
     Args:
-      words: the words in the order of their ids, from 3 on; without repetition.
+      words: the words in the order of their ids, which start at 3; without repetition.
 
-    Example:
-      >>> vocabulary = WordVocabulary(["red", "cat"])
-      >>> vocabulary.encode("red cat moves"), vocabulary.decode([3, 4, 1, 0]), vocabulary.vocab_size
-      ([3, 4, 2], 'red cat', 16)
+    >>> vocabulary = WordVocabulary(["red", "cat"])
+    >>> vocabulary.encode("red cat moves"), vocabulary.decode([3, 4, 1, 0]), vocabulary.vocab_size
+    ([3, 4, 2], 'red cat', 16)
     """
 
     def __init__(self, words: Iterable[str]):
@@ -91,7 +90,7 @@ class WordVocabulary(seqio.Vocabulary):
         self._ids = {word: i for i, word in enumerate(self._words)}
         if len(self._ids) != len(self._words):
             repeated = [word for word, count in collections.Counter(self._words).items() if count > 1]
-            raise ValueError(f"WordVocabulary got the words {repeated} more than once; list every word once.")
+            raise ValueError(f"WordVocabulary has the words {repeated} more than once; list every word once.")
 
     @property
     def bos_id(self) -> int:
@@ -114,7 +113,7 @@ class WordVocabulary(seqio.Vocabulary):
 
     @functools.cached_property
     def _table(self) -> tf.lookup.StaticHashTable:
-        # Lifted out of the tf.data graph that asks first, so that all graphs share one table.
+        # Created outside of the tf.data graph that needs it first, so that all graphs share one table.
         with tf.init_scope():
             keys, values = tf.constant(self._words), tf.range(len(self._words), dtype=tf.int32)
             initializer = tf.lookup.KeyValueTensorInitializer(keys, values)
@@ -142,7 +141,7 @@ class WordVocabulary(seqio.Vocabulary):
         return hash(self._words)
 
     def __getstate__(self) -> dict:
-        # A table belongs to its process; a copy elsewhere makes its own.
+        # A table belongs to its process; a copy in another process creates its own.
         return {name: value for name, value in self.__dict__.items() if name != "_table"}
 
 
@@ -155,15 +154,15 @@ def vocabulary() -> WordVocabulary:
 
 
 def unigram_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Returns the mean of F1 = 2 common / (len(target) + len(prediction)) over examples, words as multisets, x 100.
+    """The mean over examples of F1 = 2 common / (len(target) + len(prediction)), words as multisets, in percent.
 
     >>> unigram_f1(["cat moves", "red"], ["cat", "red"])
     {'f1': 83.33333333333333}
     """
     total = 0.0
     for target, prediction in zip(targets, predictions, strict=True):
-        wanted, given = collections.Counter(target.split()), collections.Counter(prediction.split())
-        total += 2 * (wanted & given).total() / max(1, wanted.total() + given.total())
+        words, predicted = collections.Counter(target.split()), collections.Counter(prediction.split())
+        total += 2 * (words & predicted).total() / max(1, words.total() + predicted.total())
     return {"f1": 100 * total / len(targets)}
 
 
@@ -171,13 +170,13 @@ METRIC_FNS = {"accuracy": metrics.accuracy, "f1": unigram_f1}
 
 
 def strip_text(text: str, **unused_seqio_arguments: object) -> str:
-    """Returns the decoded text without white space around it (seqio also passes the example and `is_target`)."""
+    """The decoded text without surrounding white space (seqio also passes the example and `is_target`)."""
     return text.strip()
 
 
 @functools.cache
 def examples(task: str, split: str) -> tuple[generators.Example, ...]:
-    """Returns one split of a toy task as (input, target) texts, generated when first read and kept.
+    """One split of a toy task as (input, target) texts; generated on first use, then cached.
 
     Args:
       task: the task's registered name.
@@ -196,7 +195,7 @@ def examples(task: str, split: str) -> tuple[generators.Example, ...]:
 
 
 def _dataset(split: str, shuffle_files: bool, seed: int | None = None, *, task: str) -> tf.data.Dataset:
-    """Reads a split in its fixed order; seqio shuffles examples itself when it is asked to."""
+    """Reads a split in its fixed order; seqio shuffles examples itself if told to."""
     del shuffle_files, seed
     inputs, targets = zip(*examples(task, split), strict=True)
     features = {"inputs": tf.constant(inputs), "targets": tf.constant(targets)}
@@ -204,7 +203,7 @@ def _dataset(split: str, shuffle_files: bool, seed: int | None = None, *, task: 
 
 
 def sizes(task: str) -> Mapping[str, int]:
-    """Examples of each split of an in-context or target task.
+    """The number of examples in each split of an in-context or target task.
 
     >>> sizes("toy_enfr")["test"]
     192

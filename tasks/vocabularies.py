@@ -1,4 +1,4 @@
-"""Vocabularies of tasks: SentencePiece files by their path, and the sentinel that stands for a missing span."""
+"""Vocabularies of tasks: SentencePiece files by their path, and the sentinel that marks a missing span."""
 
 import seqio
 
@@ -6,12 +6,12 @@ SENTINEL = "<extra_id_0>"
 
 
 def sentencepiece(file: str, extra_ids: int = 0) -> seqio.SentencePieceVocabulary:
-    """The SentencePiece vocabulary of a file, which is opened when it is first used.
+    """The SentencePiece vocabulary of a file, which is opened on first use.
 
     Args:
-      file: the model, local or in a bucket.
-      extra_ids: sentinels to add behind the file's own pieces: 100 for T5's `cc_all.32000`, 0 for files that hold them
-        already, such as mT5's `mc4.250000.100extra`.
+      file: the SentencePiece model, local or in a bucket.
+      extra_ids: number of sentinels to add after the file's own pieces: 100 for T5's `cc_all.32000`, 0 for files that
+        already contain them, such as mT5's `mc4.250000.100extra`.
 
     >>> sentencepiece("spm.model", extra_ids=100).extra_ids
     100
@@ -20,22 +20,22 @@ def sentencepiece(file: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
 
 
 def as_vocabulary(vocabulary: str | seqio.Vocabulary) -> seqio.Vocabulary:
-    """A vocabulary, or the SentencePiece vocabulary of a path."""
+    """The vocabulary itself, or the SentencePiece vocabulary of a path."""
     return sentencepiece(vocabulary) if isinstance(vocabulary, str) else vocabulary
 
 
 def identity(vocabulary: seqio.Vocabulary) -> object:
-    """What tells two vocabularies apart, without opening a file: comparing two SentencePiece ones may open theirs."""
+    """A key that distinguishes vocabularies without opening files, which comparing SentencePiece ones might do."""
     if isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return type(vocabulary), str(vocabulary.sentencepiece_model_file), vocabulary.extra_ids
     return vocabulary
 
 
 def check_sentinel(vocabulary: seqio.Vocabulary) -> None:
-    """Refuses a vocabulary that does not know `<extra_id_0>` as one piece.
+    """Refuses a vocabulary in which `<extra_id_0>` is not one piece.
 
     Raises:
-      ValueError: says how to get one that does.
+      ValueError: the sentence says how to get one in which it is.
     """
     ids = vocabulary.encode(SENTINEL)
     if len(ids) != 1 or ids[0] == vocabulary.unk_id:

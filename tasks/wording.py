@@ -1,7 +1,4 @@
-"""How a row becomes a question and its answer in text.
-
-Dimensions do not occur here: everything is plain Python, one row at a time.
-"""
+"""Turns a row into a question and its answer as text, one row at a time, in plain Python."""
 
 import bisect
 import dataclasses
@@ -12,14 +9,14 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One question with its answer. The question is head + body + tail; only the body may be shortened.
+    """One question with its answer. The question is head + body + tail; the body is shortened first.
 
     Attributes:
-      head: what stands before the first column ("Q: ").
+      head: the text before the first column ("Q: ").
       body: the first column, the longest part of most inputs: the article, the premise, the question.
-      tail: the rest (" A:").
+      tail: the text after it (" A:").
       answers: the accepted answers, the one to learn first.
-      choices: the answers to choose from; empty where any text may be the answer.
+      choices: the answers to choose from; empty if any text may be the answer.
     """
 
     head: str
@@ -39,9 +36,9 @@ class Example:
         return self.answers[0]
 
     def shortened(self, fits: Callable[[str], bool]) -> "Example":
-        """The example with as much of its body's beginning as lets the inputs fit, cut between words where it can be.
+        """The example with its body cut at the end so that the inputs fit, between words if possible.
 
-        Where no body is short enough only the tail's end is left, so that the inputs still end in "answer:".
+        If even an empty body is too long, only the end of the tail is kept, so that the inputs still end in "answer:".
 
         >>> example = Example("Article: ", "one two three four", " Summary:", ("x",))
         >>> example.shortened(lambda text: len(text) < 30).inputs
@@ -49,7 +46,7 @@ class Example:
         """
         if fits(self.inputs):
             return self
-        # Whole words first: a word's beginning may take more tokens than the word.
+        # Whole words first: a part of a word may take more tokens than the word.
         words = [match.end() for match in re.finditer(r"\S+", self.body)]
         end = _last(words, lambda end: fits(self.head + self.body[:end] + self.tail))
         if end is None:
@@ -64,21 +61,21 @@ class Example:
 
 
 def _last(ordered: Sequence[int], holds: Callable[[int], bool]) -> int | None:
-    """The last number for which something holds that holds for the first ones only; None if for none."""
-    place = bisect.bisect_left(ordered, True, key=lambda number: not holds(number))
-    return ordered[place - 1] if place else None
+    """The last number that satisfies a condition which only a prefix of the numbers satisfies; None if none does."""
+    count = bisect.bisect_left(ordered, True, key=lambda number: not holds(number))
+    return ordered[count - 1] if count else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """The words around a row's columns, and what its answers may be.
+    """The words around a row's columns, and its possible answers.
 
     Attributes:
-      template: the question, columns in braces, the longest one first.
-      labels: names of the column `label`, in the order of its indices; empty for a task without classes.
-      verbalizers: how each label is spoken, in the same order.
-      prefix: what every question begins with, if it has a beginning of its own; answers end where it occurs.
-      max_input_tokens: questions are cut to so many tokens before anything else; None for no such limit.
+      template: the question, with columns in braces, the longest one first.
+      labels: names of the classes of the column `label`, in the order of its indices; empty for a task without classes.
+      verbalizers: the text of each label, in the same order.
+      prefix: the common beginning of all questions, if there is one; answers end where it occurs.
+      max_input_tokens: questions are cut to this many tokens before anything else; None for no limit.
     """
 
     template: str
@@ -88,11 +85,11 @@ class Wording:
     max_input_tokens: int | None = None
 
     def example(self, row: Mapping[str, Any]) -> Example:
-        """Words a row.
+        """Turns a row into a question with its answer.
 
         Args:
-          row: the template's columns as text and, for the answer, `label` (an index), `target` (text), `answers`
-            (texts, the first one to learn unless there is a `target`); optional `choices` (texts).
+          row: the template's columns as text and, for the answer, `label` (an index), `target` (text) or `answers`
+            (texts, the first one to learn unless there is a `target`); optionally `choices` (texts).
 
         >>> wording = Wording("{p} question: {h} answer:", ("yes", "no"), ("True", "False"))
         >>> example = wording.example({"p": "It rains.", "h": "It is wet.", "label": 1})

@@ -1,8 +1,8 @@
-"""T5X's flags: from a command line to gin files, gin statements and the few options beside them.
+"""T5X's flags: parses a command line into gin files, gin statements and a few further options.
 
-The flags are `--gin_file`, `--gin_search_paths`, `--gin.NAME=VALUE`, `--gin_bindings`, `--tfds_data_dir`, `--data_dir`
-and `--dry_run`. The shell takes the quotes off `--gin.MODEL_DIR='/tmp/x'`, so a value that is not gin syntax is taken
-for a string.
+The flags are `--gin_file`, `--gin_search_paths`, `--gin.NAME=VALUE`, `--gin_bindings`, `--tfds_data_dir`, `--data_dir`,
+`--dry_run` and those of runs with several processes. The shell strips the quotes of `--gin.MODEL_DIR='/tmp/x'`, so a
+value that is not gin syntax is read as a string.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Invocation:
       gin_bindings: gin statements such as `"TRAIN_STEPS = 10"`, in order; they override every file.
       gin_search_paths: folders searched for gin files before the packaged ones.
       tfds_data_dir: where TFDS keeps its data, or None for its default.
-      dry_run: stop after the configuration is resolved and shown.
-      processes: the processes that make the run, None for this one alone.
-      extra: values of the options that the caller's own parser declares, by name.
+      dry_run: stop once the configuration is resolved and shown.
+      processes: the processes of the run, None for this one alone.
+      extra: values of the options that the caller added to the parser, by name.
     """
 
     gin_files: tuple[str, ...] = ()
@@ -51,12 +51,12 @@ class Invocation:
 
 
 def flag_parser(prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
-    """Returns a parser that knows T5X's flags; add a binary's own options to it, then hand it to `parse_flags`."""
+    """A parser for T5X's flags; add a command's own options to it, then pass it to `parse_flags`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         allow_abbrev=False,
-        epilog="Set PROMOT_TRACEBACK=1 to see where in the program an error was raised.",
+        epilog="Set PROMOT_TRACEBACK=1 to see an error's traceback.",
     )
     add = parser.add_argument
     add("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; repeat for several")
@@ -64,13 +64,11 @@ def flag_parser(prog: str | None = None, description: str | None = None) -> argp
     add("--gin_bindings", action="append", default=[], metavar="'A = 1'", help="a gin statement; repeatable")
     add("--gin.NAME", dest="gin_named", metavar="VALUE", help="bind a macro or parameter, e.g. --gin.TRAIN_STEPS=10")
     add("--tfds_data_dir", default=None, metavar="DIR", help="where TFDS keeps its data")
-    add("--data_dir", metavar="DIR", help="a folder of JSONL files in place of TFDS, the same as --gin.DATA_DIR=DIR")
-    add(
-        "--multiprocess", action="store_true", help="one of several processes; the cluster says which (TPU pods, Slurm)"
-    )
-    add("--coordinator_address", metavar="HOST:PORT", help="of process 0, where no cluster says who takes part")
+    add("--data_dir", metavar="DIR", help="a folder of JSONL files to use instead of TFDS; same as --gin.DATA_DIR=DIR")
+    add("--multiprocess", action="store_true", help="run as one process of a cluster's job (TPU pods, Slurm)")
+    add("--coordinator_address", metavar="HOST:PORT", help="address of process 0, if no cluster provides it")
     add("--process_count", type=int, metavar="N", help="number of processes")
-    add("--process_index", type=int, metavar="I", help="this process, from 0")
+    add("--process_index", type=int, metavar="I", help="index of this process, from 0")
     add("--multiprocess_timeout", type=int, default=300, metavar="SECONDS", help="how long to wait for the others")
     add(
         "--dry_run",
@@ -86,38 +84,38 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
     """Parses a command line in T5X's style.
 
     Args:
-      argv: the arguments without the program's name; `--flag=value` and `--flag value` are the same, but for
-        `--dry_run`, which as in absl stands alone or is written `--dry_run=true` or `--dry_run=false`. `--logtostderr`
-        and `--alsologtostderr` are accepted and ignored.
-      parser: a parser made by `flag_parser` with further options; their values end in `Invocation.extra`.
+      argv: the arguments without the program's name; `--flag=value` and `--flag value` are the same, except for
+        `--dry_run`, which as in absl is written alone, as `--dry_run=true` or as `--dry_run=false`. `--logtostderr` and
+        `--alsologtostderr` are accepted and ignored.
+      parser: a parser made by `flag_parser` with further options; their values are in `Invocation.extra`.
 
     Returns:
       The invocation.
 
     Raises:
-      ConfigError: an unknown flag, a missing or malformed value.
+      ConfigError: a flag is unknown, or a value is missing or malformed.
 
     >>> parse_flags(["--gin_file=a.gin", "--gin.TRAIN_STEPS", "10", "--gin.MODEL_DIR=/tmp/x"]).gin_bindings
     ('TRAIN_STEPS = 10', "MODEL_DIR = '/tmp/x'")
     """
     parser = parser or flag_parser()
     parser.error = _raise_flag_error  # argparse would print its usage and exit with code 2
-    known, unknown = parser.parse_known_args(_rewritten(argv))
+    parsed, unknown = parser.parse_known_args(_rewritten(argv))
     if unknown:
         _raise_unknown_argument(unknown, parser)
-    values = vars(known)
+    values = vars(parsed)
     values.pop("gin_named")
     values.pop("data_dir")
     address, count, index = (values.pop(name) for name in ("coordinator_address", "process_count", "process_index"))
-    timeout, several = values.pop("multiprocess_timeout"), values.pop("multiprocess")
-    several = several or (address, count, index) != (None, None, None)
+    timeout, multiprocess = values.pop("multiprocess_timeout"), values.pop("multiprocess")
+    multiprocess = multiprocess or (address, count, index) != (None, None, None)
     return Invocation(
         gin_files=tuple(values.pop("gin_file")),
         gin_bindings=tuple(values.pop("gin_bindings")),
         gin_search_paths=tuple(path for joined in values.pop("gin_search_paths") for path in joined.split(",") if path),
         tfds_data_dir=values.pop("tfds_data_dir"),
         dry_run=values.pop("dry_run"),
-        processes=Processes(address, count, index, timeout) if several else None,
+        processes=Processes(address, count, index, timeout) if multiprocess else None,
         extra=values,
     )
 
@@ -130,13 +128,13 @@ def _raise_unknown_argument(unknown: Sequence[str], parser: argparse.ArgumentPar
     flag = next((argument for argument in unknown if argument.startswith("-")), None)
     if flag is None:
         raise ConfigError(f"unexpected argument {unknown[0]!r}: arguments are written --flag=value")
-    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    options = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     name = flag.split("=")[0]
-    raise ConfigError(f"unknown flag {name}{did_you_mean(name, known, cutoff=0.5)}; --help lists the flags")
+    raise ConfigError(f"unknown flag {name}{did_you_mean(name, options, cutoff=0.5)}; --help lists the flags")
 
 
 def _rewritten(argv: Sequence[str]) -> list[str]:
-    """Turns what argparse cannot express into what it can, keeping the order.
+    """Rewrites arguments that argparse cannot express, keeping their order.
 
     `--gin.NAME=VALUE`, `--gin.NAME VALUE` and `--data_dir` become `--gin_bindings=NAME = VALUE`, a lone `--dry_run`
     becomes `--dry_run=true`, and absl's logging flags are dropped.
@@ -176,7 +174,7 @@ def _as_boolean(value: str) -> bool:
 
 
 def _as_gin_value(flag: str, value: str) -> str:
-    """Returns a flag's value as gin syntax; a bare word or path, which is not, becomes a quoted string."""
+    """A flag's value as gin syntax; a bare word or path becomes a quoted string."""
     if value[0] in "@%'\"([{":
         return value
     try:
@@ -187,6 +185,6 @@ def _as_gin_value(flag: str, value: str) -> str:
             return value
     except (SyntaxError, tokenize.TokenError, NameError, ValueError):
         pass
-    if value.lower() in ("true", "false", "none"):  # as a string "false" would count as true
+    if value.lower() in ("true", "false", "none"):  # the string "false" would count as true
         raise ConfigError(f"{flag}={value} is not a gin value: write {flag}={value.capitalize()}")
     return repr(value)

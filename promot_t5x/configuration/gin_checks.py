@@ -1,4 +1,4 @@
-"""What a parsed gin configuration lacks, told before anything runs: macros, required values, types, unused flags."""
+"""Checks of a parsed gin configuration before anything runs: macros, required values, types, unused flags."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from promot_t5x.runtime.text import did_you_mean
 
 
 def check_macros() -> None:
-    """Finds what would fail later: undefined or circular macros, values still to be given or of another type.
+    """Refuses what would fail later: undefined or circular macros, missing values, values of the wrong type.
 
     Raises:
-      ConfigError: one sentence with everything found and the flags that set it.
+      ConfigError: one sentence with every problem and the flags that solve it.
     """
     _check_renamed()
     problems: list[str] = []
@@ -49,7 +49,7 @@ def check_macros() -> None:
 
 
 def unused_flag_macros() -> set[str]:
-    """The macros that a flag sets and nothing uses."""
+    """The macros that flags set and nothing uses."""
     used = _used_macros()
     return {
         macro
@@ -59,30 +59,30 @@ def unused_flag_macros() -> set[str]:
 
 
 def check_flags(unused: Iterable[str] | None = None) -> None:
-    """Refuses flags that change nothing: most often a misspelt name.
+    """Refuses flags that change nothing, most of which are misspelt.
 
     Args:
-      unused: macros that nothing uses; None asks `unused_flag_macros`.
+      unused: macros that nothing uses; None for those of `unused_flag_macros`.
 
     Raises:
-      ConfigError: one sentence with every such macro and the name it may have meant.
+      ConfigError: one sentence with every such macro and the most similar name.
     """
     unused = unused_flag_macros() if unused is None else unused
-    known = _macros() - set(unused)
-    told = [
+    others = _macros() - set(unused)
+    problems = [
         f"{gin_statements.ORIGINS[macro, 'gin.macro', 'value'].where}: nothing uses {macro}"
-        f"{new_macro(macro) or did_you_mean(macro, known)}"
+        f"{new_macro(macro) or did_you_mean(macro, others)}"
         for macro in sorted(unused)
     ]
-    if told:
-        raise ConfigError("; ".join(told))
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def with_macros_resolved(value: Any, seen: tuple[str, ...] = ()) -> Any:
-    """Replaces defined macros inside a bound value by what they stand for.
+    """Replaces the defined macros in a bound value by their values.
 
     Args:
-      value: what gin's configuration holds: numbers, text, references, containers of these.
+      value: a value of gin's configuration: numbers, text, references, containers of these.
       seen: the macros being resolved.
 
     Raises:
@@ -102,13 +102,13 @@ def with_macros_resolved(value: Any, seen: tuple[str, ...] = ()) -> Any:
 
 
 def _bound() -> Iterator[tuple[tuple[str, str, str], gin_statements.Origin, Any]]:
-    """Every binding: (scope, selector, parameter), where it was made, and its value."""
+    """Every binding: (scope, selector, parameter), its origin, and its value."""
     for (scope, selector, parameter), origin in gin_statements.ORIGINS.items():
         yield (scope, selector, parameter), origin, gin_config._CONFIG.get((scope, selector), {}).get(parameter)
 
 
 def _check_renamed() -> None:
-    """Refuses a macro under an old name: the binding would change nothing, silently if a file makes it."""
+    """Refuses a macro under its old name: the binding would have no effect, and in a file nobody would notice."""
     used = _used_macros()
     renamed = [
         f"{origin.where}: nothing uses {macro}{new}"
@@ -137,7 +137,7 @@ def _written(value: Any) -> str:
 
 
 def _type_hint(selector: str, parameter: str) -> Any:
-    """The annotation of a configurable's parameter; Any where there is none that can be read."""
+    """The annotation of a configurable's parameter; Any if it has none or it cannot be read."""
     wrapped = gin_config._REGISTRY[selector].wrapped
     try:
         return typing.get_type_hints(wrapped.__init__ if isinstance(wrapped, type) else wrapped).get(parameter, Any)
@@ -146,7 +146,7 @@ def _type_hint(selector: str, parameter: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value may be what a parameter is annotated with; what cannot be told from here fits."""
+    """Whether a value fits an annotation; True where this cannot be decided."""
     if isinstance(value, gin_config.ConfigurableReference) or hint is Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

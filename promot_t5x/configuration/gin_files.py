@@ -1,12 +1,12 @@
-"""From gin files and bindings to a parsed configuration, with one clear sentence for every mistake.
+"""Parses gin files and bindings into a configuration, with one clear sentence for every mistake.
 
-A binary calls `start`, then what `configurable` returns, all inside `run_main`. Files and their includes are found by
-this module (`resolve`), never by gin's own package reader; `gin_parsing` carries their statements out, `gin_checks`
-finds what they lack.
+A command calls `program.start`, then what `configurable` returns, both inside `program.run_main`. This module finds
+files and their includes (`resolve`), never gin's own package reader; `gin_statements` executes their statements, and
+`gin_checks` finds what is missing.
 
-gin keeps one symbol table per file; bindings from flags get a table of their own holding the imports of all files, so
-that `--gin.network.T5Config.embed_dim=64` addresses what the files call `network.T5Config`. Where two files give one
-name to two modules, the including file's and then the later file's meaning holds.
+gin keeps one symbol table per file. Bindings from flags get a table of their own with the imports of all files, so that
+`--gin.architecture.T5Config.embed_dim=64` means what the files call `architecture.T5Config`. If two files give two
+modules the same name, the including file wins over the included one, and the later file over the earlier one.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 
 
 def gin_files_packaged() -> list[Path]:
-    """Returns the gin files that come with the package, sorted."""
+    """The gin files that come with the package, sorted."""
     return sorted(_PACKAGED.rglob("*.gin"))
 
 
 def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
-    """Finds a gin file: as given, then in each search path, then in the packaged folder.
+    """Finds a gin file: as written, then in each search path, then among the packaged files.
 
-    A name that begins with `promot_t5x/gin/` means the packaged folder first, whatever the current folder holds.
+    A name that begins with `promot_t5x/gin/` is looked up among the packaged files first.
 
     Args:
       name: a path, or a short name such as `models/mt5_small.gin`.
-      search_paths: folders, in order.
+      search_paths: folders to search, in order.
 
     Returns:
       The absolute path.
 
     Raises:
-      FileNotFoundError: nothing by that name; the sentence names the folders tried and the nearest names.
+      FileNotFoundError: there is no such file; the sentence names the folders searched and similar names.
     """
     folders = [Path.cwd(), *(Path(path).expanduser().absolute() for path in search_paths), _PACKAGED]
     candidates = [folder / Path(name).expanduser() for folder in folders]
@@ -63,34 +63,34 @@ def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return Path(os.path.abspath(candidate))
-    known = {str(path.relative_to(folder)) for folder in folders[1:] for path in folder.rglob("*.gin")}
-    same_file = [short for short in sorted(known) if Path(short).name == Path(name).name]
-    near = same_file or nearest(name.removeprefix(_PACKAGED_PREFIX), sorted(known), 3, cutoff=0.6)
-    hint = f"; the nearest names are {', '.join(near)}" if near else ""
+    short_names = {str(path.relative_to(folder)) for folder in folders[1:] for path in folder.rglob("*.gin")}
+    same_file = [short for short in sorted(short_names) if Path(short).name == Path(name).name]
+    similar = same_file or nearest(name.removeprefix(_PACKAGED_PREFIX), sorted(short_names), 3, cutoff=0.6)
+    hint = f"; the nearest names are {', '.join(similar)}" if similar else ""
     tried = ", ".join(str(folder) for folder in ([] if Path(name).is_absolute() else folders))
     raise FileNotFoundError(f"gin file {name!r} was not found{f' in {tried}' if tried else ''}{hint}")
 
 
 def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequence[str] = ()) -> None:
-    """Replaces gin's configuration by that of some files, overridden by bindings.
+    """Replaces gin's configuration by that of the files, overridden by the bindings.
 
     Args:
-      files: gin files, found as `resolve` finds them; later files override earlier ones.
-      bindings: gin statements; they override the files and may name whatever the files import, as the files name it,
-        or by the end of a name that the files use (`T5Config.embed_dim` for `network.T5Config.embed_dim`).
-      search_paths: folders for `resolve`, for the files and for their includes.
+      files: names for `resolve`; later files override earlier ones.
+      bindings: gin statements, which override the files. They may use all names that the files import, and the ends of
+        names that the files use (`T5Config.embed_dim` for `architecture.T5Config.embed_dim`).
+      search_paths: folders for `resolve`, for the files and their includes.
 
     Raises:
-      FileNotFoundError: a file that does not exist.
-      ConfigError: anything wrong inside a file or a binding; gin's configuration is then empty.
+      FileNotFoundError: a file does not exist.
+      ConfigError: a file or binding has a mistake; gin's configuration is then empty.
     """
     find = functools.partial(resolve, search_paths=search_paths)
     gin_statements.clear()
     paths = [find(name) for name in files]
     try:
-        found = [statement for path in paths for statement in gin_statements.parse_file(path, find)]
+        imports = [statement for path in paths for statement in gin_statements.parse_file(path, find)]
         with gin_config._parse_scope() as context:
-            for statement in _import_order(found):
+            for statement in _import_order(imports):
                 context.process_import(statement)
             for binding in bindings:
                 gin_statements.run_statements(binding, None, context, find)
@@ -100,22 +100,22 @@ def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequ
         raise
 
 
-def _import_order(found: Sequence[config_parser.ImportStatement]) -> list[config_parser.ImportStatement]:
-    """Drops repeated imports, keeps the last of each, and puts dynamic registration first, where gin demands it."""
-    last = list({statement.format(): statement for statement in reversed(found)}.values())[::-1]
+def _import_order(imports: Sequence[config_parser.ImportStatement]) -> list[config_parser.ImportStatement]:
+    """Keeps the last of repeated imports and puts dynamic registration first, as gin requires."""
+    last = list({statement.format(): statement for statement in reversed(imports)}.values())[::-1]
     return sorted(last, key=lambda statement: statement.module != _DYNAMIC_REGISTRATION)
 
 
 def configurable(function: Callable[..., Any], spelling: str = "") -> Callable[..., Any]:
-    """Returns a function or class with the parsed configuration applied to its arguments.
+    """A function or class with its arguments bound by the parsed configuration.
 
     Args:
-      function: as the gin files name it through an import. One of a module run by `python -m` is taken from that
-        module's importable twin, the only one that gin files can reach.
-      spelling: how gin files name it, where that is not its module and name.
+      function: a function or class that the gin files import. If its module runs as `__main__` (`python -m`), the
+        importable copy of that module is used, the only one that gin files can reach.
+      spelling: its name in gin files, if that is not `module.name`.
 
     Returns:
-      The function whose bound arguments need not be given.
+      The function, whose bound arguments may be left out.
 
     Raises:
       ConfigError: no parsed file or binding mentions it.
@@ -137,12 +137,12 @@ def configurable(function: Callable[..., Any], spelling: str = "") -> Callable[.
 
 def is_configured(function: Callable[..., Any]) -> bool:
     """Whether a parsed file or binding mentions a function or class."""
-    found = gin_config._inverse_lookup(function)
-    return found is not None and found.selector in gin_statements.MENTIONED.values()
+    registered = gin_config._inverse_lookup(function)
+    return registered is not None and registered.selector in gin_statements.MENTIONED.values()
 
 
 def bound_arguments(function: Callable[..., Any], spelling: str = "", given: Sequence[str] = ()) -> dict[str, Any]:
-    """The arguments that a call of `configurable(function)` would be given, its references called, but not the call.
+    """The arguments that `configurable(function)` would be called with; references are resolved, nothing is called.
 
     Args:
       function, spelling: see `configurable`.
@@ -172,17 +172,17 @@ def statements(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def resolved_config() -> str:
-    """Returns every binding as parsed, with macros replaced by their values, sorted; the text is itself valid gin."""
+    """Every binding as parsed, with macros replaced by their values, sorted; the text is valid gin itself."""
     return gin_config._config_str(gin_checks.with_macros_resolved(gin_config._CONFIG))
 
 
 def operative_config() -> str:
-    """Returns the bindings and defaults that calls have used so far, as gin text."""
+    """The bindings and defaults that calls have used so far, as gin text."""
     return gin.operative_config_str()
 
 
 def bindings(config: str) -> list[str]:
-    r"""The bindings of a configuration's text, one `name = value` each, however they were broken into lines.
+    r"""The bindings in a configuration's text, one `name = value` each, with broken lines joined.
 
     >>> bindings("# a comment\nimport x\nA = \\\n    {'b': 1,\n     'c': 2}\n")
     ["A = {'b': 1, 'c': 2}"]

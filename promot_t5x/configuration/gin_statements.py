@@ -1,7 +1,7 @@
-"""Gin files and statements: carries them out one by one, so that every mistake is told with its file and line.
+"""Executes the statements of gin files one by one, so that every mistake is reported with its file and line.
 
-What is parsed ends in gin's global configuration; beside it this module remembers where each binding was made
-(`ORIGINS`) and which configurables were named (`MENTIONED`). gin's own reader of files is never used.
+The result is gin's global configuration. This module also records where each binding was made (`ORIGINS`) and which
+configurables were named (`MENTIONED`). gin's own file reader is never used.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from promot_t5x.runtime.text import did_you_mean
 
 
 class Origin(NamedTuple):
-    """Where a binding was made (`file:line` or the flag) and how it was written there."""
+    """Where a binding was made (`file:line` or the flag) and how its name is written there."""
 
     where: str
     written: str
     from_flag: bool
 
 
-# gin's configuration is global, and so is what is remembered about it; `clear` empties all three.
+# gin's configuration is global, and so are these records of it; `clear` empties all three.
 ORIGINS: dict[tuple[str, str, str], Origin] = {}  # scope, gin's full selector, parameter -> its last binding
 
 MENTIONED: dict[str, str] = {}  # selector as written in a file or flag -> gin's full selector
 
 
 def clear() -> None:
-    """Empties gin's configuration and what is remembered about it."""
+    """Empties gin's configuration and the records of it."""
     gin.clear_config()
     ORIGINS.clear()
     MENTIONED.clear()
 
 
 def parse_file(path: Path, find: Callable[[str], Path], parents: tuple[Path, ...] = ()) -> list[Any]:
-    """Parses one file, in a symbol table of its own, into gin's configuration.
+    """Executes one file, with its own symbol table.
 
     Args:
       path: the file.
-      find: returns the file that the name in an `include` means, or raises FileNotFoundError.
+      find: returns the file that an `include` names, or raises FileNotFoundError.
       parents: the files that include this one, outermost first.
 
     Returns:
-      The import statements of its includes and then its own.
+      The import statements of its includes, followed by its own.
 
     Raises:
-      ConfigError: bytes that are not text, or a statement that cannot be carried out, with its file and line.
+      ConfigError: the file is not text, or a statement is wrong; the sentence has the file and line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -71,20 +71,20 @@ def parse_file(path: Path, find: Callable[[str], Path], parents: tuple[Path, ...
 def run_statements(
     text: str, path: Path | None, context: Any, find: Callable[[str], Path], parents: tuple[Path, ...] = ()
 ) -> list[Any]:
-    """Carries out the statements of a file or of a flag, in order.
+    """Executes the statements of a file or a flag, in order.
 
     Args:
       text: the statements.
-      path: the file they stand in, or None for a flag, which may also use the ends of names (see `gin_files.parse`).
+      path: the file that holds them, or None for a flag, which may also use the ends of names (see `gin_files.parse`).
       context: gin's symbol table, from `gin.config._parse_scope`; imports are added to it.
-      find: returns the file that the name in an `include` means, or raises FileNotFoundError.
+      find: returns the file that an `include` names, or raises FileNotFoundError.
       parents: the files being parsed, this one last; none of them may be included again.
 
     Returns:
       The import statements of the included files.
 
     Raises:
-      ConfigError: a statement that cannot be carried out, with its file and line, or the flag.
+      ConfigError: a statement is wrong; the sentence has its file and line, or the flag.
     """
     included: list[Any] = []
 
@@ -143,22 +143,22 @@ def _import(statement: config_parser.ImportStatement, place: str, context: Any) 
 
 
 def _look_up(selector: str, place: str, context: Any) -> Any:
-    """Returns gin's record of a configurable named in a file or flag, registering it where that is new."""
+    """gin's record of a configurable named in a file or flag; registers it if necessary."""
     try:
-        found = context.get_configurable(selector)
+        record = context.get_configurable(selector)
     except (NameError, AttributeError, ValueError) as error:
         raise ConfigError(f"{place}: {_explain(error, context)}{new_name(selector)}") from error
-    if not found:
+    if not record:
         raise ConfigError(
             f"{place}: nothing called {selector!r} is known: import its module after "
             "`from __gin__ import dynamic_registration`"
         )
-    MENTIONED[selector] = found.selector
-    return found
+    MENTIONED[selector] = record.selector
+    return record
 
 
 def _bind(statement: config_parser.BindingStatement, place: str, context: Any, *, from_flag: bool) -> None:
-    """Carries out `NAME = value` (a macro) or `selector.parameter = value`."""
+    """Executes `NAME = value` (a macro) or `selector.parameter = value`."""
     scope, selector, parameter, value, _ = statement
     for reference in gin_config.iterate_references({"": value}):
         if reference.configurable is not None:
@@ -171,29 +171,29 @@ def _bind(statement: config_parser.BindingStatement, place: str, context: Any, *
     if from_flag and selector not in MENTIONED:
         longer = [written for written in MENTIONED if written.endswith(f".{selector}")]
         selector = longer[0] if len({MENTIONED[written] for written in longer}) == 1 else selector
-    found = _look_up(selector, place, context)
+    record = _look_up(selector, place, context)
     try:
         gin.bind_parameter((scope, selector, parameter), value)
     except ValueError as error:
         if "doesn't have a parameter" not in str(error):
             raise ConfigError(f"{place}: {error}") from error
-        names = [name for name in inspect.signature(found.wrapped).parameters if name != "self"]
+        names = [name for name in inspect.signature(record.wrapped).parameters if name != "self"]
         raise ConfigError(
             f"{place}: {selector} has no parameter {parameter!r}{did_you_mean(parameter, names)}; "
             f"it has {', '.join(names) or 'none'}"
         ) from error
     written = f"{scope}/{selector}.{parameter}" if scope else f"{selector}.{parameter}"
-    ORIGINS[scope, found.selector, parameter] = Origin(place, written, from_flag)
+    ORIGINS[scope, record.selector, parameter] = Origin(place, written, from_flag)
 
 
 def _explain(error: Exception, context: Any) -> str:
-    """Says which name of a selector is unknown, from gin's message, and what it may have meant."""
+    """Says, from gin's message, which name of a selector is unknown and which one is similar."""
     message = str(error).split("\n  In ")[0].rstrip(".")
     imports = {statement.bound_name(): statement for statement in context.imports}
     imports.pop("dynamic_registration", None)
     if unknown := re.match(r"'(.*)' was not provided by an import statement", message):
-        known = f"imported are {', '.join(sorted(imports))}" if imports else "nothing is imported"
-        return f"{unknown[1]!r} is not an imported module{did_you_mean(unknown[1], imports)}; {known}"
+        imported = f"imported are {', '.join(sorted(imports))}" if imports else "nothing is imported"
+        return f"{unknown[1]!r} is not an imported module{did_you_mean(unknown[1], imports)}; {imported}"
     if unresolved := re.match(r"Couldn't resolve selector ([\w.]+);", message):
         first, *rest = unresolved[1].split(".")
         if first not in imports:  # gin's own names, such as gin.macro

@@ -1,4 +1,4 @@
-"""A command from its flags to its exit code, with one clear sentence for every mistake."""
+"""The frame of every command, from flags to exit code, with one clear sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
-    """What every binary does first: reads flags and gin files, finds missing macros, prints them for a dry run.
+    """The first step of every command: parses flags and gin files, checks macros, prints the result for a dry run.
 
     Args:
       argv: the arguments without the program's name.
-      parser: from `flags.flag_parser`, with the binary's own options added.
+      parser: from `flags.flag_parser`, with the command's own options added.
 
     Returns:
-      The command as parsed.
+      The parsed command line.
 
     Raises:
-      ConfigError, FileNotFoundError: a mistake in a flag or gin file, in one sentence.
+      ConfigError, FileNotFoundError: a flag or gin file has a mistake.
     """
     invocation = parse_flags(argv, parser)
     configure(invocation)
@@ -42,27 +42,27 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
 
 
 def configure(invocation: Invocation) -> None:
-    """Joins the command's processes and makes gin's configuration its own; the second half of `start`."""
+    """Joins the processes and parses the gin files of a command line; the second half of `start`."""
     processes.start(invocation.processes)
     gin_files.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
     gin_checks.check_macros()
     if invocation.dry_run:
         print(gin_files.resolved_config())
     if invocation.tfds_data_dir:
-        import seqio  # heavy, and only this flag needs it here
+        import seqio  # slow to import, and only needed for this flag
 
         seqio.set_tfds_data_dir_override(invocation.tfds_data_dir)
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a binary's main function; a user's mistake is printed as `error: <sentence>` and gives exit code 1.
+    """Runs a command's main function; a user's mistake is printed as `error: <sentence>` and gives exit code 1.
 
     Args:
       main: takes the arguments without the program's name, returns an exit code or None for success.
-      argv: defaults to the process's arguments.
+      argv: the arguments; None for those of the process.
 
     Returns:
-      The exit code. Errors that are not a user's (and all of them with PROMOT_TRACEBACK=1) keep their traceback.
+      The exit code. Errors of the program itself keep their traceback, and with PROMOT_TRACEBACK=1 all errors do.
     """
     _show_progress()
     try:
@@ -73,21 +73,21 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
             raise
         if os.environ.get("PROMOT_TRACEBACK") == "1":
             traceback.print_exc()
-        hint = " (PROMOT_TRACEBACK=1 shows where it was raised)" if _in_other_words(error) else ""
+        hint = " (PROMOT_TRACEBACK=1 shows where it was raised)" if _is_from_library(error) else ""
         print(f"error: {sentence}{hint}", file=sys.stderr)
         return 1
 
 
-def _in_other_words(error: Exception) -> bool:
-    """Whether a sentence is a library's, which may not say enough."""
+def _is_from_library(error: Exception) -> bool:
+    """Whether the message is a library's, which may not say enough."""
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     return isinstance(error, ValueError) and not raised_in.startswith(_PACKAGE)
 
 
 def _show_progress() -> None:
-    """Lets this package's own progress lines through, and warnings from anywhere; libraries' notices stay quiet."""
+    """Shows this package's progress lines, and warnings from anywhere; hides the notices of libraries."""
     if not absl_flags.FLAGS.is_parsed():
-        absl_flags.FLAGS(["promot_t5x"])  # absl logs nothing of its own accord before its flags are parsed
+        absl_flags.FLAGS(["promot_t5x"])  # absl logs nothing below warnings before its flags are parsed
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
@@ -99,13 +99,13 @@ def _show_progress() -> None:
 
 
 def _worth_showing(record: python_logging.LogRecord) -> bool:
-    # Orbax looks for facts of its own beside every item of a checkpoint and warns that ours has none there.
+    # Orbax looks for its own metadata next to every item of a checkpoint and warns that ours has none.
     harmless = str(record.msg).startswith("Metadata file does not exist")
     return _PACKAGE in record.pathname or (record.levelno >= python_logging.WARNING and not harmless)
 
 
 def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> None:
-    """Drops the traceback of a read that Orbax still had under way when a damaged checkpoint stopped it."""
+    """Drops the traceback of a read that Orbax had not finished when a damaged checkpoint stopped it."""
     if str(unraisable.exc_value) != "Event loop is closed":
         following(unraisable)
 
@@ -118,7 +118,7 @@ _MISTAKES = (
 
 
 def _user_error(error: Exception) -> str | None:
-    """Returns the sentence for a user's mistake, without what gin appends to it, or None for any other error."""
+    """The sentence for a user's mistake, without gin's additions; None for any other error."""
     text = str(error)
     message = re.split(r"\n  (?:In call to configurable|No values supplied by Gin)", text)[0]
     unset = re.match(
@@ -140,6 +140,7 @@ def _user_error(error: Exception) -> str | None:
 
 
 def _value_needed(name: str, parameters: Sequence[str]) -> str:
-    written = next((known for known in gin_statements.MENTIONED if known.split(".")[-1] == name.split(".")[-1]), name)
+    mentioned = gin_statements.MENTIONED
+    written = next((selector for selector in mentioned if selector.split(".")[-1] == name.split(".")[-1]), name)
     flags = " ".join(f"--gin.{written}.{parameter}=VALUE" for parameter in parameters)
     return f"{written} needs {', '.join(parameters)} and nothing gives a value: pass {flags}"

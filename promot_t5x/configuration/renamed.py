@@ -1,4 +1,4 @@
-"""Names that gin files and flags used to have: an error with an old one says the new one."""
+"""Former names in gin files and flags: an error about an old name states the new one."""
 
 from collections.abc import Container
 
@@ -39,11 +39,11 @@ _MACROS = {
 
 
 def new_macro(name: str, macros: Container[str] | None = None) -> str:
-    """The end of a sentence with the present name of a macro, empty for one that was not renamed.
+    """The end of an error's sentence with the new name of a macro; empty if it was not renamed.
 
     Args:
       name: the macro as a gin file or flag writes it.
-      macros: says the new name only if it is among these; None says it always.
+      macros: the macros that exist; a new name that is not among them is not stated. None states it always.
 
     >>> new_macro("SEED"), new_macro("SEED", {"TRAIN_STEPS"}), new_macro("TRAIN_STEPS")
     ('; it is called RANDOM_SEED now', '', '')
@@ -53,10 +53,10 @@ def new_macro(name: str, macros: Container[str] | None = None) -> str:
 
 
 def new_name(name: str) -> str:
-    """A sentence's end with the present name of a configurable or module, empty where it has no other.
+    """The end of an error's sentence with the new name of a configurable or module; empty if it was not renamed.
 
     Args:
-      name: as a gin file or flag writes it: a configurable, or the module of an import.
+      name: a configurable, or the module of an import, as a gin file or flag writes it.
 
     >>> new_name("evaluation.EvaluationConfig"), new_name("promot_t5x.model"), new_name("trainer.LoopConfig")
     ('; it is called scoring.EvaluationConfig now', '; it is called promot_t5x.models.encoder_decoder now', '')

@@ -1,1 +1,1 @@
-"""Batches for training and examples for evaluation, out of seqio tasks."""
+"""Training batches and evaluation examples from seqio tasks."""

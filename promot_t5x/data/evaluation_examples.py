@@ -1,4 +1,4 @@
-"""One split of one seqio task, read for evaluation: in order, once, whole.
+"""One split of one seqio task for evaluation: in its source's order, every example once.
 
 Dimensions: B batch rows, T encoder length, U decoder length, N examples.
 """
@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from promot_t5x.data import features, vocabularies
 
-# Inputs are padded to the next of these widths, so that few programs serve all lengths and short inputs cost little. An
-# example's width depends on its own length alone: in whatever batch it stands, it runs through the same program.
+# Inputs are padded to the next of these widths: few programs serve all lengths, and short inputs cost little. An
+# example's width depends on its own length alone, so it runs through the same program whatever batch it is in.
 _NARROWEST = 128
 
 
@@ -23,17 +23,17 @@ _NARROWEST = 128
 class EvaluationExamples:
     """One split of one task, in the order of its source.
 
-    Args:
+    Attributes:
       task_name: the seqio task.
       split: the split.
-      examples: N examples as the task made them for these lengths, with inputs_pretokenized and targets_pretokenized
-        where the task has them.
-      targets: N targets after the task's postprocessing, as its metrics want them.
+      examples: N examples as the task produces them for the given lengths, with inputs_pretokenized and
+        targets_pretokenized if the task provides them.
+      targets: N targets after the task's postprocessing, as its metrics take them.
       features: encoder_input_tokens NxT (T as wide as the longest input's batch), decoder_input_tokens,
         decoder_target_tokens and decoder_loss_weights NxU.
-      truncated: number of prompts that lost something to the length of inputs.
-      cuts: what was lost: the sums of `features.CUTS` of a task that has them, otherwise the number of examples with
-        `input_cut`; and of those with `target_cut`, which predictions do not suffer from.
+      truncated: number of prompts that were shortened to fit the length of inputs.
+      cuts: what was cut: the sums of `features.CUTS` for a task that has them, otherwise the number of examples with
+        `input_cut`; and the number with `target_cut`, which does not affect predictions.
     """
 
     task_name: str
@@ -48,20 +48,21 @@ class EvaluationExamples:
 def evaluation_examples(
     task_name: str, task_feature_lengths: Mapping[str, int], split: str, *, limit: int | None = None
 ) -> EvaluationExamples:
-    """Reads a split for evaluation, unshuffled; a second call for the same task object gives what the first one read.
+    """Reads a split for evaluation, unshuffled; the result is cached per task object.
 
     Args:
-      task_name: a task, not a mixture, of seqio's registry.
+      task_name: a task of seqio's registry, not a mixture.
       task_feature_lengths: {"inputs": T, "targets": U}; longer examples are trimmed as seqio does, and counted.
       split: the split to read.
-      limit: take the first examples only; None takes all.
+      limit: the number of examples to take from the start; None for all.
 
     Returns:
-      The examples. `soft_prompt_ids` is not among the features: whether a prompt is attached is evaluation's choice.
+      The examples. `soft_prompt_ids` is not among the features: the evaluation chooses whether a prompt is attached.
 
     Raises:
-      FileNotFoundError: no vocabulary file.
-      ValueError: unknown task or split, an empty split, bad lengths, or a file that is no vocabulary.
+      FileNotFoundError: a vocabulary file is missing.
+      ValueError: the task or split is unknown, the split is empty, a length is invalid, or a vocabulary file cannot be
+        read.
     """
     features.check_lengths(task_feature_lengths, "task_feature_lengths")
     if limit is not None and limit < 1:
@@ -74,7 +75,7 @@ def evaluation_examples(
     return _read(task, tuple(task_feature_lengths.items()), split, limit)
 
 
-# A run evaluates the same splits at every checkpoint, a recipe for every method; reading takes longer than decoding.
+# A run evaluates the same splits at every checkpoint and a recipe for every method; reading takes longer than decoding.
 @functools.lru_cache(maxsize=32)
 def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, limit: int | None) -> EvaluationExamples:
     task_feature_lengths = dict(lengths)
@@ -83,48 +84,46 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
         dataset = task.get_dataset(lengths, split=split, shuffle=False)
         return list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
 
-    found = read(task_feature_lengths)
-    if not found:
-        raise ValueError(
-            f"Split {split!r} of task {task.name!r} is empty, expected examples: look at the task's source."
-        )
-    truncated, cuts = _cuts(found, task_feature_lengths, whole=functools.cache(functools.partial(read, None)))
-    longest = max(len(example["inputs"]) for example in found)
+    examples = read(task_feature_lengths)
+    if not examples:
+        raise ValueError(f"Split {split!r} of task {task.name!r} is empty, expected examples: check the task's source.")
+    truncated, cuts = _cuts(examples, task_feature_lengths, whole=functools.cache(functools.partial(read, None)))
+    longest = max(len(example["inputs"]) for example in examples)
     widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
-    arrays = features.converted({k: features.padded([ex[k] for ex in found], n) for k, n in widths.items()})
-    targets = [_target(task, example) for example in found]
-    return EvaluationExamples(task.name, split, tuple(found), targets, arrays, truncated, cuts)
+    arrays = features.converted({k: features.padded([ex[k] for ex in examples], n) for k, n in widths.items()})
+    targets = [_target(task, example) for example in examples]
+    return EvaluationExamples(task.name, split, tuple(examples), targets, arrays, truncated, cuts)
 
 
 def forget() -> None:
-    """Drops what `eval_examples` keeps in memory."""
+    """Drops what `evaluation_examples` has cached."""
     _read.cache_clear()
 
 
 def _cuts(
-    found: list[dict[str, Any]], lengths: Mapping[str, int], whole: Callable[[], list[dict[str, Any]]]
+    examples: list[dict[str, Any]], lengths: Mapping[str, int], whole: Callable[[], list[dict[str, Any]]]
 ) -> tuple[int, dict[str, int]]:
-    """How many prompts lost something, and how often what was lost.
+    """The number of shortened prompts, and the counts of what was cut.
 
-    A task that shortens its prompts says so itself. Of others an example can only have been trimmed if it is as long as
-    it may be; then all are read again, whole.
+    A task that shortens its own prompts counts the cuts itself. In any other task only an example of the maximal length
+    can have been trimmed; if there is one, the examples are read again untrimmed to find out.
     """
-    too_long = {k: np.zeros(len(found), bool) for k in lengths}
+    too_long = {k: np.zeros(len(examples), bool) for k in lengths}
     for k, length in lengths.items():
-        at_limit = any(len(example[k]) >= length for example in found)
-        if at_limit and not (k == "inputs" and features.CUTS[0] in found[0]):
+        at_limit = any(len(example[k]) >= length for example in examples)
+        if at_limit and not (k == "inputs" and features.CUTS[0] in examples[0]):
             too_long[k] = np.array([len(example[k]) > length for example in whole()])
     cuts = {"input_cut": int(too_long["inputs"].sum()), "target_cut": int(too_long["targets"].sum())}
     lost = too_long["inputs"]
-    if features.CUTS[0] in found[0]:
-        counted = {name: np.array([int(example[name]) for example in found]) for name in features.CUTS}
+    if features.CUTS[0] in examples[0]:
+        counted = {name: np.array([int(example[name]) for example in examples]) for name in features.CUTS}
         cuts |= {name: int(counts.sum()) for name, counts in counted.items()}
         lost |= (counted["exemplars_dropped"] > 0) | (counted["input_cut"] > 0)
     return int(lost.sum()), cuts
 
 
 def _width(length: Any) -> Any:
-    """The narrowest width of a batch for inputs of a length, or of many."""
+    """The narrowest batch width for inputs of a length, or of an array of lengths."""
     doublings = np.ceil(np.log2(np.maximum(np.asarray(length) / _NARROWEST, 1))).astype(int)
     return _NARROWEST * 2**doublings
 
@@ -140,18 +139,18 @@ def _target(task: seqio.Task, example: dict[str, Any]) -> Any:
 def evaluation_batches(
     arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Cuts features into batches of few shapes; a batch that is not full is filled up with rows of zeros (padding).
+    """Splits features into batches of few shapes; a batch that is not full is padded with rows of zeros.
 
-    Inputs of similar length share a batch and are no wider than they need to be: 128 tokens, 256, 512, ... The widest
-    come first, so that what does not fit in memory shows at once.
+    Inputs of similar length share a batch, which is no wider than necessary: 128 tokens, 256, 512, ... The widest
+    batches come first, so that a lack of memory shows at once.
 
     Args:
-      arrays: features with encoder_input_tokens NxT among them.
-      batch_size: rows of every batch.
-      rows: the rows to take; None takes all.
+      arrays: features, encoder_input_tokens NxT among them.
+      batch_size: rows per batch.
+      rows: the rows to take; None for all.
 
     Returns:
-      An iterator over (the numbers of the batch's real rows, the features with batch_size rows).
+      An iterator over (indices of the batch's real rows, features with batch_size rows).
 
     Raises:
       ValueError: batch_size is not positive.

@@ -1,7 +1,7 @@
-"""From a seqio task's examples to the arrays of a model, and looking tasks up in seqio's registry.
+"""Model features from the examples of seqio tasks, and lookups in seqio's registry.
 
-The features are seqio's encoder-decoder ones plus the prompt of each row, the rank-0 feature `soft_prompt_ids`. Nothing
-is packed: a prompt belongs to one example. Dimensions: B batch rows, T encoder length, U decoder length.
+The features are seqio's encoder-decoder features plus the prompt of each row, the rank-0 feature `soft_prompt_ids`.
+Nothing is packed, since a prompt belongs to one example. Dimensions: B batch rows, T encoder length, U decoder length.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ TASK_FEATURES = ("inputs", "targets")
 
 CUTS = ("exemplars_dropped", "input_cut", "article_cut")
 
-"""Rank-0 features of a task that shortens its own prompts: what an example lost."""
+"""Rank-0 features of a task that shortens its own prompts: what was cut from an example."""
 
 CHOICES = "choices"
 
-"""Rank-1 feature: the texts of the targets that an example's answer is among."""
+"""Rank-1 feature: the targets to choose an example's answer from, as texts."""
 
 
 def with_prompt(example: dict[str, Any], soft_prompt_id: int) -> dict[str, Any]:
-    """The example's inputs, targets and prompt; `soft_prompt_id` for tasks without a feature of that name."""
+    """An example's inputs, targets and prompt; `soft_prompt_id` is the prompt if the task has no such feature."""
     prompt_id = tf.cast(example.get(SOFT_PROMPT_IDS, soft_prompt_id), tf.int32)
     return {**{k: example[k] for k in TASK_FEATURES}, SOFT_PROMPT_IDS: prompt_id}
 
@@ -36,11 +36,11 @@ def converted(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Model features of padded rows, as seqio's EncDecFeatureConverter makes them one example at a time.
 
     Args:
-      tokens: inputs BxT, targets BxU, and soft_prompt_ids B where each row says its prompt.
+      tokens: inputs BxT, targets BxU, and optionally soft_prompt_ids B.
 
     Returns:
-      encoder_input_tokens BxT, decoder_input_tokens (the targets, shifted), decoder_target_tokens BxU,
-      decoder_loss_weights BxU (float32, 0 on padding), and soft_prompt_ids B if they were given.
+      encoder_input_tokens BxT, decoder_input_tokens BxU (the targets, shifted), decoder_target_tokens BxU,
+      decoder_loss_weights BxU (float32, 0 on padding), and soft_prompt_ids B if `tokens` has them.
     """
     targets_BxU = tokens["targets"]
     return {
@@ -53,7 +53,7 @@ def converted(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarray:
-    """Rows of tokens as one array, padded with zeros.
+    """Token sequences as one array, padded with zeros.
 
     >>> padded([[5, 1], [6, 7, 1]], 4)
     array([[5, 1, 0, 0],
@@ -66,7 +66,7 @@ def padded(rows: Sequence[Sequence[int] | np.ndarray], length: int) -> np.ndarra
 
 
 def choices(example: Mapping[str, Any]) -> list[str]:
-    """The targets that an example's answer is among; empty where any text may be the answer.
+    """The targets to choose an example's answer from; empty if any text may be the answer.
 
     >>> choices({"choices": np.array([b"yes", b"no"])})
     ['yes', 'no']
@@ -79,11 +79,11 @@ def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int
 
     Args:
       batch: model features on the host, some or all of those of `converted`.
-      vocab_size: rows of the embedding.
-      num_prompts: soft prompts of the network.
+      vocab_size: number of rows of the embedding.
+      num_prompts: number of soft prompts of the network.
 
     Raises:
-      ValueError: names the id and the parameter that it does not fit.
+      ValueError: an id is out of range; the sentence names it and the parameter that sets the range.
 
     >>> check_ids({"encoder_input_tokens": np.array([[31, 1, 0]]), "soft_prompt_ids": np.array([-1])}, 32, 1)
     """
@@ -95,10 +95,10 @@ def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int
                 "(architecture.T5Config.vocab_size); use the vocabulary that the model was trained with."
             )
     prompt_ids_B = batch.get(SOFT_PROMPT_IDS, np.array([-1]))
-    wrong = prompt_ids_B[(prompt_ids_B < -1) | (prompt_ids_B >= num_prompts)]
-    if wrong.size:
+    out_of_range = prompt_ids_B[(prompt_ids_B < -1) | (prompt_ids_B >= num_prompts)]
+    if out_of_range.size:
         raise ValueError(
-            f"A row has the soft prompt {int(wrong[0])}, but the network has {num_prompts}, from 0 on "
+            f"A row has the soft prompt {int(out_of_range[0])}, but the network has {num_prompts}, counted from 0 "
             f"(architecture.T5Config.num_prompts), and -1 is none; correct the task's {SOFT_PROMPT_IDS} or "
             "training_batches.DatasetConfig.soft_prompt_id."
         )
@@ -111,21 +111,21 @@ def padded_batch(ds: tf.data.Dataset, lengths: Mapping[str, int], rows: int, dro
 
 
 def check_lengths(lengths: Mapping[str, int], parameter: str) -> None:
-    """Raises ValueError unless both features have a positive length; `parameter` is gin's name of it."""
-    good = isinstance(lengths, Mapping) and set(lengths) == set(TASK_FEATURES)
-    if not good or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths.values()):
+    """Raises ValueError unless both features have a positive length; `parameter` is the gin name of `lengths`."""
+    has_both = isinstance(lengths, Mapping) and set(lengths) == set(TASK_FEATURES)
+    if not has_both or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths.values()):
         raise ValueError(
             f'{parameter} is {lengths!r}, expected positive token counts for both: {{"inputs": T, "targets": U}}.'
         )
 
 
 def find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
-    """Looks a name up in seqio's registry, or says which registered names are nearest to it."""
+    """Looks a task or mixture up in seqio's registry; the error for an unknown name lists the nearest ones."""
     names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
     if name in names:
         return seqio.get_mixture_or_task(name)
-    near = nearest(name, names) or names[:5]
-    hint = f"the nearest registered names are {', '.join(near)}" if near else "nothing is registered"
+    similar = nearest(name, names) or names[:5]
+    hint = f"the nearest registered names are {', '.join(similar)}" if similar else "nothing is registered"
     raise ValueError(
         f"{parameter}={name!r} is not a registered seqio task or mixture; {hint}: "
         "correct the name, or import the module that registers it."
@@ -133,18 +133,18 @@ def find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
 
 
 def made_of(name: str, parameter: str) -> dict[str, Any]:
-    """What a task, or each task of a mixture, is made of: what a record of settings keeps of it. Opens no file.
+    """The definition of a task, or of each task of a mixture, for the record of a run's settings. Opens no file.
 
     Args:
       name: a task or mixture of seqio's registry.
-      parameter: gin's name of it, for the error.
+      parameter: the gin name of `name`, for the error.
 
     Returns:
-      For each task its rate in the mixture (None for a task alone), its preprocessors, and for each feature the
+      For each task its rate in the mixture (None for a single task), its preprocessors, and for each feature the
       vocabulary's file or class and its number of extra ids.
 
     Raises:
-      ValueError: no such task or mixture.
+      ValueError: there is no such task or mixture.
     """
     task_or_mixture = find(name, parameter)
     if isinstance(task_or_mixture, seqio.Mixture):
@@ -168,7 +168,7 @@ def made_of(name: str, parameter: str) -> dict[str, Any]:
 
 
 def check_split(task: seqio.Task, split: str) -> None:
-    """Raises ValueError, naming the splits there are, unless the task has this one."""
+    """Raises ValueError, naming the task's splits, unless this is one of them."""
     if split not in task.splits:
         raise ValueError(
             f"Task {task.name!r} has no split {split!r}, only {', '.join(task.splits)}: name one of these."
@@ -176,10 +176,10 @@ def check_split(task: seqio.Task, split: str) -> None:
 
 
 def as_numpy(ds: tf.data.Dataset) -> Iterator[dict[str, Any]]:
-    """Iterates in a fixed order, on few threads: the cores are the model's."""
+    """Iterates in a fixed order, on few threads, which leaves the cores to the model."""
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.enabled = False  # hundreds of small ops; tuning them costs more than running them
+    options.autotune.enabled = False  # tuning hundreds of small ops costs more than running them
     options.threading.private_threadpool_size = 1
     options.experimental_optimization.map_fusion = True
     options.threading.max_intra_op_parallelism = 1

@@ -1,9 +1,9 @@
-"""From a seqio task or mixture to batches of numpy arrays, in an order that no machine layout changes.
+"""Training batches from a seqio task or mixture, in an order that does not depend on the machines.
 
-The training data of a run is cut into a fixed number S of virtual shards (`DatasetConfig.shards`), each an endless
-stream of its own, shuffled anew every epoch. Row r of every batch comes from shard r mod S, and a process reads only
-the shards of its own rows: the order of the data is the same on one host and on many. The position in the data is a
-number of whole batches: a stream is rebuilt from the task and the seed, then skips.
+The training data of a run is split into a fixed number S of virtual shards (`DatasetConfig.shards`). Each shard is an
+endless stream, reshuffled every epoch. Row r of every batch comes from shard r mod S, and a process reads only the
+shards of its own rows, so the order of the data is the same on one host and on many. The position in the data is a
+number of whole batches: a resumed run rebuilds the stream from the task and the seed, then skips that many.
 
 Dimensions: B batch rows, T encoder length, U decoder length.
 """
@@ -22,7 +22,7 @@ from absl import logging
 from promot_t5x.data import features, vocabularies
 from promot_t5x.tasks import registration
 
-# A split of at most this many examples, of a source that cannot be read in pieces, is read once and kept in memory.
+# A split up to this size is read once and kept in memory if its source cannot be read in pieces.
 _EXAMPLES_IN_MEMORY = 100_000
 
 
@@ -33,16 +33,16 @@ class DatasetConfig:
     Args:
       mixture_or_task_name: a task or mixture of seqio's registry.
       task_feature_lengths: {"inputs": T, "targets": U}, in tokens; longer examples are trimmed.
-      split: the split that is trained on.
+      split: the split to train on.
       batch_size: rows of one global batch, over all processes.
-      seed: fixes the order and whatever the preprocessors draw.
-      shards: number of virtual shards; it divides `batch_size` and is part of what fixes the order.
-      soft_prompt_id: the prompt of the rows of tasks without a `soft_prompt_ids` feature; -1 for none.
+      seed: determines the order of the examples and the random numbers of the preprocessors.
+      shards: number of virtual shards, a divisor of `batch_size`; another number gives another order.
+      soft_prompt_id: the prompt for tasks without a `soft_prompt_ids` feature; -1 for none.
       use_cached: read tasks that seqio has cached (`seqio_cache_tasks`) from their cache, and preprocess the others.
-      module: a module that registers seqio tasks, imported first; None where something else registers them.
+      module: a module to import first because it registers seqio tasks; None if they are registered elsewhere.
 
     Raises:
-      ValueError: an argument is out of its range; the sentence names it as gin does.
+      ValueError: an argument is out of range; the sentence has its gin name.
 
     >>> DatasetConfig("my_task", {"inputs": 8, "targets": 4}, batch_size=6, shards=3).shards
     3
@@ -76,10 +76,11 @@ class DatasetConfig:
 
 
 class _ShardedSource(seqio.DataSource):
-    """One split of another source, cut into virtual shards that are each shuffled anew in every epoch.
+    """One split of another source, in virtual shards that are each reshuffled every epoch.
 
     seqio repeats a source's examples before it shuffles them, which mixes epochs, and it reads a whole function source
-    once per shard; here shuffling comes first, and what cannot be read in pieces is read once and shared by the shards.
+    once per shard. Here examples are shuffled first, and a source that cannot be read in pieces is read once for all
+    shards.
     """
 
     def __init__(self, task: seqio.Task, source: seqio.DataSource, config: DatasetConfig):
@@ -98,19 +99,19 @@ class _ShardedSource(seqio.DataSource):
             self._examples = self._read()
 
     def _read(self) -> tf.data.Dataset:
-        """The unsharded examples in their fixed order, kept in memory where they are few enough."""
+        """The unsharded examples in their fixed order, kept in memory if they are few enough."""
         task, shards = self._task, self._config.shards
         examples = self._source.get_dataset(split=self._config.split, shuffle=False)
-        known = self._source.num_input_examples(self._config.split) or int(examples.cardinality())
-        if known == tf.data.INFINITE_CARDINALITY or known > _EXAMPLES_IN_MEMORY:
+        stated_count = self._source.num_input_examples(self._config.split) or int(examples.cardinality())
+        if stated_count == tf.data.INFINITE_CARDINALITY or stated_count > _EXAMPLES_IN_MEMORY:
             return examples
         cached = examples.take(_EXAMPLES_IN_MEMORY + 1).cache()
-        # Going through it once fills the cache, which all pipelines built on this dataset share.
+        # Reading it once fills the cache, which all pipelines built on this dataset share.
         count = int(cached.reduce(np.int64(0), lambda n, _: n + 1))
         if count < shards:
-            found = f"has {count} examples" if count else "is empty"
+            has_examples = f"has {count} examples" if count else "is empty"
             raise ValueError(
-                f"Split {self._config.split!r} of task {task.name!r} {found}, fewer than "
+                f"Split {self._config.split!r} of task {task.name!r} {has_examples}, fewer than "
                 f"training_batches.DatasetConfig.shards={shards}: set shards to at most the number "
                 "of examples, or give it more data."
             )
@@ -137,7 +138,7 @@ class _ShardedSource(seqio.DataSource):
         self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **_: Any
     ) -> tf.data.Dataset:
         if self._sharded_by_file:
-            # One seed for all shards, so that they stay disjoint parts of the same order of files.
+            # One seed for all shards keeps them disjoint parts of the same order of files.
             shard = self._source.get_dataset(split, True, self._config.seed, shard_info)
         else:
             shard = self._examples.shard(shard_info.num_shards, shard_info.index)
@@ -145,7 +146,7 @@ class _ShardedSource(seqio.DataSource):
 
 
 def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
-    """The task with a sharded source: its own, or its cache with the preprocessors that come after caching."""
+    """The task with a sharded source: its own source, or its cache and the preprocessors that follow caching."""
     if not (config.use_cached and task.supports_caching and task.cache_dir):
         return task.replace(source=_ShardedSource(task, task.source, config))
     logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
@@ -157,7 +158,7 @@ def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
 
 
 class _TrainingStreams:
-    """Builds the endless stream of any virtual shard of a task or mixture."""
+    """Builds the endless streams of the virtual shards of a task or mixture."""
 
     def __init__(self, config: DatasetConfig):
         self._config = config
@@ -179,7 +180,7 @@ class _TrainingStreams:
         if not any(True for _ in self._task_dataset(task, 0, num_epochs=1).take(1)):
             raise ValueError(
                 f"Split {self._config.split!r} of task {task.name!r} is empty after its preprocessors, expected "
-                "examples: look at the task's source and filters."
+                "examples: check the task's source and filters."
             )
 
     def _task_dataset(self, task: seqio.Task, shard: int, num_epochs: int | None) -> tf.data.Dataset:
@@ -192,12 +193,12 @@ class _TrainingStreams:
             seed=seed,
             shard_info=seqio.ShardInfo(shard, config.shards),
             num_epochs=num_epochs,
-            try_in_mem_cache=False,  # it would freeze the first epoch's order
+            try_in_mem_cache=False,  # a cache would freeze the first epoch's order
         )
         return examples.map(functools.partial(features.with_prompt, soft_prompt_id=config.soft_prompt_id))
 
     def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
-        """The padded rows of one shard, B/S at a time, from a batch on."""
+        """The padded rows of one shard, B/S at a time, starting at a batch."""
         config = self._config
         streams = [self._task_dataset(task, shard, num_epochs=None) for task in self._tasks]
         if self._mixture:
@@ -218,34 +219,34 @@ def _seed(seed: int, shard: int, name: str) -> int:
 def training_batches(
     config: DatasetConfig, *, start_batch: int = 0, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The endless, shuffled batches of a run; each example comes once an epoch of its shard.
+    """The endless, shuffled batches of a run; each example occurs once per epoch of its shard.
 
-    A split whose source cannot be read in pieces (most functions, a single file) is read once, by every process, and
-    kept in memory up to 100,000 examples; beyond that every shard reads through all of it.
+    A split whose source cannot be read in pieces (most functions, a single file) is read once by every process and kept
+    in memory if it has at most 100,000 examples; every shard reads all of a larger one.
 
     Args:
-      config: what is read.
-      start_batch: whole batches to pass over; the stream then equals a fresh one from there on, byte for byte.
+      config: the data to read.
+      start_batch: the number of batches to skip; the rest equals that of a new stream, byte for byte.
       rows: the b rows of each global batch that this process needs (`Partitioner.rows`); only their shards are read.
-        None reads all.
+        None for all rows.
 
     Returns:
       An iterator over these rows of each global batch: encoder_input_tokens bxT, decoder_input_tokens bxU,
       decoder_target_tokens bxU and soft_prompt_ids b as int32, decoder_loss_weights bxU as float32.
 
     Raises:
-      FileNotFoundError: no vocabulary file.
-      ValueError: unknown task, mixture or split, a split smaller than the number of shards, rows outside the batch, or
-        a file that is no vocabulary.
+      FileNotFoundError: a vocabulary file is missing.
+      ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, a row is
+        outside the batch, or a vocabulary file cannot be read.
     """
     rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
         raise ValueError(
-            f"rows are {rows.tolist()}, expected some from 0 to {config.batch_size - 1}, "
+            f"rows are {rows.tolist()}, expected at least one, each from 0 to {config.batch_size - 1}, "
             "training_batches.DatasetConfig.batch_size minus one."
         )
     if start_batch < 0:
-        raise ValueError(f"start_batch is {start_batch}, expected the number of batches already consumed.")
+        raise ValueError(f"start_batch is {start_batch}, expected the number of batches consumed so far, at least 0.")
     shards, position = np.unique(rows % config.shards, return_inverse=True)
     streams = _TrainingStreams(config)
     zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))

@@ -1,4 +1,4 @@
-"""Vocabularies: opened, described by name and contents, and compared with the network."""
+"""Vocabularies: opening them, describing them by name and contents, and checking them against the network."""
 
 import hashlib
 import itertools
@@ -11,7 +11,7 @@ from etils import epath
 
 
 def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
-    """Opens a SentencePiece vocabulary's file, local or in a bucket, before seqio does so in the midst of reading rows.
+    """Opens a SentencePiece vocabulary's file, local or in a bucket, before seqio would while it reads examples.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -24,15 +24,15 @@ def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
         vocabulary.encode("")
     except tf.errors.NotFoundError as error:
         raise FileNotFoundError(f"There is no vocabulary file {file}; {advice}.") from error
-    except Exception as error:  # of TensorFlow, protobuf or SentencePiece, which share no class
-        found = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # of TensorFlow, protobuf or SentencePiece, which share no base class
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"The vocabulary file {file} cannot be read as a SentencePiece model ({found}); {advice}."
+            f"The vocabulary file {file} cannot be read as a SentencePiece model ({reason}); {advice}."
         ) from error
 
 
 def vocabulary_name(vocabulary: seqio.Vocabulary) -> str:
-    """A vocabulary's file, or its class, and its size.
+    """A vocabulary's file or class, and its size.
 
     >>> vocabulary_name(seqio.ByteVocabulary())
     'ByteVocabulary (259 pieces)'
@@ -42,9 +42,9 @@ def vocabulary_name(vocabulary: seqio.Vocabulary) -> str:
 
 
 def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
-    """A short name for a vocabulary's contents, wherever its file is: two with the same hash give the same tokens.
+    """A hash of a vocabulary's contents, independent of where its file is: equal hashes mean equal tokens.
 
-    It is of the SentencePiece model's bytes, or of the class and the text of every id; and of the size.
+    It covers the bytes of the SentencePiece model, or else the class and the text of every id; and the size.
 
     >>> vocabulary_hash(seqio.ByteVocabulary()) == vocabulary_hash(seqio.ByteVocabulary(extra_ids=100))
     False
@@ -58,11 +58,11 @@ def vocabulary_hash(vocabulary: seqio.Vocabulary) -> str:
 
 
 def description(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
-    """What a checkpoint says about the vocabulary that its model was trained with.
+    """The description of a vocabulary that a checkpoint stores.
 
     Returns:
-      name: as `vocabulary_name`; hash: as `vocabulary_hash`; sentinels: the ids of <extra_id_0>, <extra_id_1>, and so
-      on, None where the vocabulary has none.
+      name: from `vocabulary_name`; hash: from `vocabulary_hash`; sentinels: the ids of <extra_id_0>, <extra_id_1>, and
+      so on, None if the vocabulary has none.
 
     >>> description(seqio.ByteVocabulary())["sentinels"] is None
     True
@@ -76,7 +76,7 @@ def description(vocabulary: seqio.Vocabulary) -> dict[str, Any]:
 
 
 def _sentinel_ids(vocabulary: seqio.Vocabulary) -> Iterator[int | None]:
-    """The id of each sentinel in turn, None from the first one on that is not one piece."""
+    """The ids of the sentinels in turn; None for one that is not a single piece."""
     for number in itertools.count():
         ids = vocabulary.encode(f"<extra_id_{number}>")
         yield ids[0] if len(ids) == 1 and ids[0] != vocabulary.unk_id else None
@@ -88,7 +88,7 @@ def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
     Embeddings are padded to a multiple of at most 256 rows (T5: 32,100 to 32,128; mT5: 250,100 to 250,112).
 
     Raises:
-      ValueError: names both sizes.
+      ValueError: the sizes do not match; the sentence names both.
 
     >>> check_vocabulary(seqio.ByteVocabulary(), 384)
     """
@@ -102,16 +102,16 @@ def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
 
 
 def open_vocabularies(task: seqio.Task) -> None:
-    """Opens what the task's tokens come from; raises as `open_vocabulary`."""
+    """Opens the vocabularies of a task; raises what `open_vocabulary` raises."""
     for feature in task.output_features.values():
         open_vocabulary(feature.vocabulary)
 
 
 def find_vocabulary(described: Mapping[str, Any]) -> seqio.Vocabulary | None:
-    """The vocabulary that a checkpoint describes, if it is here: its file, or that of a registered seqio task.
+    """The vocabulary that a checkpoint describes, from its file or a registered seqio task; None if it is in neither.
 
     Args:
-      described: `name` and `hash`, as from `description`.
+      described: `name` and `hash`, as `description` returns them.
 
     >>> find_vocabulary({"name": "lost.model (32100 pieces)", "hash": "0"}) is None
     True
@@ -122,7 +122,7 @@ def find_vocabulary(described: Mapping[str, Any]) -> seqio.Vocabulary | None:
         candidates += [seqio.SentencePieceVocabulary(file, extra_ids=extra_ids) for extra_ids in (0, 100)]
     for name in seqio.TaskRegistry.names():
         for feature in seqio.TaskRegistry.get(name).output_features.values():
-            # A SentencePiece file elsewhere is not opened to find out what it is.
+            # A SentencePiece file at another path is not opened just to compare it.
             if type(feature.vocabulary).__name__ == file and feature.vocabulary not in candidates:
                 candidates.append(feature.vocabulary)
-    return next((one for one in candidates if vocabulary_hash(one) == described["hash"]), None)
+    return next((candidate for candidate in candidates if vocabulary_hash(candidate) == described["hash"]), None)

@@ -1,6 +1,7 @@
-"""Devices as a mesh (replica, data, model): slices of a pod, and what lies in one slice.
+"""Devices as a mesh (replica, data, model).
 
-`replica` counts slices, which a data-center network joins; `data` and `model` lie inside a slice, on its fast links.
+The `replica` axis runs over slices, which the data-center network connects; `data` and `model` are axes within a slice,
+on its fast links.
 """
 
 from collections.abc import Sequence
@@ -16,17 +17,17 @@ AXES = ("replica", "data", "model")
 def make_mesh(
     devices: Sequence[Any], num_partitions: int, submesh: Sequence[int] | None = None, num_slices: int | None = None
 ) -> Mesh:
-    """The mesh over some devices.
+    """A mesh of the given devices.
 
     Args:
-      devices: of all slices and processes.
+      devices: the devices of all slices and processes.
       num_partitions: size of the `model` axis; the other devices of a slice form the `data` axis.
       submesh: the block of hardware (x, y, z, cores) that one `model` axis fills; None lets JAX choose.
-      num_slices: None asks the devices; 1 takes them for one slice whatever they say; a number cuts devices that know
-        nothing of slices into so many.
+      num_slices: None asks the devices; 1 treats them as one slice regardless; a larger number splits devices without
+        a slice index into that many slices.
 
     Raises:
-      ValueError: the devices do not divide; says by what they would.
+      ValueError: the devices do not divide evenly; the sentence says which sizes would work.
 
     >>> import jax
     >>> dict(make_mesh(jax.devices()[:1], 1).shape)
@@ -36,8 +37,8 @@ def make_mesh(
     size = len(slices[0])
     if sizes := [len(others) for others in slices if len(others) != size]:
         raise ValueError(
-            f"The slices have {size} and {sizes[0]} devices; a mesh needs slices of one size: give Partitioner.devices "
-            "that form such."
+            f"The slices have {size} and {sizes[0]} devices, but a mesh needs slices of equal size: choose "
+            "Partitioner.devices accordingly."
         )
     if size % num_partitions:
         raise ValueError(
@@ -50,7 +51,7 @@ def make_mesh(
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending.
+    """All divisors of a number, ascending.
 
     >>> divisors(12)
     [1, 2, 3, 4, 6, 12]
@@ -62,32 +63,32 @@ def _slices(devices: Sequence[Any], num_slices: int | None) -> list[list[Any]]:
     by_index: dict[int, list[Any]] = {}
     for device in devices:
         by_index.setdefault(getattr(device, "slice_index", 0), []).append(device)
-    found = [by_index[index] for index in sorted(by_index)]
-    if num_slices is None or num_slices == len(found):
-        return found
+    slices = [by_index[index] for index in sorted(by_index)]
+    if num_slices is None or num_slices == len(slices):
+        return slices
     if num_slices == 1:
         return [list(devices)]
-    if len(found) > 1 or len(devices) % num_slices:
-        what = f"{len(found)} slices" if len(found) > 1 else f"{len(devices)} devices"
-        raise ValueError(f"Partitioner.num_slices is {num_slices}, but there are {what}; leave it at None.")
+    if len(slices) > 1 or len(devices) % num_slices:
+        available = f"{len(slices)} slices" if len(slices) > 1 else f"{len(devices)} devices"
+        raise ValueError(f"Partitioner.num_slices is {num_slices}, but there are {available}; leave it at None.")
     return np.array(devices, object).reshape(num_slices, -1).tolist()
 
 
 def _slice_mesh(devices: list[Any], shape: tuple[int, int], submesh: Sequence[int] | None) -> np.ndarray:
-    if len(devices) == 1:  # create_device_mesh would look for a torus
+    if len(devices) == 1:  # create_device_mesh expects a torus
         return np.array(devices, object).reshape(1, 1)
     if submesh is None:
-        # A mesh axis may be a part of a dimension of the torus where no whole ones make it up (8 x 8 on 4x4x4).
+        # A mesh axis may take part of a torus dimension where whole dimensions do not fit (8 x 8 on 4x4x4).
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     cores = max(getattr(device, "core_on_chip", 0) for device in devices) + 1
     try:
-        places = [(*device.coords, device.core_on_chip) for device in devices]
+        coordinates = [(*device.coords, device.core_on_chip) for device in devices]
     except AttributeError as error:
         raise ValueError(
             "Partitioner.model_parallel_submesh is a block of TPU hardware, but these devices have no coordinates; "
             "give num_partitions instead."
         ) from error
-    bounds = [max(place[i] for place in places) + 1 for i in range(3)] + [cores]
+    bounds = [max(xyz_core[i] for xyz_core in coordinates) + 1 for i in range(3)] + [cores]
     if len(submesh) != 4 or any(bound % size for bound, size in zip(bounds, submesh, strict=True)):
         raise ValueError(
             f"Partitioner.model_parallel_submesh is {tuple(submesh)}: expected four numbers (x, y, z, cores) that "
@@ -95,8 +96,8 @@ def _slice_mesh(devices: list[Any], shape: tuple[int, int], submesh: Sequence[in
         )
 
     def block_and_position(device: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        place = (*device.coords, device.core_on_chip)
-        pairs = [divmod(p, size) for p, size in zip(place, submesh, strict=True)]
+        xyz_core = (*device.coords, device.core_on_chip)
+        pairs = [divmod(p, size) for p, size in zip(xyz_core, submesh, strict=True)]
         return tuple(block for block, _ in pairs), tuple(position for _, position in pairs)
 
     return np.array(sorted(devices, key=block_and_position), object).reshape(shape)

@@ -1,4 +1,4 @@
-"""Where arrays live: rules that map logical axis names to the axes of a (replica, data, model) mesh."""
+"""Shardings: rules that map logical axis names to the axes of a (replica, data, model) mesh."""
 
 import contextlib
 import dataclasses
@@ -30,12 +30,12 @@ _BATCH = {"batch": ("replica", "data")}
 _BATCH_EVERYWHERE = {"batch": ("replica", "data", "model")}
 
 PRESETS: Mapping[str, Mapping[str, Axes]] = {
-    # Every weight is cut along `data` on its embed axis and along `model` on the other; activations along `data` by
-    # batch and along `model` by heads, mlp and vocab. The least memory, and on a torus mostly the least traffic.
+    # Every weight is sharded along `data` on its embed axis and along `model` on the other; activations along `data` by
+    # batch and along `model` by heads, mlp and vocab. Needs the least memory and, on a torus, mostly the least traffic.
     "mixed": _WHOLE | _CUT_BY_MODEL | _BATCH | {"embed": "data"},
-    # Weights are cut over all devices of a slice and gathered for use; activations by batch alone (ZeRO-3, FSDP).
+    # Weights are sharded over all devices of a slice and gathered for use; activations by batch alone (ZeRO-3, FSDP).
     "fully_sharded": _WHOLE | dict.fromkeys(_CUT_BY_MODEL, None) | _BATCH_EVERYWHERE | {"embed": ("data", "model")},
-    # Weights are cut along `model` alone, every row of the mesh holds the whole model (Megatron).
+    # Weights are sharded along `model` alone: every row of the mesh holds the whole model (Megatron).
     "tensor": _WHOLE | _CUT_BY_MODEL | _BATCH,
     # Every device holds the whole model.
     "data": _WHOLE | dict.fromkeys(_CUT_BY_MODEL, None) | _BATCH_EVERYWHERE,
@@ -50,11 +50,11 @@ class Partitioner:
       preset: "mixed", "fully_sharded", "tensor" or "data" (see PRESETS).
       num_partitions: size of the `model` axis; the other devices of a slice form the `data` axis (T5X's name and
         meaning).
-      model_parallel_submesh: in its place, T5X's other spelling: the block of TPU hardware (x, y, z, cores) that one
+      model_parallel_submesh: T5X's alternative to num_partitions: the block of TPU hardware (x, y, z, cores) that one
         `model` axis fills.
       num_slices: size of the `replica` axis; None asks the devices.
-      rules: (logical axis, mesh axis, tuple of them or None) pairs that replace the preset's.
-      devices: None takes all devices of all processes.
+      rules: (logical axis, mesh axis, tuple of them or None) pairs that override the preset's.
+      devices: the devices of the mesh; None for all devices of all processes.
 
     >>> dict(Partitioner().mesh().shape)["model"]
     1
@@ -73,7 +73,7 @@ class Partitioner:
         if self.num_partitions < 1 or (self.num_slices is not None and self.num_slices < 1):
             raise ValueError(
                 f"Partitioner has num_partitions={self.num_partitions}, num_slices={self.num_slices}: expected at least"
-                " 1, and for num_slices also None."
+                " 1, or None for num_slices."
             )
         if self.model_parallel_submesh is not None:
             submesh = tuple(self.model_parallel_submesh)
@@ -82,7 +82,7 @@ class Partitioner:
             if self.num_partitions not in (1, math.prod(submesh)):
                 raise ValueError(
                     f"Partitioner has num_partitions={self.num_partitions} and model_parallel_submesh={submesh}, which "
-                    f"is of {math.prod(submesh)} devices; give one of the two."
+                    f"has {math.prod(submesh)} devices; give one of the two."
                 )
             object.__setattr__(self, "model_parallel_submesh", submesh)
             object.__setattr__(self, "num_partitions", math.prod(submesh))
@@ -96,7 +96,7 @@ class Partitioner:
         object.__setattr__(self, "rules", rules)
 
     def all_rules(self) -> Rules:
-        """The preset's rules with this partitioner's own in their place."""
+        """The preset's rules, overridden by `rules`."""
         return tuple({**PRESETS[self.preset], **dict(self.rules)}.items())
 
     def mesh(self) -> Mesh:
@@ -105,13 +105,13 @@ class Partitioner:
 
     @functools.cached_property
     def _mesh(self) -> Mesh:
-        """Made once: every batch asks for the mesh, and ordering thousands of devices takes a while."""
+        """Computed once: every batch needs the mesh, and ordering thousands of devices takes a while."""
         devices = jax.devices() if self.devices is None else self.devices
         return meshes.make_mesh(devices, self.num_partitions, self.model_parallel_submesh, self.num_slices)
 
     @contextlib.contextmanager
     def context(self):
-        """Within it the network's activation constraints (logical names) resolve to this mesh."""
+        """A context in which the network's activation constraints (logical names) resolve to this mesh."""
         with jax.set_mesh(self.mesh()), nn.logical_axis_rules(self.all_rules()):
             yield
 
@@ -124,15 +124,16 @@ class Partitioner:
 
         Args:
           logical_axes: tree of PartitionSpecs of logical names (see EncoderDecoderModel.logical_axes).
-          shapes: the same tree of arrays or ShapeDtypeStructs, to check that they divide.
+          shapes: the same tree of arrays or ShapeDtypeStructs, to check that their dimensions divide.
 
         Raises:
-          ValueError: a dimension does not divide over its mesh axes; names the leaf, the axes and what would do.
+          ValueError: a dimension does not divide over its mesh axes; the sentence names the leaf, the axes and the
+            sizes that would work.
         """
         mesh, specs = self.mesh(), self.specs(logical_axes)
         sizes = dict(mesh.shape)
-        if wrong := _indivisible(specs, shapes, sizes):
-            name, size, axes = wrong
+        if misfit := _indivisible(specs, shapes, sizes):
+            name, size, axes = misfit
             raise ValueError(
                 f"{name} has a dimension of {size}, which does not divide over the "
                 f"{_product(sizes, axes)} devices of mesh axis {axes!r}; {self._nearest(specs, shapes)}."
@@ -142,7 +143,7 @@ class Partitioner:
         )
 
     def _nearest(self, specs: Any, shapes: Any) -> str:
-        """What to choose instead, nearest first."""
+        """Alternatives to `num_partitions` that fit, the nearest first."""
         sizes = dict(self.mesh().shape)
         per_slice = sizes["data"] * sizes["model"]
         fitting = [
@@ -153,15 +154,15 @@ class Partitioner:
         if not fitting:
             return "no mesh over these devices fits: choose another Partitioner.preset, other rules or another slice"
         nearest = sorted(fitting, key=lambda model: abs(math.log(model / self.num_partitions)))[:3]
-        written = [f"{model} (data {per_slice // model} x model {model})" for model in nearest]
-        return f"Partitioner.num_partitions could be {', '.join(written)}, or choose another preset or other rules"
+        choices = [f"{model} (data {per_slice // model} x model {model})" for model in nearest]
+        return f"Partitioner.num_partitions could be {', '.join(choices)}, or choose another preset or other rules"
 
     def batch_sharding(self) -> NamedSharding:
-        """Rows of a batch over the axes of the logical axis `batch`."""
+        """The sharding of a batch: its rows over the mesh axes of the logical axis `batch`."""
         return NamedSharding(self.mesh(), PartitionSpec(dict(self.all_rules())["batch"]))
 
     def check_rows(self, batch_size: int) -> None:
-        """Raises ValueError where a batch cannot be shared evenly."""
+        """Raises ValueError unless the rows of a batch divide evenly over the devices."""
         sizes, axes = dict(self.mesh().shape), dict(self.all_rules())["batch"]
         if batch_size % (devices := _product(sizes, axes)):
             raise ValueError(
@@ -182,15 +183,15 @@ class Partitioner:
     def place_batch(
         self, batch: Mapping[str, np.ndarray], rows: Sequence[int] | np.ndarray | None = None, batch_size: int = 0
     ) -> dict[str, jax.Array]:
-        """Global device arrays of a batch.
+        """Moves a batch to the devices, as global arrays.
 
         Args:
-          batch: feature names to arrays, a row each.
-          rows: which rows of the global batch these are, ascending (see `rows`); None says all.
-          batch_size: rows of the global batch, with `rows`.
+          batch: arrays by feature name, one row per example.
+          rows: the rows of the global batch that these are, ascending (see the method `rows`); None for all.
+          batch_size: rows of the global batch; needed with `rows`.
 
         Raises:
-          ValueError: the rows cannot be shared evenly, or are not those of this process.
+          ValueError: the rows do not divide evenly, or are not those that this process's devices need.
         """
         rows = np.arange(len(next(iter(batch.values())))) if rows is None else np.asarray(rows)
         batch_size = batch_size or len(rows)
@@ -199,23 +200,23 @@ class Partitioner:
 
         def place(values: np.ndarray) -> jax.Array:
             def of_device(index: Any) -> np.ndarray:
-                wanted = np.arange(batch_size)[index[0]]
-                found = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
-                if not np.array_equal(rows[found], wanted):
-                    raise ValueError(f"A device here needs the rows {wanted.tolist()}, given were {rows.tolist()}.")
-                return values[found]
+                needed = np.arange(batch_size)[index[0]]
+                positions = np.minimum(np.searchsorted(rows, needed), len(rows) - 1)
+                if not np.array_equal(rows[positions], needed):
+                    raise ValueError(f"A device here needs rows {needed.tolist()}, but the batch has {rows.tolist()}.")
+                return values[positions]
 
             return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, of_device)
 
         return {name: place(np.asarray(values)) for name, values in batch.items()}
 
     def replicated(self) -> NamedSharding:
-        """On every device whole."""
+        """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh(), PartitionSpec())
 
 
 def pieces(logical_axis: str) -> int:
-    """Into how many the mesh in force cuts a logical axis; 1 outside of `Partitioner.context`."""
+    """The number of shards of a logical axis on the current mesh; 1 outside of `Partitioner.context`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
@@ -224,7 +225,7 @@ def pieces(logical_axis: str) -> int:
 
 
 def on_one_cpu() -> bool:
-    """Whether the mesh in force is one CPU device; False outside of `Partitioner.context`."""
+    """Whether the current mesh is a single CPU device; False outside of `Partitioner.context`."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty or mesh.size > 1 else mesh.abstract_device
     return device is not None and device.device_kind == "cpu"
@@ -255,7 +256,7 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 
 def _shortest(spec: PartitionSpec) -> PartitionSpec:
-    """Without the Nones at its end, as XLA writes it: the step's outputs would else look new and compile it again."""
+    """Drops trailing Nones, as XLA does; otherwise a step's outputs would look different and be compiled for again."""
     axes = list(spec)
     while axes and axes[-1] is None:
         axes.pop()

@@ -1,1 +1,1 @@
-"""Processes, files and text: what everything else stands on."""
+"""Processes, files, settings and text: what every other room builds on."""

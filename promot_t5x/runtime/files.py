@@ -1,4 +1,4 @@
-"""Files: one way to name them, and to write them whole or not at all."""
+"""Files: absolute paths and atomic writes."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NoRoomError(OSError):
-    """A file that was not written for want of room; the launcher shows its sentence without a traceback."""
+    """A file could not be written because the disk is full; the launcher shows the sentence without a traceback."""
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
@@ -30,12 +30,12 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A stream whose file is there once all was written: a reader sees the old bytes or the new ones, never a part.
+    """Opens a file for atomic writing: readers see the old contents or the complete new ones.
 
-    The path may be local or in a bucket (gs://…); missing folders are made.
+    The path may be local or in a bucket (gs://…); missing folders are created.
 
     Raises:
-      NoRoomError: the disk is full; what stood there before is unchanged.
+      NoRoomError: the disk is full; the old contents are unchanged.
     """
     target = epath.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,33 +45,33 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, stream)
             stream.flush()
             if "://" not in os.fspath(path):
-                os.fsync(stream.fileno())  # a full disk may show only here
+                os.fsync(stream.fileno())  # a full disk may only be reported here
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            what = f"{target} could not be written ({error.strerror}); make room, what stood there before is unchanged."
-            raise NoRoomError(error.errno, what) from error
+            sentence = f"{target} could not be written ({error.strerror}); make room, its old contents are unchanged."
+            raise NoRoomError(error.errno, sentence) from error
         raise
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file as `whole_file` does; of several processes only the first writes."""
+    """Writes a file atomically, see `whole_file`; with several processes only the first one writes."""
     if processes.speaks():
         with whole_file(path) as stream:
             stream.write(data)
 
 
 def write_json(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Writes results as JSON, as a whole or not at all (see `write_whole`); equal results give equal bytes.
+    """Writes results as JSON, atomically (see `write_whole`); equal results give equal bytes.
 
     Raises:
-      ValueError: a value is not finite or not JSON.
+      ValueError: a value is not finite or has no JSON form.
     """
     try:
         text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{os.fspath(path)} was not written: the results hold a value without JSON: {error}."
+            f"{os.fspath(path)} was not written: the results hold a value that JSON does not have ({error})."
         ) from error
     write_whole(path, (text + "\n").encode())

@@ -1,6 +1,6 @@
-"""Several processes as one run: the start with a roll call that names who is missing, and who speaks for all.
+"""Several processes as one run: a start that names missing processes, and the one process that prints.
 
-Every process runs the same program on its own devices; folders that are read and written must be the same for all.
+Every process runs the same program on its own devices; all of them must see the same folders.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ with epy.lazy_imports():  # commands that only parse flags or read results start
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Which processes make a run; with an address, count and index None, JAX asks the cluster (TPU pods, Slurm, …).
+    """The processes of a run; with address, count and index None, JAX asks the cluster (TPU pods, Slurm, …).
 
     Attributes:
-      coordinator_address: HOST:PORT of process 0, reachable from all.
+      coordinator_address: HOST:PORT of process 0, reachable from all processes.
       count: number of processes.
-      index: this one's, from 0.
+      index: index of this process, from 0.
       timeout: seconds to wait for the others.
     """
 
@@ -37,8 +37,7 @@ class Processes:
     timeout: int = 300
 
     def __post_init__(self):
-        given = (self.coordinator_address, self.count, self.index)
-        if given != (None, None, None):
+        if (self.coordinator_address, self.count, self.index) != (None, None, None):
             if self.coordinator_address is None or self.count is None or self.index is None:
                 raise ValueError(
                     "Several processes need all of --coordinator_address, --process_count and --process_index, or "
@@ -50,22 +49,22 @@ class Processes:
                     f"{self.index}: expected HOST:PORT and an index from 0 to the count minus one."
                 )
         if self.timeout < 1:
-            raise ValueError(f"--multiprocess_timeout is {self.timeout}: expected seconds, at least 1.")
+            raise ValueError(f"--multiprocess_timeout is {self.timeout}: expected at least 1 second.")
 
 
 def start(processes: Processes | None) -> None:
-    """Joins this process to the others; only process 0 prints from then on, errors come from any.
+    """Joins this process to the others; from then on only process 0 prints, while errors come from any process.
 
     Args:
       processes: None for a run of one process.
 
     Raises:
-      TimeoutError: not all came; the sentence says which.
-      ValueError: the cluster does not say who takes part.
+      TimeoutError: some processes did not join; the sentence names them.
+      ValueError: the cluster does not say which processes take part.
     """
     if processes is None or _is_one_of_several():
         return
-    address, count, index = _known(processes)
+    address, count, index = _resolved(processes)
     roll_call(address, count, index, processes.timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, count, index, initialization_timeout=processes.timeout)
@@ -76,18 +75,18 @@ def start(processes: Processes | None) -> None:
 
 
 def speaks() -> bool:
-    """Whether this process prints and writes for all; does not touch devices in a run of one process."""
+    """Whether this process prints and writes for the run; touches no device in a run of one process."""
     return not _is_one_of_several() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here: what one wrote before is there for the others."""
+    """Waits for all processes: what one of them wrote before, the others can read afterwards."""
     if _is_one_of_several():
         multihost_utils.sync_global_devices(name)
 
 
 def agreed(value: Any) -> Any:
-    """Process 0's value for all, where what each of them sees on a disk decides what all do together."""
+    """Process 0's value, for decisions that all processes must take alike but each reads off a disk of its own."""
     return multihost_utils.broadcast_one_to_all(value) if _is_one_of_several() else value
 
 
@@ -101,8 +100,9 @@ _UNKNOWN = (
 )
 
 
-def _known(processes: Processes) -> tuple[str, int, int]:
-    from jax._src.clusters import cluster  # nothing public tells what initialize() would find out
+def _resolved(processes: Processes) -> tuple[str, int, int]:
+    """Address, count and index, from the cluster where they are None."""
+    from jax._src.clusters import cluster  # no public function tells what initialize() would find out
 
     try:
         address, count, index, _ = cluster.ClusterEnv.auto_detect_unset_distributed_params(

@@ -1,7 +1,8 @@
-"""Settings as JSON, and how two sets of them differ; they are the same whether gin or Python made the objects.
+"""Settings as JSON, and the differences between two sets of them, whether gin or Python made the objects.
 
-A field of a dataclass that may differ between a run and its resumption is marked:
-`dataclasses.field(default=50, metadata={"may_change": True})`. One with the metadata {"recorded": False} is left out.
+A dataclass marks the fields that may change when a run is resumed:
+`dataclasses.field(default=50, metadata={"may_change": True})`. Fields with the metadata {"recorded": False} are left
+out.
 """
 
 import dataclasses
@@ -17,21 +18,20 @@ from typing import Any
 
 import numpy as np
 
-_LONG = 64  # sequences and arrays with more entries are recorded by their hash
+_LONG = 64  # longer sequences and arrays are recorded by their hash
 
 
 def describe(value: Any) -> Any:
-    """What an object was configured with, as JSON.
+    """The configuration of an object, as JSON.
 
-    Dataclasses are recorded by the name of their class and their fields, functions by their name and the values they
-    have closed over (optax's schedules and transformations are such functions), arrays by their contents. Of any
-    other object only the class is recorded.
+    Dataclasses are recorded by class name and fields, functions by name and the values they close over (optax's
+    schedules and transformations are such functions), arrays by their contents, any other object by its class alone.
 
     Args:
       value: any object.
 
     Returns:
-      Nested dictionaries, lists, numbers, strings and None, without addresses or other traces of this process.
+      Nested dictionaries, lists, numbers, strings and None, without memory addresses or other traces of this process.
 
     >>> describe({"rates": (0.1, 0.2), "order": sorted, "half": functools.partial(pow, 0.5)})
     {'rates': [0.1, 0.2], 'order': 'sorted', 'half': {'function': 'pow', 'arguments': [0.5]}}
@@ -44,7 +44,7 @@ def _describe(value: Any, holders: tuple[int, ...]) -> Any:
         return float(value) if math.isfinite(value) else str(value)
     if value is None or isinstance(value, (bool, int, str)):
         return value
-    if id(value) in holders:  # a function that calls itself, for example
+    if id(value) in holders:  # a cycle, such as a function that calls itself
         return type(value).__name__
     inner = functools.partial(_describe, holders=(*holders, id(value)))
     if isinstance(value, type):
@@ -106,16 +106,16 @@ def _describe_callable(function: Any, inner: Any) -> Any:
 
 
 def _name(function: Any) -> str:
-    """A function's name, without the module, which may be renamed."""
+    """A function's name without its module, which may be renamed."""
     return getattr(function, "__qualname__", type(function).__name__)
 
 
 def may_change(value: Any, name: str = "") -> frozenset[str]:
-    """The dotted names of all settings that are marked with the metadata {"may_change": True}.
+    """The dotted names of all settings marked with the metadata {"may_change": True}.
 
     Args:
       value: a dataclass, whose fields may be dataclasses; anything else has no such settings.
-      name: its own name, put in front.
+      name: the prefix of the names.
     """
     if isinstance(value, type) or not dataclasses.is_dataclass(value):
         return frozenset()
@@ -130,12 +130,12 @@ def may_change(value: Any, name: str = "") -> frozenset[str]:
 
 
 def differences(before: Any, now: Any, ignored: frozenset[str] = frozenset()) -> list[str]:
-    """How two described settings differ, one clause for each setting, in the order of `now`.
+    """The differences between two descriptions, one clause per setting, in the order of `now`.
 
     Args:
-      before: what `describe` returned earlier.
+      before: what `describe` returned then.
       now: what it returns now.
-      ignored: dotted names that may differ, with everything below them.
+      ignored: dotted names that may differ, and everything below them.
 
     >>> differences({"loop": {"seed": 0, "steps": 4}}, {"loop": {"seed": 1, "steps": 4, "parts": 2}})
     ['loop.seed is 1, was 0', 'loop.parts is 2, was not set']
@@ -156,7 +156,7 @@ def _below(name: str, parents: frozenset[str]) -> bool:
 
 
 def _flat(described: Any, name: str = "") -> dict[str, Any]:
-    """Dotted names to values; a list of plain values is one value."""
+    """Dotted names and their values; a list of plain values counts as one value."""
     if isinstance(described, list) and any(isinstance(item, (dict, list)) for item in described):
         described = dict(enumerate(described))
     if not isinstance(described, dict) or not described:

@@ -1,4 +1,4 @@
-"""Text for people: rows as aligned columns, and the nearest names to a misspelt one."""
+"""Text for people: aligned tables, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -7,11 +7,11 @@ import tabulate
 
 
 def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
-    """One line a row, two spaces between columns, nothing at the ends of lines.
+    """A table as text: one line per row, two spaces between columns, no trailing spaces.
 
     Args:
-      rows: all of one length; the first may be a header.
-      numbers: columns whose cells stand at the right.
+      rows: rows of equal length; the first may be a header.
+      numbers: indices of right-aligned columns.
 
     Raises:
       ValueError: rows of different lengths.
@@ -29,34 +29,34 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str
     )
 
 
-def nearest(name: str, known: Iterable[str], count: int = 5, cutoff: float = 0.4) -> list[str]:
-    """The known names most like a misspelt one, the most alike first.
+def nearest(name: str, names: Iterable[str], count: int = 5, cutoff: float = 0.4) -> list[str]:
+    """The names most similar to a misspelt one, best match first.
 
     Args:
-      name: as written.
-      known: the names it may have meant.
-      count: how many to return at most.
-      cutoff: how alike two names must be, from 0 (not at all) to 1 (the same), as in `difflib.get_close_matches`.
+      name: the name as written.
+      names: the names that exist.
+      count: the most names to return.
+      cutoff: the similarity required, from 0 (none) to 1 (equal), as in `difflib.get_close_matches`.
 
     >>> nearest("toy_enf", ["toy_wic", "toy_enfr", "rte"], count=2)
     ['toy_enfr', 'toy_wic']
     """
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff)
+    return difflib.get_close_matches(name, list(names), n=count, cutoff=cutoff)
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Returns a hint at the known name nearest to a misspelt one, to append to an error's sentence.
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """A hint to append to an error: the name most similar to a misspelt one.
 
     Args:
-      name: as written.
-      known: the names it may have meant.
-      cutoff: how alike two names must be; see `nearest`.
+      name: the name as written.
+      names: the names that exist.
+      cutoff: the similarity required, see `nearest`.
 
     Returns:
-      The hint, or the empty string where nothing is near.
+      The hint, or the empty string if no name is similar.
 
     >>> did_you_mean("TRAIN_STEP", ["TRAIN_STEPS", "MODEL_DIR"])
     " (did you mean 'TRAIN_STEPS'?)"
     """
-    near = nearest(name, known, 1, cutoff)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    similar = nearest(name, names, 1, cutoff)
+    return f" (did you mean {similar[0]!r}?)" if similar else ""

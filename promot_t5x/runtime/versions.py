@@ -1,4 +1,4 @@
-"""Versions of the packages that the numbers depend on."""
+"""Versions of the packages that results depend on."""
 
 import platform
 from importlib import metadata
@@ -9,16 +9,16 @@ _EVALUATION = ("tfds", "sentencepiece", "sacrebleu", "rouge-score")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide the numbers; "not installed" where one is missing.
+    """Versions of Python and of the packages that results depend on; "not installed" for a missing one.
 
     >>> versions()["jax"].split(".")[0]
     '0'
     """
-    found = {"python": platform.python_version()}
+    version_of = {"python": platform.python_version()}
     distributions = {"orbax": "orbax-checkpoint", "promot_t5x": "promot-t5x", "tfds": "tensorflow-datasets"}
     for package in (*_FRAMEWORK, *_EVALUATION):
         try:
-            found[package] = metadata.version(distributions.get(package, package))
+            version_of[package] = metadata.version(distributions.get(package, package))
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            version_of[package] = "not installed"
+    return version_of

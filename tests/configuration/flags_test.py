@@ -123,7 +123,7 @@ def test_processes(argv, processes):
             ["--coordinator_address=host:1", "--process_count=2", "--process_index=2"],
             "--coordinator_address=host:1 --process_count=2 --process_index=2: expected HOST:PORT and an index from 0 ",
         ),
-        (["--multiprocess", "--multiprocess_timeout=0"], "--multiprocess_timeout is 0: expected seconds, at least 1."),
+        (["--multiprocess", "--multiprocess_timeout=0"], "--multiprocess_timeout is 0: expected at least 1 second."),
         (["--process_count=two"], "argument --process_count: invalid int value: 'two'; --help lists the flags"),
         (["--multiproces"], "unknown flag --multiproces (did you mean '--multiprocess'?); --help lists the flags"),
         (["--multiprocess=true"], "argument --multiprocess: ignored explicit argument 'true'; --help lists the flags"),

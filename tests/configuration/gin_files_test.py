@@ -345,9 +345,9 @@ def test_run_main(write, library, capsys, monkeypatch, tmp_path):
 
 def test_a_process_that_is_missing_is_no_traceback(capsys):
     def waits(argv):
-        raise TimeoutError("Of 2 processes these did not come within 2 s: 1; look at their logs.")
+        raise TimeoutError("Only 1 of 2 processes joined within 2 s; missing: 1; look at their logs.")
 
-    sentence = "error: Of 2 processes these did not come within 2 s: 1; look at their logs.\n"
+    sentence = "error: Only 1 of 2 processes joined within 2 s; missing: 1; look at their logs.\n"
     assert run_and_read(waits, capsys) == (1, sentence)
 
 

@@ -244,7 +244,7 @@ def test_a_missing_vocabulary_is_an_error_before_the_first_batch():
 @pytest.mark.parametrize("rows", [[], [8], [0, 9], [-1, 0]])
 def test_rows_outside_the_batch_are_named(rows):
     sentence = re.escape(
-        f"rows are {rows}, expected some from 0 to 7, training_batches.DatasetConfig.batch_size minus one"
+        f"rows are {rows}, expected at least one, each from 0 to 7, training_batches.DatasetConfig.batch_size minus one"
     )
     with pytest.raises(ValueError, match=sentence):
         training_batches.training_batches(_config(), rows=rows)

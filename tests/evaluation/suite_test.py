@@ -297,7 +297,9 @@ def test_an_empty_split(tiny_model, own, tmp_path, monkeypatch, capsys):
     (tmp_path / "test.jsonl").write_text("\n")
     extra, changes = own
     assert _run(tiny_model, tmp_path / "out", *extra, **changes) == 1
-    assert f"error: File {tmp_path / 'test.jsonl'} is empty, expected one JSON object a line" in capsys.readouterr().err
+    assert (
+        f"error: File {tmp_path / 'test.jsonl'} is empty, expected one JSON object per line" in capsys.readouterr().err
+    )
 
 
 def test_dry_run_reads_nothing(tiny_model, tmp_path, monkeypatch, capsys):

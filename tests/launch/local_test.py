@@ -153,7 +153,7 @@ def test_local_dry_run(local, tmp_path):
     "args, sentence",
     [
         ([], "no verb of promot-t5x: write it after --"),
-        (["train"], "unexpected argument 'train': promot-t5x's verb and flags stand after --"),
+        (["train"], "unexpected argument 'train': promot-t5x's verb and flags come after --"),
         (["--device=2", "--", "train"], "unexpected argument '--device'"),
         (["--devices"], "--devices has no value: write --devices=VALUE"),
         (["--devices=", "--", "train"], "--devices has no value"),

@@ -114,7 +114,7 @@ def test_types(cloud, kind, flags, version, size):
         (["up", "--type=v5e:4x8"], "gcloud takes topologies of v4 only; 32 chips are --type=v5litepod-32"),
         (["run"], "no verb of promot-t5x: write it after --"),
         (["run", "--env_file=/nowhere", "--", "train"], "--env_file=/nowhere is not a file that can be read"),
-        (["setup"], "there is no queued resource my-tpu in us-central2-b: 'up' makes it"),
+        (["setup"], "there is no queued resource my-tpu in us-central2-b: 'up' creates it"),
         (["logs"], "there is no queued resource my-tpu"),
     ],
 )

@@ -139,7 +139,8 @@ MISTAKES = {
     ),
     "slices of different sizes": (
         lambda: meshes.make_mesh(_devices(4) + _devices(2, 1), 2),
-        "The slices have 4 and 2 devices; a mesh needs slices of one size: give Partitioner.devices that form such.",
+        "The slices have 4 and 2 devices, but a mesh needs slices of equal size: choose Partitioner.devices "
+        "accordingly.",
     ),
     "no hardware to cut": (
         lambda: meshes.make_mesh(_devices(8), 4, (2, 2, 1, 1)),

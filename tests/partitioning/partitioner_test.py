@@ -186,15 +186,15 @@ MISTAKES = {
         dict(preset="fsdp"),
         "Partitioner.preset is 'fsdp': expected one of mixed, fully_sharded, tensor, data.",
     ),
-    "no partitions": (dict(num_partitions=0), "num_partitions=0, num_slices=None: expected at least 1, and for "),
-    "no slices": (dict(num_slices=0), "num_partitions=1, num_slices=0: expected at least 1, and for "),
+    "no partitions": (dict(num_partitions=0), "num_partitions=0, num_slices=None: expected at least 1, or None for "),
+    "no slices": (dict(num_slices=0), "num_partitions=1, num_slices=0: expected at least 1, or None for "),
     "an empty block": (
         dict(model_parallel_submesh=(2, 0, 1, 1)),
         "Partitioner has model_parallel_submesh=(2, 0, 1, 1): expected at least 1 everywhere.",
     ),
     "two sizes": (
         dict(num_partitions=2, model_parallel_submesh=(2, 2, 1, 1)),
-        "Partitioner has num_partitions=2 and model_parallel_submesh=(2, 2, 1, 1), which is of 4 devices; give one of "
+        "Partitioner has num_partitions=2 and model_parallel_submesh=(2, 2, 1, 1), which has 4 devices; give one of "
         "the two.",
     ),
     "a logical axis": (

@@ -72,26 +72,26 @@ def test_a_run_of_one_process_waits_for_nobody(port):
 
 def test_all_that_came_learn_who_is_missing(port):
     sentence = (
-        "Of 5 processes these did not come within 1.5 s: 1, 3; look at their logs, or raise --multiprocess_timeout."
+        "Only 3 of 5 processes joined within 1.5 s; missing: 1, 3; look at their logs, or raise --multiprocess_timeout."
     )
     assert _called(port, 5, (0, 2, 4), 1.5) == dict.fromkeys((0, 2, 4), sentence)
 
 
 def test_nobody_else_came(port):
     found = _called(port, 3, (0,), 0.5)
-    assert found[0].startswith("Of 3 processes these did not come within 0.5 s: 1, 2;")
+    assert found[0].startswith("Only 1 of 3 processes joined within 0.5 s; missing: 1, 2;")
 
 
 def test_process_0_is_missing(port):
     sentence = (
-        "Process {} did not reach process 0 at 127.0.0.1:{} within 0.5 s; is it running, and is the port open between "
-        "the machines?"
+        "Process {} could not reach process 0 at 127.0.0.1:{} within 0.5 s: check that it is running and that the port "
+        "is open between the machines."
     )
     assert _called(port, 3, (1, 2), 0.5) == {index: sentence.format(index, port) for index in (1, 2)}
 
 
 def test_a_host_that_does_not_exist():
-    with pytest.raises(TimeoutError, match=r"^Process 1 did not reach process 0 at no.such.host.invalid:1234 within"):
+    with pytest.raises(TimeoutError, match=r"^Process 1 could not reach process 0 at no.such.host.invalid:1234 within"):
         roll_call("no.such.host.invalid:1234", 2, 1, 0.3)
 
 
@@ -178,7 +178,7 @@ def test_impossible_processes(given):
 def test_timeouts():
     assert Processes().timeout == 300 and Processes(timeout=1).timeout == 1
     assert Processes("host:1", 2, 1, 5) == Processes("host:1", count=2, index=1, timeout=5)
-    with pytest.raises(ValueError, match=r"^--multiprocess_timeout is 0: expected seconds, at least 1.$"):
+    with pytest.raises(ValueError, match=r"^--multiprocess_timeout is 0: expected at least 1 second.$"):
         Processes(timeout=0)
 
 
@@ -225,8 +225,8 @@ def test_a_process_that_is_left_alone(port, tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=_ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 1 and run.stdout == "" and "Traceback" not in run.stderr
     assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == [
-        f"error: Process 1 did not reach process 0 at 127.0.0.1:{port} within 2 s; is it running, and is the port "
-        "open between the machines?"
+        f"error: Process 1 could not reach process 0 at 127.0.0.1:{port} within 2 s: check that it is running and that "
+        "the port is open between the machines."
     ]
 
 

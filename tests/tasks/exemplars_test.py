@@ -279,7 +279,7 @@ def test_a_pool_that_cannot_be_written_is_used_and_leaves_nothing(tmp_path, cach
         patched.setattr(type(exemplars.cache_folder()), method, fail)
         with caplog.at_level("WARNING", logger="absl"):
             made = _make(source)
-    assert "is not kept (no space left), and read anew next time; set PROMOT_CACHE" in caplog.text
+    assert "could not be saved (no space left) and is read again next time; set PROMOT_CACHE" in caplog.text
     assert list(cache.iterdir()) == []
     assert _make(source) == made and len(made) == 20
 

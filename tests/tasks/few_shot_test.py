@@ -259,5 +259,5 @@ def test_without_a_split_for_exemplars_the_split_is_named(tmp_path):
 def test_fewer_than_no_exemplars_is_refused():
     source = seqio.FunctionDataSource(lambda split, shuffle_files: None, ["test"])
     task = few_shot.TextTask("negative", source, QA, ())
-    with pytest.raises(ValueError, match="'negative' was to be asked with -1 exemplars: expected 0 or more"):
+    with pytest.raises(ValueError, match="'negative' has -1 exemplars per prompt: expected 0 or more"):
         few_shot.register(task, few_shot.Prompting(seqio.ByteVocabulary()), shots=-1)

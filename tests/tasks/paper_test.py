@@ -225,7 +225,9 @@ def test_missing_files_are_named_with_those_that_are_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"Folder {tmp_path}/RTE of the task's JSONL files is not found"):
         read()
     _write(tmp_path / "RTE" / "dev.jsonl", {})
-    with pytest.raises(FileNotFoundError, match="RTE/train.jsonl is not found; JSONL files beside it: dev.jsonl"):
+    with pytest.raises(
+        FileNotFoundError, match="RTE/train.jsonl is not found; the JSONL files in its folder are dev.jsonl"
+    ):
         read()
 
 
@@ -252,7 +254,7 @@ def test_wrong_rows_are_named(tmp_path, name, row, message):
 def test_exemplars_must_be_fewer_than_training_questions(tmp_path):
     rows = [{"premise": f"{i}", "hypothesis": "h", "label": i % 2} for i in (0, 1, 2, 2)]  # 2 twice is one question
     _write(tmp_path / "RTE" / "train.jsonl", *rows)
-    with pytest.raises(ValueError, match="'rte' was to be asked with 3 exemplars, but they are drawn from 3 "):
+    with pytest.raises(ValueError, match="'rte' has 3 exemplars per prompt, but they are drawn from 3 "):
         _failing(tmp_path, shots=3)()
     assert len(list(_failing(tmp_path, shots=2)())) == 4
     with pytest.raises(ValueError, match="RTE has no split 'train', only test"):

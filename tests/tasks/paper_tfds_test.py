@@ -315,7 +315,7 @@ def test_rows_of_snli_without_a_gold_label_are_left_out(tfds_folder):
         prompts = [example["inputs_pretokenized"].decode() for example in examples]
         assert not any(f"snli train {i} " in prompt for i in (10, 11) for prompt in prompts)
     paper.task("snli", BYTES, shots=10)
-    with pytest.raises(ValueError, match="'snli' was to be asked with 10 exemplars, but they are drawn from 10 "):
+    with pytest.raises(ValueError, match="'snli' has 10 exemplars per prompt, but they are drawn from 10 "):
         _read("snli_10shot_seed0")
 
 
@@ -330,12 +330,15 @@ def test_any_accepted_answer_scores_in_its_normal_form(name):
 
 def test_a_missing_data_set_is_named_with_what_is_there(tmp_path, monkeypatch):
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=f"TFDS data set snli:1.1.0 is not in {tmp_path}; there: none. Prepare"):
+    with pytest.raises(
+        FileNotFoundError, match=f"TFDS data set snli:1.1.0 is not in {tmp_path}, which holds none: prepare"
+    ):
         _read(paper.task("snli", BYTES))
     for there in ("snli/1.0.0", "super_glue/cb/1.0.2"):
         (tmp_path / there).mkdir(parents=True)
         (tmp_path / there / "dataset_info.json").touch()
-    with pytest.raises(FileNotFoundError, match="there: snli/1.0.0, super_glue/cb/1.0.2. Prepare it.* by --data_dir"):
+    listed = "which holds snli/1.0.0, super_glue/cb/1.0.2: prepare it.* with --data_dir"
+    with pytest.raises(FileNotFoundError, match=listed):
         _read("snli")
 
 
@@ -357,6 +360,6 @@ def test_a_column_that_tfds_lacks_is_named(monkeypatch, path, there):
     columns = {"question": (path, "question"), "answers": ("answers", "answers")}
     changed = dataclasses.replace(paper.TASKS["web_questions"], columns=columns)
     monkeypatch.setitem(paper.TASKS, "web_questions", changed)
-    with pytest.raises(ValueError, match=f"web_questions:1.0.0 has no feature '{path}'; there are ") as error:
+    with pytest.raises(ValueError, match=f"web_questions:1.0.0 has no feature '{path}'; its features are ") as error:
         _read(paper.task("web_questions", BYTES))
-    assert set(there.split()) <= set(re.findall(r"\w+", str(error.value).split("there are")[1]))
+    assert set(there.split()) <= set(re.findall(r"\w+", str(error.value).split("its features are")[1]))

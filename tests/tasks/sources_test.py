@@ -104,8 +104,8 @@ GOOD = '{"input": "a", "target": "b"}\n'
         ('{"x": ["a", {}]}', {"x": ("x", sources.texts)}, "FILE line 1, column 'x': found {}, expected text"),
         ('{"label": "yes"}', LABEL, "FILE line 1, column 'label': found 'yes', expected one of entailment, neutral"),
         ('{"label": 3}', LABEL, "FILE line 1, column 'label': found 3, expected one of"),
-        ("\n \n", PAIR, "File FILE is empty, expected one JSON object a line"),
-        ("", PAIR, "File FILE is empty, expected one JSON object a line"),
+        ("\n \n", PAIR, "File FILE is empty, expected one JSON object per line"),
+        ("", PAIR, "File FILE is empty, expected one JSON object per line"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_sentence(tmp_path, content, columns, sentence):
@@ -138,10 +138,12 @@ def test_missing_files_and_folders_are_named(tmp_path):
         with pytest.raises(FileNotFoundError, match="Folder .*absent of the task's JSONL files is not found"):
             ask(sources.JsonlRows(str(tmp_path / "absent"), sources.JSONL_SPLITS, PAIR))
         (tmp_path / "dev.jsonl").unlink(missing_ok=True)
-        with pytest.raises(FileNotFoundError, match="train.jsonl is not found; JSONL files beside it: none"):
+        with pytest.raises(FileNotFoundError, match="train.jsonl is not found; the JSONL files in its folder are none"):
             ask(sources.JsonlRows(str(tmp_path), sources.JSONL_SPLITS, PAIR))
         (tmp_path / "dev.jsonl").write_text(GOOD)
-        with pytest.raises(FileNotFoundError, match="train.jsonl is not found; JSONL files beside it: dev.jsonl"):
+        with pytest.raises(
+            FileNotFoundError, match="train.jsonl is not found; the JSONL files in its folder are dev.jsonl"
+        ):
             ask(sources.JsonlRows(str(tmp_path), sources.JSONL_SPLITS, PAIR))
 
 
