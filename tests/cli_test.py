@@ -17,6 +17,7 @@ from promot_t5x.reports import comparison
 from promot_t5x.reports.method_rows import MethodRow
 from promot_t5x.runtime import files, processes
 from promot_t5x.runtime.versions import versions
+from tests.reports.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -194,9 +195,9 @@ def test_doctor(capsys, tmp_path):
 
 def _write_results(file):
     runs = [
-        comparison.Run("pretrained", None, 0, 50.0, {"a": 70.0}),
-        comparison.Run("fine_tuning", 1e-3, 0, 90.0, {"a": 20.0}),
-        comparison.Run("promot", 1e-3, 0, 91.0, {"a": 60.0}, {"a": 10.0}),
+        run("pretrained", None, 0, 50.0, {"a": 70.0}),
+        run("fine_tuning", 1e-3, 0, 90.0, {"a": 20.0}),
+        run("promot", 1e-3, 0, 91.0, {"a": 60.0}, {"a": 10.0}),
     ]
     files.write_json(file, comparison.compare(runs, versions(), {}, {"promot": MethodRow("ProMoT")}))
 

@@ -62,7 +62,6 @@ def run_recipe(
     fingerprint = loading.load(base, model, partitioner).base_fingerprint
     weights: dict[PlannedRun | str, str] = {PRETRAINED: fingerprint}
     measured: list[comparison.Run] = []
-    rows: list[Mapping[str, Any]] = []
     runs = planned_runs(recipe)
     for number, planned in enumerate(runs, start=1):
         logging.info("run %d of %d: %s", number, len(runs), planned.name)
@@ -75,9 +74,8 @@ def run_recipe(
             checkpoint = _start(planned.starts_from[0], folder, base)
         decided_by = {"checkpoint": checkpoint, "base_fingerprint": fingerprint, "settings": settings}
         scores = run_scores.scores(recipe, planned, folder, decided_by, model, evaluation_config, partitioner)
-        weights[planned] = scores["checkpoint"]["base_fingerprint"]
+        weights[planned] = scores["checkpoints"][0]["base_fingerprint"]
         measured.append(run_scores.comparison_run(planned, scores))
-        rows += run_scores.rows_of_work_dir(planned, scores)
         _show(measured[-1])
     config = {
         "target": recipe.target,
@@ -86,7 +84,7 @@ def run_recipe(
     }
     method_rows = {method.name: method.row for method in (*METHODS.values(), *recipe.rows)}
     in_order = {method.name: method_rows.pop(method.name) for method in recipe.rows} | method_rows
-    results = comparison.compare(measured, versions(), config, in_order, recipe.compared, rows)
+    results = comparison.compare(measured, versions(), config, in_order, recipe.compared)
     files.write_json(folder / "comparison.json", results)
     written = page.write_all(results, folder, title=title)
     print(f"\n{tables.text_table(results)}\n\n{page.headline(results)}\n\nReport: {written['html']}")

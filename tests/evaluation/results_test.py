@@ -10,6 +10,7 @@ import tensorflow as tf
 from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation import results
 from promot_t5x.evaluation.scoring import Evaluation
+from promot_t5x.reports import scores
 from promot_t5x.tasks import catalog
 
 
@@ -37,13 +38,13 @@ def _row(
 
 
 def _summary(*rows):
-    return results.summarize(rows, config={"limit": 3}, checkpoint={"path": "c"}, versions={"python": "3"})
+    return results.contents(rows, config={"limit": 3}, checkpoints=[{"path": "c"}], versions={"python": "3"})
 
 
 def test_rows_that_differ_in_their_seed_make_one_entry():
     values = [(0, 10.0, 1.0), (1, 30.0, 2.0), (2, 20.0, 6.0)]
     found = _summary(*(_row("qa", value, seed=seed, stderr=stderr) for seed, value, stderr in values))
-    assert set(found) == {"unit", "results", "mean", "rows", "config", "checkpoint", "versions"}
+    assert set(found) == {"unit", "results", "mean", "rows", "config", "checkpoints", "versions"}
     (entry,) = found["results"].values()
     assert list(found["results"]) == ["qa_1shot_removed"]
     expected = {"task": "qa", "k": 1, "prompt": None, "metric": "accuracy", "value": 20.0}
@@ -116,7 +117,7 @@ def test_a_score_that_is_no_percentage_is_refused(value):
 
 def test_the_table_shows_every_entry_and_mean():
     found = _summary(_row("qa", 12.345), _row("cb", 50.0, stderr=None), _row("own", 70.0, k=None, seed=None))
-    lines = results.table(found).splitlines()
+    lines = scores.text_table(found).splitlines()
     assert lines[0].split() == "task k prompt metric percent stderr seed std examples truncated".split()
     assert lines[1].split() == "qa 1 removed accuracy 12.35 1.00 - 2 2".split()
     assert lines[2].split() == "cb 1 removed accuracy 50.00 - - 2 2".split()

@@ -56,7 +56,7 @@ def own(tmp_path):
 def test_results_and_predictions(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert found["checkpoint"]["path"] == str(tiny_model.folder / "with") and found["unit"] == "percent"
+    assert found["checkpoints"][0]["path"] == str(tiny_model.folder / "with") and found["unit"] == "percent"
     assert found["versions"]["jax"] == jax.__version__ and found["config"]["limit"] == 12
     assert found["config"]["decoding"]["method"] == "greedy"
     assert found["config"]["model"]["config"]["embed_dim"] == tiny_model.sizes["embed_dim"]

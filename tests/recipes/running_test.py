@@ -337,7 +337,9 @@ def test_a_method_from_outside_the_package_is_one_row_and_one_gin_file(tiny, tmp
     rows = [row for row in found["rows"] if row["run"] == "seed0/dummy_lr0.001"]
     assert [(row["role"], row["prompt"], row["n"]) for row in rows] == [("target", None, 16), ("other", None, 16)]
     first = saving.read_metadata(work / "seed0/dummy_lr0.001/checkpoint_2")["base"]["fingerprint"]
-    tuned = json.loads((work / "seed0/fine_tuning_lr0.001/scores.json").read_text())["checkpoint"]["base_fingerprint"]
+    tuned = json.loads((work / "seed0/fine_tuning_lr0.001/scores.json").read_text())["checkpoints"][0][
+        "base_fingerprint"
+    ]
     assert first == tuned, "it starts from the fine-tuned weights"
     page = (work / "report.html").read_text()
     assert "dummy baseline" in page and "background:#123456" in page and "Fine-tunes twice." in page
