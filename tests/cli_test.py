@@ -210,6 +210,18 @@ def test_report(tmp_path, capsys):
     assert "ProMoT" in shown and f"Report: {tmp_path}/report/report.html" in shown
 
 
+def test_report_of_scores(tmp_path, capsys):
+    entry = {"task": "cb", "k": 4, "prompt": None, "metric": "accuracy", "value": 71.5, "stderr": 1.0}
+    entries = {step: {**entry, "step": step, "seed_std": None, "n": 56, "truncated": 0} for step in (100, 200)}
+    results = {"unit": "percent", "results": entries, "mean": {}, "rows": list(entries.values())}
+    files.write_json(tmp_path / "scores.json", results)
+    assert cli.main(["report", f"--scores={tmp_path}/scores.json", f"--out={tmp_path}/report"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1][:3] == ["100", "cb", "4"] and lines[2][:3] == ["200", "cb", "4"]
+    assert lines[-1] == ["Report:", f"{tmp_path}/report/scores.md"]
+    assert "| 200 | cb | 4 | removed | accuracy | 71.50 |" in (tmp_path / "report" / "scores.md").read_text()
+
+
 def test_report_mistakes(tmp_path, capsys):
     def mistake(*argv):
         assert cli.main(["report", *argv]) == 1
@@ -223,4 +235,7 @@ def test_report_mistakes(tmp_path, capsys):
     (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
     assert "the keys ['a']" in mistake(f"--results={tmp_path}/other.json", out)
     assert "--results" in mistake(out)
+    both = mistake(f"--results={tmp_path}/other.json", f"--scores={tmp_path}/other.json", out)
+    assert "not allowed with argument --results" in both
+    assert "scores.json" in mistake(f"--scores={tmp_path}/other.json", out)
     assert not (tmp_path / "report").exists()
