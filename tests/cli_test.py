@@ -45,7 +45,7 @@ def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
     assert cli.main([verb, "--gin_fil=x"]) == 1
     shown = capsys.readouterr().err
     # Of two mistakes argparse tells a missing flag first.
-    needed = {"report": "--results", "plan": "--topology", "convert": "--from"}.get(verb)
+    needed = {"report": "--out", "plan": "--topology", "convert": "--from"}.get(verb)
     assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or (needed and needed in shown)
 
 
