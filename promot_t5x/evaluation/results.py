@@ -49,7 +49,7 @@ class Row:
       task_version: the data that was asked about.
       prompts_sha256: a hash of all prompts and targets in their order: two rows with one hash asked the same questions.
       split: the split that was scored.
-      answers: name of the file with every prompt, answer and score, beside scores.json.
+      answers: name of the file with every prompt, answer and score, from the folder of scores.json.
 
     Raises:
       ValueError: a score outside [0, 100], or an unknown role.

@@ -256,7 +256,7 @@ def score_task(
     keys = answer_store.keys(examples, _made_by(checkpoint, suite.config, entry, way, prompt_id), numbered=sampled)
     name = str(pathlib.PurePosixPath(subfolder, f"{entry.name}.{suite.split}.{prompt_word(prompt_id)}"))
     kept = answer_store.Answers(folder, name, keys)
-    missing = [number for number in range(len(keys)) if number not in kept.known]
+    missing = [number for number in range(len(keys)) if number not in kept.by_number]
     if sampled and missing:  # which numbers a batch draws depends on its rows
         missing = list(range(len(keys)))
     answer = functools.partial(
@@ -283,7 +283,7 @@ def score_task(
                 bar.update(len(numbers))
         finally:
             kept.flush()
-    outcome = scoring.score(examples, [kept.known[number] for number in range(len(keys))])
+    outcome = scoring.score(examples, [kept.by_number[number] for number in range(len(keys))])
     scores_alone = scoring.example_scores(examples, outcome)
     kept.finish(_answer_rows(examples, outcome, scores_alone))
     stderr = scoring.standard_error(outcome, scores_alone)

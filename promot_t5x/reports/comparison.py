@@ -138,7 +138,7 @@ def compare(
     Args:
       runs: single runs in any order; learning rates and tasks keep the order of their first appearance.
       versions: what `versions()` returned where the runs were made.
-      config: settings worth showing beside the numbers, JSON values only.
+      config: settings worth showing next to the numbers, JSON values only.
       methods: how methods are shown, in the order of the tables; methods without a row come last.
       headline: which methods the headline compares.
 

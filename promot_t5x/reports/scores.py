@@ -60,7 +60,9 @@ def write_markdown(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) 
 def _lines(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The header, the entries and the means; with the step only where there are several."""
     numbers = ("value", "stderr", "seed_std", "n", "truncated")
-    lines = [("step", "task", "k", "prompt", "metric", results["unit"], "stderr", "seed std", "examples", "truncated")]
+    lines: list[tuple[str, ...]] = [
+        ("step", "task", "k", "prompt", "metric", results["unit"], "stderr", "seed std", "examples", "truncated")
+    ]
     for entry in results["results"].values():
         of = (_shown(entry.get("step")), entry["task"], _shown(entry["k"]), prompt_word(entry["prompt"]))
         lines.append((*of, entry["metric"], *(_shown(entry[name]) for name in numbers)))
