@@ -136,14 +136,14 @@ def evaluate_suite(
         if ATTACHED in suite.prompts:
             answering.check_prompt(checkpoint.params, suite.prompt_id)
         for entry in suite.entries:
-            of_task = examples.pop(entry.name, None) or suite.read(entry, suite.config.limit)
+            task_examples = examples.pop(entry.name, None) or suite.read(entry, suite.config.limit)
             for prompt_id in suite.prompt_ids:
                 place = f"{len(rows) + 1}/{total}"
-                rows.append(score_task(checkpoint, suite, entry, prompt_id, of_task, folder, place, subfolder))
+                rows.append(score_task(checkpoint, suite, entry, prompt_id, task_examples, folder, place, subfolder))
             if is_last:
                 evaluation_examples.forget()  # a large task's examples take gigabytes
             else:
-                examples[entry.name] = of_task
+                examples[entry.name] = task_examples
         origins.append(checkpoint.origin)
         del checkpoint  # its parameters leave the devices before those of the next one come
     summary = results.contents(rows, config=_config(model, suite), checkpoints=origins, versions=versions())
@@ -319,7 +319,7 @@ def _made_by(
 def _answer_rows(
     examples: EvaluationExamples, outcome: scoring.Evaluation, scores_alone: Sequence[float | None]
 ) -> list[dict[str, Any]]:
-    """What the file of answers says of each example besides the answer."""
+    """What the file of answers says of each example in addition to the answer."""
     columns = zip(examples.examples, outcome.predictions, examples.targets, scores_alone, strict=True)
     return [
         {"prompt": answer_store.input_text(example), "prediction": prediction, "target": target, "score": score}

@@ -64,11 +64,12 @@ def _lines(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ("step", "task", "k", "prompt", "metric", results["unit"], "stderr", "seed std", "examples", "truncated")
     ]
     for entry in results["results"].values():
-        of = (_shown(entry.get("step")), entry["task"], _shown(entry["k"]), prompt_word(entry["prompt"]))
-        lines.append((*of, entry["metric"], *(_shown(entry[name]) for name in numbers)))
+        names = (_shown(entry.get("step")), entry["task"], _shown(entry["k"]), prompt_word(entry["prompt"]))
+        lines.append((*names, entry["metric"], *(_shown(entry[name]) for name in numbers)))
     for mean in results["mean"].values():
-        of = (_shown(mean.get("step")), f"mean of {len(mean['tasks'])}", _shown(mean["k"]), prompt_word(mean["prompt"]))
-        lines.append((*of, "", _shown(mean["value"]), "", "", "", ""))
+        title = f"mean of {len(mean['tasks'])}"
+        names = (_shown(mean.get("step")), title, _shown(mean["k"]), prompt_word(mean["prompt"]))
+        lines.append((*names, "", _shown(mean["value"]), "", "", "", ""))
     several = len({row["step"] for row in results["rows"]}) > 1
     return lines if several else [line[1:] for line in lines]
 
