@@ -28,12 +28,22 @@ def _tasks():
 
 
 def _row(
-    task, value, k=1, seed=0, prompt=None, stderr=1.0, truncated=2, metric="accuracy", prompts=("p", "q"), role="other"
+    task,
+    value,
+    k=1,
+    seed=0,
+    prompt=None,
+    stderr=1.0,
+    truncated=2,
+    metric="accuracy",
+    prompts=("p", "q"),
+    role="other",
+    step=7,
 ):
     rows = tuple({"inputs_pretokenized": prompt.encode()} for prompt in prompts)
     asked = EvaluationExamples(task, "test", rows, ["t"] * len(rows), {}, truncated, {"input_cut": truncated})
     outcome = Evaluation(metric, value, None, {metric: value, "f1": value / 2, "length": math.nan}, {"note": "n"}, [])
-    entry, checkpoint = catalog.Entry(task, k, seed, task), {"run": "seed0/mine", "step": 7}
+    entry, checkpoint = catalog.Entry(task, k, seed, task), {"run": "seed0/mine", "step": step}
     return results.row(checkpoint, entry, role, prompt, "generate", asked, outcome, stderr, f"{task}.jsonl")
 
 
@@ -85,6 +95,16 @@ def test_the_mean_is_plain_and_its_spread_is_that_of_the_seeds_means():
     assert means["4shot_removed"]["seed_std"] is None
     other_seeds = _summary(_row("qa", 10.0, seed=0), _row("cb", 20.0, seed=1), _row("cb", 40.0, seed=2))["mean"]
     assert (other_seeds["1shot_removed"]["value"], other_seeds["1shot_removed"]["seed_std"]) == (20.0, None)
+
+
+def test_steps_are_not_averaged():
+    values = {7: (10.0, 30.0), 9: (50.0, 80.0)}
+    rows = [_row("qa", value, seed=seed, step=step) for step, pair in values.items() for seed, value in enumerate(pair)]
+    summary = _summary(*rows)
+    assert [row["step"] for row in summary["rows"]] == [7, 7, 9, 9]
+    for part, keys in (("results", "qa_1shot_removed_step{}"), ("mean", "1shot_removed_step{}")):
+        averages = {key: (average["step"], average["value"]) for key, average in summary[part].items()}
+        assert averages == {keys.format(7): (7, 20.0), keys.format(9): (9, 65.0)}
 
 
 def test_what_is_unknown_is_null():

@@ -236,6 +236,15 @@ def test_lost_scores_are_measured_again_and_no_others(tiny, finished, monkeypatc
     assert json.loads((finished / "comparison.json").read_text()) == before
 
 
+def test_scores_in_an_older_format_are_measured_again(tiny, finished, monkeypatch):
+    evaluated = _count(monkeypatch, suite, "score_task")
+    file = finished / "seed0" / "pretrained" / "scores.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in before.items() if name != "checkpoints"}))
+    assert _run(tiny, finished) == 0 and len(evaluated) == 2
+    assert json.loads(file.read_text()) == before
+
+
 def test_a_seed_more_keeps_the_runs_before(tiny, finished, monkeypatch):
     trained = _count(monkeypatch, trainer, "train")
     old = {file: file.stat().st_mtime_ns for file in (finished / "seed0").rglob("*")}
