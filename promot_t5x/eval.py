@@ -1,4 +1,4 @@
-"""The eval binary: scores one checkpoint on seqio tasks, with the soft prompt removed, attached, or both.
+"""The eval binary: scores a checkpoint, or all of a run, on seqio tasks, the soft prompt removed, attached, or both.
 
     python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=suites/in_context.gin \
         --gin.CHECKPOINT_PATH=/path/to/run --gin.EVAL_OUTPUT_DIR=/tmp/scores
@@ -27,7 +27,7 @@ def parse(argv: Sequence[str]) -> flags.Invocation:
     >>> parse(["--limit=3"]).gin_bindings
     ('scoring.EvaluationConfig.limit = 3',)
     """
-    parser = flags.flag_parser("promot-t5x eval", "Scores a checkpoint on seqio tasks.")
+    parser = flags.flag_parser("promot-t5x eval", "Scores a checkpoint, or all that a run keeps, on seqio tasks.")
     add = parser.add_argument
     add("--list", action="store_true", help="print all tasks and suites, with sizes and sources, and stop")
     add("--limit", type=int, metavar="N", help="score only the first N examples of every task")

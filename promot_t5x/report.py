@@ -1,19 +1,26 @@
-"""The report verb: comparison.json -> report.html, comparison.md and the plot, again."""
+"""The report verb: the page, tables and plot of a comparison.json again, or the table of a scores.json."""
 
 from etils import epy
 
 from promot_t5x.configuration import flags
 
 with epy.lazy_imports():  # --help needs no matplotlib
-    from promot_t5x.reports import comparison, page, tables
+    from promot_t5x.reports import comparison, page, scores, tables
 
 
 def main(argv: list[str]) -> None:
-    """Writes the report of a comparison into --out."""
+    """Writes the report of a comparison, or the table of an evaluation's scores, into --out."""
     parser = flags.flag_parser("promot-t5x report", __doc__)
-    parser.add_argument("--results", required=True, help="a comparison.json that the pipeline wrote")
-    parser.add_argument("--out", required=True, help="the folder for report.html, comparison.md and report.png")
+    files = parser.add_mutually_exclusive_group(required=True)
+    files.add_argument("--results", metavar="FILE", help="a comparison.json that the pipeline wrote")
+    files.add_argument("--scores", metavar="FILE", help="a scores.json that `eval` wrote, of one checkpoint or several")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder for what is written")
     extra = flags.parse_flags(argv, parser).extra
+    if extra["scores"] is not None:
+        evaluated = scores.read(extra["scores"])
+        written = scores.write_markdown(evaluated, extra["out"])
+        print(f"{scores.text_table(evaluated)}\n\nReport: {written}")
+        return
     measured = comparison.read(extra["results"])
-    written = page.write_all(measured, extra["out"])
-    print(f"{tables.text_table(measured)}\n\n{page.headline(measured)}\n\nReport: {written['html']}")
+    paths = page.write_all(measured, extra["out"])
+    print(f"{tables.text_table(measured)}\n\n{page.headline(measured)}\n\nReport: {paths['html']}")

@@ -77,7 +77,7 @@ def test_generate_attaches_a_prompt_from_a_file(loaded, tmp_path):
     with_prompt = promot_t5x.generate(loaded, text, tmp_path / "loud", **LENGTHS)
     assert with_prompt != promot_t5x.generate(loaded, text, **LENGTHS)
     soft_prompts.save(tmp_path / "narrow", np.zeros((1, 4, 8), np.float32), {})
-    with pytest.raises(ValueError, match="is 8 wide, the model is 128 wide"):
+    with pytest.raises(ValueError, match="is 8 wide, the model in .* is 128 wide"):
         promot_t5x.generate(loaded, text, tmp_path / "narrow", **LENGTHS)
 
 

@@ -17,6 +17,7 @@ from promot_t5x.reports import comparison
 from promot_t5x.reports.method_rows import MethodRow
 from promot_t5x.runtime import files, processes
 from promot_t5x.runtime.versions import versions
+from tests.reports.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,7 +45,7 @@ def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
     assert cli.main([verb, "--gin_fil=x"]) == 1
     shown = capsys.readouterr().err
     # Of two mistakes argparse tells a missing flag first.
-    needed = {"report": "--results", "plan": "--topology", "convert": "--from"}.get(verb)
+    needed = {"report": "--out", "plan": "--topology", "convert": "--from"}.get(verb)
     assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or (needed and needed in shown)
 
 
@@ -194,9 +195,9 @@ def test_doctor(capsys, tmp_path):
 
 def _write_results(file):
     runs = [
-        comparison.Run("pretrained", None, 0, 50.0, {"a": 70.0}),
-        comparison.Run("fine_tuning", 1e-3, 0, 90.0, {"a": 20.0}),
-        comparison.Run("promot", 1e-3, 0, 91.0, {"a": 60.0}, {"a": 10.0}),
+        run("pretrained", None, 0, 50.0, {"a": 70.0}),
+        run("fine_tuning", 1e-3, 0, 90.0, {"a": 20.0}),
+        run("promot", 1e-3, 0, 91.0, {"a": 60.0}, {"a": 10.0}),
     ]
     files.write_json(file, comparison.compare(runs, versions(), {}, {"promot": MethodRow("ProMoT")}))
 
@@ -207,6 +208,18 @@ def test_report(tmp_path, capsys):
     assert {"report.html", "comparison.md", "report.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
     shown = capsys.readouterr().out
     assert "ProMoT" in shown and f"Report: {tmp_path}/report/report.html" in shown
+
+
+def test_report_of_scores(tmp_path, capsys):
+    entry = {"task": "cb", "k": 4, "prompt": None, "metric": "accuracy", "value": 71.5, "stderr": 1.0}
+    entries = {step: {**entry, "step": step, "seed_std": None, "n": 56, "truncated": 0} for step in (100, 200)}
+    results = {"unit": "percent", "results": entries, "mean": {}, "rows": list(entries.values())}
+    files.write_json(tmp_path / "scores.json", results)
+    assert cli.main(["report", f"--scores={tmp_path}/scores.json", f"--out={tmp_path}/report"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1][:3] == ["100", "cb", "4"] and lines[2][:3] == ["200", "cb", "4"]
+    assert lines[-1] == ["Report:", f"{tmp_path}/report/scores.md"]
+    assert "| 200 | cb | 4 | removed | accuracy | 71.50 |" in (tmp_path / "report" / "scores.md").read_text()
 
 
 def test_report_mistakes(tmp_path, capsys):
@@ -222,4 +235,7 @@ def test_report_mistakes(tmp_path, capsys):
     (tmp_path / "other.json").write_text(json.dumps({"a": 1}))
     assert "the keys ['a']" in mistake(f"--results={tmp_path}/other.json", out)
     assert "--results" in mistake(out)
+    both = mistake(f"--results={tmp_path}/other.json", f"--scores={tmp_path}/other.json", out)
+    assert "not allowed with argument --results" in both
+    assert "scores.json" in mistake(f"--scores={tmp_path}/other.json", out)
     assert not (tmp_path / "report").exists()

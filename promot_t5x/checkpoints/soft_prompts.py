@@ -93,12 +93,7 @@ def attached(source: Source, path: epath.Path, force: bool = False) -> Source:
       ValueError: the prompt is of another width, or was trained on a model with another fingerprint.
     """
     prompt_NxPxD, description = read(path)
-    width, expected = prompt_NxPxD.shape[-1], source.config.embed_dim
-    if width != expected:
-        raise ValueError(
-            f"The soft prompt {path} is {width} wide, the model in {source.folder} is {expected} wide; "
-            "give a prompt that was trained on this model."
-        )
+    check_width(prompt_NxPxD, path, source.config.embed_dim, source.folder)
     trained_on = (description.get("base") or {}).get("fingerprint")
     if trained_on and not force and trained_on != source.fingerprint:
         raise ValueError(
@@ -107,6 +102,26 @@ def attached(source: Source, path: epath.Path, force: bool = False) -> Source:
         )
     leaves = {**source.leaves, parameter_names.PROMPT: stored_leaves.from_array(prompt_NxPxD, str(path))}
     return dataclasses.replace(source, leaves=dict(sorted(leaves.items())))
+
+
+def check_width(prompt_NxPxD: np.ndarray, path: epath.PathLike, embed_dim: int, model_folder: epath.PathLike) -> None:
+    """Checks that a soft prompt fits a model.
+
+    Args:
+      prompt_NxPxD: the prompts.
+      path: where they were read.
+      embed_dim: of the model.
+      model_folder: where the model was read.
+
+    Raises:
+      ValueError: they do not.
+    """
+    width = prompt_NxPxD.shape[-1]
+    if width != embed_dim:
+        raise ValueError(
+            f"The soft prompt {path} is {width} wide, the model in {model_folder} is {embed_dim} wide; "
+            "give a prompt that was trained on this model."
+        )
 
 
 def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Answers of an evaluation on disk: what is finished is kept, and an interrupted evaluation goes on where it stopped.
+"""Answers of an evaluation on disk: what is finished is kept, and an interrupted evaluation resumes where it stopped.
 
-An answer is known by its key, a hash of everything that makes it: the prompt, the checkpoint, the way of answering.
+An answer is identified by its key, a hash of everything that decides it: prompt, checkpoint, way of answering.
 While a task is being answered its answers gather in parts, `<name>.unfinished/00000.jsonl` and so on, each written
 whole; at its end `<name>.jsonl` takes their place. Answers that were not asked for this time, because the task was
 limited or another checkpoint was asked, stay in `<name>.others.jsonl`.
@@ -30,7 +30,7 @@ def input_text(example: Mapping[str, Any]) -> str:
 
 
 def keys(examples: EvaluationExamples, made_by: Mapping[str, Any], numbered: bool = False) -> list[str]:
-    """One key an example; equal prompts of one task have equal keys, and equal answers.
+    """One key per example; equal prompts of one task have equal keys, and equal answers.
 
     Args:
       examples: what is asked.
@@ -41,8 +41,8 @@ def keys(examples: EvaluationExamples, made_by: Mapping[str, Any], numbered: boo
 
     def key(number: int, example: Mapping[str, Any]) -> str:
         tokens = [int(token) for token in example["inputs"]]
-        asked = [input_text(example), tokens, features.choices(example), numbered and number]
-        return hashlib.sha256(f"{common}\n{json.dumps(asked)}".encode()).hexdigest()[:32]
+        question = [input_text(example), tokens, features.choices(example), numbered and number]
+        return hashlib.sha256(f"{common}\n{json.dumps(question)}".encode()).hexdigest()[:32]
 
     return [key(number, example) for number, example in enumerate(examples.examples)]
 
@@ -56,38 +56,38 @@ class Answers:
       keys: of its examples.
 
     Attributes:
-      known: the answers found on disk, and those added since, by the number of the example.
+      by_number: the answers that were on disk, and those added since, by the number of the example.
     """
 
     def __init__(self, folder: epath.Path, name: str, keys: Sequence[str]):
         self._file, self._parts = folder / f"{name}.jsonl", folder / f"{name}.unfinished"
         self._others_file = folder / f"{name}.others.jsonl"
         self._keys = keys
-        found = self._read()
-        self.known = {number: found[key] for number, key in enumerate(keys) if key in found}
-        self._others = {key: answer for key, answer in found.items() if key not in set(keys)}
+        on_disk = self._read()
+        self.by_number = {number: on_disk[key] for number, key in enumerate(keys) if key in on_disk}
+        self._others = {key: answer for key, answer in on_disk.items() if key not in set(keys)}
         self._waiting: list[int] = []
         self._written = time.monotonic()
 
     def _read(self) -> dict[str, Answer]:
         """Answers by key; none where a file is damaged."""
         parts = sorted(self._parts.glob("*.jsonl")) if self._parts.exists() else []
-        found: dict[str, Answer] = {}
+        answers: dict[str, Answer] = {}
         for file in (self._others_file, self._file, *parts):
             try:
                 if file.exists():
                     *lines, end = file.read_text(encoding="utf-8").split("\n")
-                    found |= dict(map(_parse, [*lines, end] if end else lines))
+                    answers |= dict(map(_parse, [*lines, end] if end else lines))
             except (ValueError, KeyError, TypeError):  # of bytes that are no text, of JSON, of other fields
                 logging.warning("%s is damaged; all answers of this task are made again", file)
                 for part in parts:
                     part.unlink(missing_ok=True)
                 return {}
-        return found
+        return answers
 
     def add(self, numbers: Sequence[int], answers: Sequence[Answer]) -> None:
         """Takes answers; they are on disk a few seconds later at most."""
-        self.known |= zip(numbers, answers, strict=True)
+        self.by_number |= zip(numbers, answers, strict=True)
         self._waiting += numbers
         if time.monotonic() - self._written > _SECONDS_A_PART:
             self.flush()
@@ -98,7 +98,7 @@ class Answers:
             number = len(list(self._parts.glob("*.jsonl"))) if self._parts.exists() else 0
             while (self._parts / f"{number:05}.jsonl").exists():
                 number += 1
-            lines = [_line(self._keys[n], self.known[n]) for n in self._waiting]
+            lines = [_line(self._keys[n], self.by_number[n]) for n in self._waiting]
             files.write_whole(self._parts / f"{number:05}.jsonl", _joined(lines))
         self._waiting, self._written = [], time.monotonic()
 
@@ -110,7 +110,7 @@ class Answers:
         """
         if self._others:
             files.write_whole(self._others_file, _joined([_line(key, answer) for key, answer in self._others.items()]))
-        lines = [{**row, **_line(self._keys[n], self.known[n])} for n, row in enumerate(rows)]
+        lines = [{**row, **_line(self._keys[n], self.by_number[n])} for n, row in enumerate(rows)]
         files.write_whole(self._file, _joined(lines))
         if self._parts.exists() and processes.speaks():
             self._parts.rmtree()
@@ -122,11 +122,11 @@ def _line(key: str, answer: Answer) -> dict[str, Any]:
 
 
 def _parse(line: str) -> tuple[str, Answer]:
-    found = json.loads(line)
-    if not isinstance(found, dict) or not isinstance(found["output"], str):
+    fields = json.loads(line)
+    if not isinstance(fields, dict) or not isinstance(fields["output"], str):
         raise ValueError("no answer")
-    scores = found.get("choice_scores")
-    return found["key"], Answer(found["output"], None if scores is None else tuple(scores))
+    scores = fields.get("choice_scores")
+    return fields["key"], Answer(fields["output"], None if scores is None else tuple(scores))
 
 
 def _joined(lines: Sequence[Mapping[str, Any]]) -> bytes:

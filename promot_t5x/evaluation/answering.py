@@ -70,8 +70,8 @@ class _Runner:
             if self.prompt_id is not None:
                 batch = {**batch, features.SOFT_PROMPT_IDS: np.full(batch_size, self.prompt_id, np.int32)}
             with self.partitioner.context():
-                found = function(self.model, self.params, self.partitioner.place_batch(batch), numbers[0])
-            yield numbers, np.asarray(found)[: len(numbers)]
+                of_batch = function(self.model, self.params, self.partitioner.place_batch(batch), numbers[0])
+            yield numbers, np.asarray(of_batch)[: len(numbers)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -113,7 +113,7 @@ def predict_tokens(
       params: the network's parameters; a soft prompt that is not attached plays no part.
       arrays: encoder_input_tokens NxT and decoder_input_tokens NxU, whose width is that of the predictions.
       prompt_id: the soft prompt in front of every row; None runs the plain (m)T5's program.
-      batch_size: rows a call.
+      batch_size: rows per call.
       partitioner: places batches.
       rows: the rows to decode; None decodes all.
 
@@ -148,7 +148,7 @@ def answers(
     Args:
       model: decodes as its `decoding` says.
       params: the network's parameters.
-      examples: what `examples.eval_examples` read.
+      examples: what `evaluation_examples` read.
       way: "generate", or "rank": the likeliest of the example's choices, the first of equals.
       length_normalized: compare log-likelihoods per token (end of sequence included) instead of their sums.
       prompt_id, batch_size, partitioner, rows: see `predict_tokens`.
@@ -167,7 +167,7 @@ def answers(
         return
     texts = [features.choices(example) for example in examples.examples]
     tokens = {
-        choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for found in texts for c in found}
+        choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for choices in texts for c in choices}
     }
     width = max(map(len, tokens.values()))  # one for the whole task, so that batches do not change the program
     inputs = {"encoder_input_tokens": examples.features["encoder_input_tokens"]}

@@ -87,11 +87,7 @@ def generate(
         prompt_id = prompt
     else:
         prompt_NxPxD, _ = soft_prompts.read(epath.Path(prompt))
-        if prompt_NxPxD.shape[-1] != model.config.embed_dim:
-            raise ValueError(
-                f"The soft prompt {prompt} is {prompt_NxPxD.shape[-1]} wide, the model is "
-                f"{model.config.embed_dim} wide; give a prompt that was trained on this model."
-            )
+        soft_prompts.check_width(prompt_NxPxD, prompt, model.config.embed_dim, loaded.base_path)
         count, length, _ = prompt_NxPxD.shape
         model = dataclasses.replace(
             model, config=dataclasses.replace(model.config, num_prompts=count, prompt_length=length)

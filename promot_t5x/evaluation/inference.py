@@ -28,13 +28,13 @@ def infer(
     prompt_id: int | None = None,
     partitioner: Partitioner = Partitioner(),
 ) -> int:
-    """Writes the input file's rows again, each with a `prediction`; says how many inputs were too long and were cut.
+    """Writes the input file's rows again, each with a `prediction`, and prints how many inputs were cut.
 
     Args:
       model: the network and how it decodes.
       checkpoint_path: a checkpoint or run folder of ours or of T5X.
       vocabulary: the checkpoint's.
-      inputs: a JSONL file with a column `input`; blank lines are passed over.
+      inputs: a JSONL file with a column `input`; blank lines are skipped.
       output_dir: the folder that `predictions.jsonl` is written to, complete or not at all.
       config: lengths, batch size, limit.
       prompt_id: the soft prompt in front of every input, None for none.
@@ -55,12 +55,14 @@ def infer(
     texts = [row["input"] for row in rows]
     arrays, truncated = generation.encoder_features(texts, vocabulary, lengths["inputs"], lengths["targets"])
     params = loading.load(checkpoint_path, model, partitioner).params
-    found: dict[int, str] = {}
+    predictions: dict[int, str] = {}
     for numbers, tokens_BxU in answering.predict_tokens(
         model, params, arrays, prompt_id=prompt_id, batch_size=config.batch_size, partitioner=partitioner
     ):
-        found |= {n: answering.decode(vocabulary, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)}
-    lines = [json.dumps({**row, "prediction": found[n]}, ensure_ascii=False) for n, row in enumerate(rows)]
+        predictions |= {
+            n: answering.decode(vocabulary, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)
+        }
+    lines = [json.dumps({**row, "prediction": predictions[n]}, ensure_ascii=False) for n, row in enumerate(rows)]
     outputs = epath.Path(output_dir) / "predictions.jsonl"
     files.write_whole(outputs, ("\n".join(lines) + "\n").encode())
     cut = f"; inputs cut to {lengths['inputs']} tokens: {truncated}" if truncated else ""
@@ -78,12 +80,12 @@ def _read(inputs: str) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            good = isinstance(row["input"], str)
+            has_input = isinstance(row["input"], str)
         except (ValueError, KeyError, TypeError):
-            good = False
-        if not good:
+            has_input = False
+        if not has_input:
             raise ValueError(f"{inputs}, line {number} is not a JSON object with a text `input`: {line[:60]!r}.")
         rows.append(row)
     if not rows:
-        raise ValueError(f"{inputs} is empty; expected one JSON object with a column `input` a line.")
+        raise ValueError(f"{inputs} is empty; expected one JSON object per line, with a column `input`.")
     return rows

@@ -1,14 +1,13 @@
 """Rows of scores -> the `scores.json` of an evaluation, in percent; docs/results.md describes it.
 
-A row is one task with one number of exemplars, one seed of these and the prompt removed or attached. Rows that differ
-in the seed alone make one entry.
+A row is one checkpoint's score on one task, with one number of exemplars, one seed of these and the prompt removed or
+attached. Rows that differ in the seed alone make one entry.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,15 +16,18 @@ import seqio
 from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation.answer_store import input_text
 from promot_t5x.evaluation.scoring import Evaluation
-from promot_t5x.reports import comparison
-from promot_t5x.runtime.text import aligned
+from promot_t5x.reports import result_files
+from promot_t5x.reports.averages import grouped, overall, summarize
+from promot_t5x.reports.scores import prompt_word
 from promot_t5x.tasks import catalog
-
-REMOVED, ATTACHED = "removed", "attached"
 
 ROLES = ("target", "sister", "other")
 
 """What a task is to the training: its target, another task of the target's kind, or any other."""
+
+# What the rows of one mean have in common, and what the rows of one entry.
+_MEAN = ("step", "k", "prompt")
+_ENTRY = (*_MEAN, "task")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Row:
       stderr: standard error of the score, None if unknown.
       n: how many examples were asked.
       truncated: how many prompts lost something to the length of inputs.
-      cuts: what was lost, see `examples.EvalExamples`.
+      cuts: what was lost, see `EvaluationExamples`.
       task_version: the data that was asked about.
       prompts_sha256: a hash of all prompts and targets in their order: two rows with one hash asked the same questions.
       split: the split that was scored.
-      answers: name of the file with every prompt, answer and score, beside scores.json.
+      answers: name of the file with every prompt, answer and score, from the folder of scores.json.
 
     Raises:
       ValueError: a score outside [0, 100], or an unknown role.
@@ -75,18 +77,8 @@ class Row:
         if not 0 <= self.outcome.value <= 100:
             raise ValueError(
                 f"Metric {self.outcome.metric} of task {self.entry.name} is {self.outcome.value!r}, expected 0 to 100: "
-                f"results are in {comparison.UNIT}, as seqio's and T5's metrics are; let the metric function scale it."
+                f"results are in {result_files.UNIT}, as seqio's and T5's metrics are; scale it in the metric function."
             )
-
-    @property
-    def key(self) -> str:
-        """The entry of the results that the row belongs to."""
-        return f"{self.entry.task}_{self.group}"
-
-    @property
-    def group(self) -> str:
-        """What the rows of a mean have in common."""
-        return prompt_word(self.prompt) if self.entry.k is None else f"{self.entry.k}shot_{prompt_word(self.prompt)}"
 
     def as_json(self) -> dict[str, Any]:
         """The row as it is in scores.json and comparison.json."""
@@ -108,18 +100,11 @@ class Row:
             "answering": self.answering,
             "seqio_task": self.entry.name,
             "split": self.split,
-            "metrics": {name: _finite_mean([value]) for name, value in self.outcome.metrics.items()},
+            "metrics": {n: value if math.isfinite(value) else None for n, value in self.outcome.metrics.items()},
+            "notes": dict(self.outcome.notes),
+            "task_version": self.task_version,
             "prompts_sha256": self.prompts_sha256,
         }
-
-
-def prompt_word(prompt: int | None) -> str:
-    """What people and names of files say of the prompt.
-
-    >>> prompt_word(None), prompt_word(0)
-    ('removed', 'attached')
-    """
-    return REMOVED if prompt is None else ATTACHED
 
 
 def row(
@@ -140,85 +125,91 @@ def row(
       entry, role, prompt, answering, outcome, stderr, answers: see `Row`.
       examples: what was asked.
     """
-    lost = (len(examples.examples), examples.truncated, examples.cuts)
-    version = _task_version(examples.task_name, examples.split)
-    asked = (entry, role, prompt, answering, outcome, stderr, *lost, version, _prompts_hash(examples), examples.split)
-    return Row(checkpoint["run"], checkpoint["step"], *asked, answers)
+    return Row(
+        run=checkpoint["run"],
+        step=checkpoint["step"],
+        entry=entry,
+        role=role,
+        prompt=prompt,
+        answering=answering,
+        outcome=outcome,
+        stderr=stderr,
+        n=len(examples.examples),
+        truncated=examples.truncated,
+        cuts=examples.cuts,
+        task_version=_task_version(examples.task_name, examples.split),
+        prompts_sha256=_prompts_hash(examples),
+        split=examples.split,
+        answers=answers,
+    )
 
 
-def summarize(
-    rows: Iterable[Row], *, config: Mapping[str, Any], checkpoint: Mapping[str, Any], versions: Mapping[str, str]
+def contents(
+    rows: Iterable[Row],
+    *,
+    config: Mapping[str, Any],
+    checkpoints: Sequence[Mapping[str, Any]],
+    versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The whole of scores.json.
+    """The contents of scores.json.
 
     Args:
-      rows: all rows, in the order in which their entries are to stand.
+      rows: all rows; entries and means keep the order of their first row.
       config: settings; JSON values only.
-      checkpoint: where the parameters came from and their fingerprints.
+      checkpoints: where the parameters came from and their fingerprints, for each checkpoint that was scored.
       versions: of packages.
-
     """
-    rows = list(rows)
-    entries: dict[str, list[Row]] = {}
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        entries.setdefault(row.key, []).append(row)
-        groups.setdefault(row.group, []).append(row)
+    score_rows = [row.as_json() for row in rows]
+    several = len({row["step"] for row in score_rows}) > 1
+    entries = [_entry(members) for members in grouped(score_rows, _ENTRY).values()]
+    means = [_mean(members) for members in grouped(score_rows, _MEAN).values()]
     return {
-        "unit": comparison.UNIT,
-        "results": {key: _entry(of_entry) for key, of_entry in entries.items()},
-        "mean": {group: _mean(of_group) for group, of_group in groups.items()},
-        "rows": [row.as_json() for row in rows],
+        "unit": result_files.UNIT,
+        "results": {f"{entry['task']}_{_key(entry, several)}": entry for entry in entries},
+        "mean": {_key(mean, several): mean for mean in means},
+        "rows": score_rows,
         "config": dict(config),
-        "checkpoint": dict(checkpoint),
+        "checkpoints": [dict(checkpoint) for checkpoint in checkpoints],
         "versions": dict(versions),
     }
 
 
-def _entry(rows: Sequence[Row]) -> dict[str, Any]:
-    """The rows of one task, k and prompt; they differ in the seed of the exemplars."""
+def _key(average: Mapping[str, Any], several: bool) -> str:
+    """Such as "4shot_removed", with the step if several checkpoints were scored."""
+    shots = [] if average["k"] is None else [f"{average['k']}shot"]
+    step = [f"step{average['step']}"] if several else []
+    return "_".join([*shots, prompt_word(average["prompt"]), *step])
+
+
+def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of one checkpoint, task, k and prompt; they differ in the seed of the exemplars."""
     first = rows[0]
-    stderr, _ = comparison.mean_and_std([row.stderr for row in rows])
-    value, seed_std = comparison.mean_and_std([row.outcome.value for row in rows])
+    score = overall(rows)
+    metrics = [{"name": name, "value": value} for row in rows for name, value in row["metrics"].items()]
     return {
-        "task": first.entry.task,
-        "role": first.role,
-        "k": first.entry.k,
-        "prompt": first.prompt,
-        "metric": first.outcome.metric,
-        "value": value,
-        "stderr": stderr,
-        "seed_std": seed_std,
-        "n": first.n,
-        "truncated": sum(row.truncated for row in rows),
-        "answering": first.answering,
-        "metrics": {name: _finite_mean([r.outcome.metrics[name] for r in rows]) for name in first.outcome.metrics},
-        "notes": dict(first.outcome.notes),
-        "task_version": first.task_version,
+        **{name: first[name] for name in ("step", "task", "role", "k", "prompt", "metric")},
+        "value": score["value"],
+        "stderr": overall({"value": row["stderr"]} for row in rows)["value"],
+        "seed_std": score["std"],
+        "n": first["n"],
+        "truncated": sum(row["truncated"] for row in rows),
+        "answering": first["answering"],
+        "metrics": {metric["name"]: metric["value"] for metric in summarize(metrics, ("name",))},
+        "notes": first["notes"],
+        "task_version": first["task_version"],
     }
 
 
-def _mean(rows: Sequence[Row]) -> dict[str, Any]:
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The plain mean over tasks (the paper's "Norm. Avg."), and the spread over seeds of the means of single seeds."""
-    by_task: dict[str, dict[int | None, float]] = {}
-    for row in rows:
-        by_task.setdefault(row.entry.task, {})[row.entry.seed] = row.outcome.value
-    seeds = list(next(iter(by_task.values())))
-    same_seeds = all(list(values) == seeds for values in by_task.values())
-    of_seeds = [statistics.fmean([values[seed] for values in by_task.values()]) for seed in seeds] if same_seeds else []
+    of_tasks, of_seeds = summarize(rows, ("task",)), summarize(rows, ("exemplar_seed",))
+    same_seeds = all(mean["n"] == len(of_tasks) for mean in of_seeds)
     return {
-        "k": rows[0].entry.k,
-        "prompt": rows[0].prompt,
-        "value": statistics.fmean([statistics.fmean(values.values()) for values in by_task.values()]),
-        "seed_std": comparison.mean_and_std(of_seeds)[1],
-        "tasks": list(by_task),
+        **{name: rows[0][name] for name in _MEAN},
+        "value": overall(of_tasks)["value"],
+        "seed_std": overall(of_seeds)["std"] if same_seeds else None,
+        "tasks": [mean["task"] for mean in of_tasks],
     }
-
-
-def _finite_mean(values: Sequence[float]) -> float | None:
-    """The mean of a metric that is not the headline; None for what JSON cannot hold."""
-    mean = statistics.fmean(values)
-    return mean if math.isfinite(mean) else None
 
 
 def _task_version(name: str, split: str) -> str:
@@ -237,25 +228,3 @@ def _prompts_hash(examples: EvaluationExamples) -> str:
     for example, target in zip(examples.examples, examples.targets, strict=True):
         digest.update(json.dumps([input_text(example), target], default=str).encode() + b"\n")
     return digest.hexdigest()[:16]
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The entries and means as aligned text.
-
-    Args:
-      results: what `summarize` returned.
-    """
-    lines: list[tuple[str, ...]] = [
-        ("task", "k", "prompt", "metric", results["unit"], "stderr", "seed std", "examples", "truncated")
-    ]
-    for entry in results["results"].values():
-        names = (entry["task"], _shown(entry["k"]), prompt_word(entry["prompt"]), entry["metric"])
-        lines.append((*names, *(_shown(entry[name]) for name in ("value", "stderr", "seed_std", "n", "truncated"))))
-    for mean in results["mean"].values():
-        of, prompt = f"mean of {len(mean['tasks'])}", prompt_word(mean["prompt"])
-        lines.append((of, _shown(mean["k"]), prompt, "", _shown(mean["value"]), "", "", "", ""))
-    return aligned(lines)
-
-
-def _shown(value: float | int | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -71,7 +71,7 @@ def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation
 
     Args:
       examples: what was asked.
-      answers: one an example.
+      answers: one per example.
 
     Raises:
       ValueError: a task without metrics.
@@ -84,8 +84,8 @@ def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation
     metrics: dict[str, float] = {}
     notes: dict[str, str] = {}
     for metric_fn in task.predict_metric_fns:
-        found: Mapping[str, Any] = metric_fn(examples.targets, predictions)
-        for name, value in found.items():
+        values: Mapping[str, Any] = metric_fn(examples.targets, predictions)
+        for name, value in values.items():
             if isinstance(value, seqio.metrics.Text):
                 notes[name] = str(value.textdata)
             else:
@@ -107,10 +107,10 @@ def example_scores(examples: EvaluationExamples, outcome: Evaluation) -> list[fl
 
     def alone(target: Any, prediction: Any) -> float | None:
         try:
-            found = _number(metric_fn([target], [prediction])[outcome.metric])
+            value = _number(metric_fn([target], [prediction])[outcome.metric])
         except Exception:  # whatever a metric of somebody else's raises for want of more examples
             return None
-        return found if math.isfinite(found) else None
+        return value if math.isfinite(value) else None
 
     return [alone(*pair) for pair in zip(examples.targets, outcome.predictions, strict=True)]
 
@@ -128,10 +128,11 @@ def standard_error(outcome: Evaluation, alone: Sequence[float | None]) -> float 
     """
     if outcome.own_stderr is not None:
         return outcome.own_stderr
-    known = [score for score in alone if score is not None]
-    if len(known) < max(len(alone), 2) or not math.isclose(np.mean(known), outcome.value, rel_tol=1e-9, abs_tol=1e-6):
+    scores_N = [score for score in alone if score is not None]
+    is_mean = bool(scores_N) and math.isclose(np.mean(scores_N), outcome.value, rel_tol=1e-9, abs_tol=1e-6)
+    if len(scores_N) < max(len(alone), 2) or not is_mean:
         return None
-    return float(np.std(known, ddof=1) / math.sqrt(len(known)))
+    return float(np.std(scores_N, ddof=1) / math.sqrt(len(scores_N)))
 
 
 def evaluate(
@@ -161,7 +162,7 @@ def evaluate(
     """
     started = time.monotonic()
     examples = evaluation_examples(task_name, config.task_feature_lengths, split, limit=config.limit)
-    found: dict[int, Answer] = {}
+    by_number: dict[int, Answer] = {}
     for numbers, answers in answering.answers(
         model,
         params,
@@ -172,8 +173,8 @@ def evaluate(
         batch_size=config.batch_size,
         partitioner=partitioner,
     ):
-        found |= zip(numbers, answers, strict=True)
-    outcome = score(examples, [found[number] for number in range(len(found))])
+        by_number |= zip(numbers, answers, strict=True)
+    outcome = score(examples, [by_number[number] for number in range(len(by_number))])
     logging.info(
         "%s/%s, prompt %s: %s %.2f on %d examples (%.0f examples/s)",
         task_name,
@@ -181,7 +182,7 @@ def evaluate(
         "removed" if prompt_id is None else f"{prompt_id} attached",
         outcome.metric,
         outcome.value,
-        len(found),
-        len(found) / (time.monotonic() - started),
+        len(by_number),
+        len(by_number) / (time.monotonic() - started),
     )
     return outcome

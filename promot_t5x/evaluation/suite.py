@@ -1,7 +1,8 @@
-"""One checkpoint scored on seqio tasks, with the soft prompt removed, attached, or both; answers are kept on disk."""
+"""Checkpoints scored on seqio tasks, with the soft prompt removed, attached, or both; answers are kept on disk."""
 
 import dataclasses
 import functools
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +11,23 @@ import seqio
 import tqdm
 from etils import epath
 
-from promot_t5x.checkpoints import fingerprints, loading, saving
+from promot_t5x.checkpoints import fingerprints, loading, saving, soft_prompts
 from promot_t5x.data import evaluation_examples, features, vocabularies
+from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation import answer_store, answering, results, scoring
-from promot_t5x.evaluation.results import ATTACHED, REMOVED, ROLES, Row
+from promot_t5x.evaluation.results import ROLES, Row
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.reports import scores
+from promot_t5x.reports.scores import ATTACHED, REMOVED, prompt_word
 from promot_t5x.runtime import files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
+
+CHECKPOINT_MODES = ("best", "all")
+
+"""Which checkpoints of a run's folder are scored."""
 
 _DECIDE_ANSWERS = ("jax", "flax", "promot_t5x")
 
@@ -50,7 +58,12 @@ class Suite:
         if not self.prompts or not set(self.prompts) <= {REMOVED, ATTACHED}:
             raise ValueError(f"eval.Suite.prompts is {tuple(self.prompts)}: expected 'removed', 'attached' or both.")
 
-    def read(self, entry: catalog.Entry, limit: int | None) -> evaluation_examples.EvaluationExamples:
+    @property
+    def prompt_ids(self) -> tuple[int | None, ...]:
+        """What `prompts` stands for, each once: None where no prompt is attached."""
+        return tuple(None if word == REMOVED else self.prompt_id for word in dict.fromkeys(self.prompts))
+
+    def read(self, entry: catalog.Entry, limit: int | None) -> EvaluationExamples:
         """The first examples of an entry, or all."""
         return evaluation_examples.evaluation_examples(
             entry.name, self.config.task_feature_lengths, self.split, limit=limit
@@ -80,8 +93,9 @@ def evaluate_suite(
     suite: Suite,
     output_dir: str,
     partitioner: Partitioner = Partitioner(),
+    checkpoint_mode: str = "best",
 ) -> dict[str, Any]:
-    """Scores a checkpoint and writes scores.json, and per row a JSONL of every prompt, prediction, target and score.
+    """Scores checkpoints and writes scores.json, and per row a JSONL of every prompt, prediction, target and score.
 
     Answers are kept as they are made: a second call with the same folder asks only for those that are missing, or were
     made by another checkpoint or decoded otherwise.
@@ -92,30 +106,74 @@ def evaluate_suite(
       suite: the tasks, and how they are asked.
       output_dir: where the files go.
       partitioner: the mesh.
+      checkpoint_mode: "best" scores one checkpoint, of a run's folder the best. "all" scores every checkpoint that a
+        run's folder keeps, one after the other, and writes the answers of each into a folder `checkpoint_<step>` of its
+        own; the data are read once, and the program is compiled once.
 
     Returns:
       The results, as in scores.json.
 
     Raises:
       FileNotFoundError: no checkpoint, or no data.
-      ValueError: an unknown or empty split, a vocabulary or checkpoint of another network, no prompt to attach.
+      ValueError: an unknown or empty split, a vocabulary or checkpoint of another network, no prompt to attach, or
+        all checkpoints of what is no run's folder.
     """
     folder = epath.Path(output_dir)
+    if checkpoint_mode not in CHECKPOINT_MODES:
+        raise ValueError(
+            f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' (of a run's folder) or 'all' (that it keeps)."
+        )
+    paths = [checkpoint_path] if checkpoint_mode == "best" else _kept_checkpoints(checkpoint_path)
     _check(suite, model)
-    checkpoint = load(checkpoint_path, model, partitioner, run=checkpoint_path)
-    if ATTACHED in suite.prompts:
-        answering.check_prompt(checkpoint.params, suite.prompt_id)
-    prompts = [None if word == REMOVED else suite.prompt_id for word in dict.fromkeys(suite.prompts)]
-    rows, total = [], len(suite.entries) * len(prompts)
-    for entry in suite.entries:
-        for prompt in prompts:
-            rows.append(score_task(checkpoint, suite, entry, prompt, folder, f"{len(rows) + 1}/{total}"))
-        evaluation_examples.forget()  # a large task's examples take gigabytes
-    config = _config(model, suite)
-    summary = results.summarize(rows, config=config, checkpoint=checkpoint.origin, versions=versions())
+    rows: list[Row] = []
+    origins: list[Mapping[str, Any]] = []
+    examples: dict[str, EvaluationExamples] = {}
+    total = len(paths) * len(suite.entries) * len(suite.prompt_ids)
+    for path in paths:
+        subfolder = "" if checkpoint_mode == "best" else epath.Path(path).name
+        is_last = len(origins) == len(paths) - 1
+        checkpoint = load(path, model, partitioner, run=checkpoint_path)
+        if ATTACHED in suite.prompts:
+            answering.check_prompt(checkpoint.params, suite.prompt_id)
+        for entry in suite.entries:
+            task_examples = examples.pop(entry.name, None) or suite.read(entry, suite.config.limit)
+            for prompt_id in suite.prompt_ids:
+                place = f"{len(rows) + 1}/{total}"
+                rows.append(score_task(checkpoint, suite, entry, prompt_id, task_examples, folder, place, subfolder))
+            if is_last:
+                evaluation_examples.forget()  # a large task's examples take gigabytes
+            else:
+                examples[entry.name] = task_examples
+        origins.append(checkpoint.origin)
+        del checkpoint  # its parameters leave the devices before those of the next one come
+    summary = results.contents(rows, config=_config(model, suite), checkpoints=origins, versions=versions())
     files.write_json(folder / "scores.json", summary)
-    print(f"\n{results.table(summary)}\n\nResults: {folder / 'scores.json'}")
+    print(f"\n{scores.text_table(summary)}\n\nResults: {folder / 'scores.json'}")
     return summary
+
+
+def _kept_checkpoints(path: str) -> list[str]:
+    """The checkpoints in a run's folder, in the order of their steps.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: it is no run's folder, or an empty one.
+    """
+    folder = files.absolute(path)
+    if steps := saving.all_steps(folder):
+        return [str(saving.checkpoint_folder(folder, step)) for step in steps]
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no run's folder at {path}; check CHECKPOINT_PATH.")
+    if saving.is_checkpoint(folder):
+        content = "is a single checkpoint"
+    elif soft_prompts.is_prompt(folder):
+        content = "is a soft prompt alone"
+    else:
+        content = "holds no checkpoint of promot_t5x"
+    raise ValueError(
+        f"CHECKPOINT_MODE='all' scores the checkpoints in a run's folder, but {path} {content}; give a run's "
+        "MODEL_DIR, or CHECKPOINT_MODE='best'."
+    )
 
 
 def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: str) -> Checkpoint:
@@ -172,32 +230,40 @@ def _config(model: EncoderDecoderModel, suite: Suite) -> dict[str, Any]:
 
 
 def score_task(
-    checkpoint: Checkpoint, suite: Suite, entry: catalog.Entry, prompt_id: int | None, folder: epath.Path, place: str
+    checkpoint: Checkpoint,
+    suite: Suite,
+    entry: catalog.Entry,
+    prompt_id: int | None,
+    examples: EvaluationExamples,
+    folder: epath.Path,
+    place: str,
+    subfolder: str = "",
 ) -> Row:
     """Answers one task, or the part of it that is not answered yet, scores it, and keeps every answer.
 
     Args:
       checkpoint: what `load` returned.
-      suite: the split, lengths and way of answering.
+      suite: the split and way of answering.
       entry: the task, one of the suite's.
       prompt_id: the prompt to attach, None to remove it.
-      folder: where the answers go.
+      examples: the task's, as `Suite.read` returned them.
+      folder: of scores.json.
       place: what the progress bar begins with.
+      subfolder: where in `folder` the answers go.
     """
-    asked = suite.read(entry, suite.config.limit)
-    way = answering.ways(asked, suite.config.answering)
+    way = answering.ways(examples, suite.config.answering)
     sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
-    keys = answer_store.keys(asked, _made_by(checkpoint, suite.config, entry, way, prompt_id), numbered=sampled)
-    name = f"{entry.name}.{suite.split}.{results.prompt_word(prompt_id)}"
+    keys = answer_store.keys(examples, _made_by(checkpoint, suite.config, entry, way, prompt_id), numbered=sampled)
+    name = str(pathlib.PurePosixPath(subfolder, f"{entry.name}.{suite.split}.{prompt_word(prompt_id)}"))
     kept = answer_store.Answers(folder, name, keys)
-    missing = [number for number in range(len(keys)) if number not in kept.known]
+    missing = [number for number in range(len(keys)) if number not in kept.by_number]
     if sampled and missing:  # which numbers a batch draws depends on its rows
         missing = list(range(len(keys)))
     answer = functools.partial(
         answering.answers,
         checkpoint.model,
         checkpoint.params,
-        asked,
+        examples,
         way,
         length_normalized=suite.config.length_normalized,
         prompt_id=prompt_id,
@@ -205,7 +271,7 @@ def score_task(
         partitioner=checkpoint.partitioner,
     )
     with tqdm.tqdm(
-        desc=f"{place} {entry.name}, prompt {results.prompt_word(prompt_id)}",
+        desc=f"{' '.join(filter(None, (place, subfolder, entry.name)))}, prompt {prompt_word(prompt_id)}",
         total=len(keys),
         initial=len(keys) - len(missing),
         unit=" examples",
@@ -217,11 +283,11 @@ def score_task(
                 bar.update(len(numbers))
         finally:
             kept.flush()
-    outcome = scoring.score(asked, [kept.known[number] for number in range(len(keys))])
-    alone = scoring.example_scores(asked, outcome)
-    kept.finish(_rows(asked, outcome, alone))
-    stderr = scoring.standard_error(outcome, alone)
-    return results.row(checkpoint.origin, entry, suite.role, prompt_id, way, asked, outcome, stderr, f"{name}.jsonl")
+    outcome = scoring.score(examples, [kept.by_number[number] for number in range(len(keys))])
+    scores_alone = scoring.example_scores(examples, outcome)
+    kept.finish(_answer_rows(examples, outcome, scores_alone))
+    stderr = scoring.standard_error(outcome, scores_alone)
+    return results.row(checkpoint.origin, entry, suite.role, prompt_id, way, examples, outcome, stderr, f"{name}.jsonl")
 
 
 def _made_by(
@@ -250,23 +316,24 @@ def _made_by(
     return {**made_by, **batches}
 
 
-def _rows(
-    asked: evaluation_examples.EvaluationExamples, outcome: scoring.Evaluation, alone: Sequence[float | None]
+def _answer_rows(
+    examples: EvaluationExamples, outcome: scoring.Evaluation, scores_alone: Sequence[float | None]
 ) -> list[dict[str, Any]]:
-    found = zip(asked.examples, outcome.predictions, asked.targets, alone, strict=True)
+    """What the file of answers says of each example in addition to the answer."""
+    columns = zip(examples.examples, outcome.predictions, examples.targets, scores_alone, strict=True)
     return [
         {"prompt": answer_store.input_text(example), "prediction": prediction, "target": target, "score": score}
-        for example, prediction, target, score in found
+        for example, prediction, target, score in columns
     ]
 
 
 def show(suite: Suite, count: int) -> None:
     """Prints the first prompts of every entry, with their targets; no model is made or loaded."""
     for entry in suite.entries:
-        found = suite.read(entry, min(count, suite.config.limit or count))
-        print(f"=== {entry.name}, {suite.split}: {len(found.examples)} prompts")
-        for number, (example, target) in enumerate(zip(found.examples, found.targets, strict=True), start=1):
-            length = int((found.features["encoder_input_tokens"][number - 1] != 0).sum())
+        examples = suite.read(entry, min(count, suite.config.limit or count))
+        print(f"=== {entry.name}, {suite.split}: {len(examples.examples)} prompts")
+        for number, (example, target) in enumerate(zip(examples.examples, examples.targets, strict=True), start=1):
+            length = int((examples.features["encoder_input_tokens"][number - 1] != 0).sum())
             print(f"--- {number} ({length} tokens)\n{answer_store.input_text(example)}\n--> {target}")
             if choices := features.choices(example):
                 print(f"    of {', '.join(choices)}")

@@ -62,15 +62,17 @@ def scores(
     decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
     if file.exists():
         kept = json.loads(file.read_text())
-        if kept.get("decided_by") == decided_by:
+        if kept.get("decided_by") == decided_by and "checkpoints" in kept:  # older files have no such key
             return kept
     checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
     questions = list(_questions(recipe, planned, config))
-    rows = [
-        suite.score_task(checkpoint, asked, asked.entries[0], prompt, folder, f"{number}/{len(questions)}")
-        for number, (asked, prompt) in enumerate(questions, start=1)
-    ]
-    summary = results.summarize(rows, config={}, checkpoint=checkpoint.origin, versions=versions())
+    rows = []
+    for number, (questions_suite, prompt) in enumerate(questions, start=1):
+        (entry,) = questions_suite.entries
+        examples = questions_suite.read(entry, config.limit)
+        place = f"{number}/{len(questions)}"
+        rows.append(suite.score_task(checkpoint, questions_suite, entry, prompt, examples, folder, place))
+    summary = results.contents(rows, config={}, checkpoints=[checkpoint.origin], versions=versions())
     chosen = saving.read_metadata(decided_by["checkpoint"]) if planned.trains else {}
     details = {"chosen step": chosen["step"], "validation score": chosen["score"]} if chosen else {}
     summary |= {"details": details, "decided_by": decided_by}
@@ -89,28 +91,11 @@ def _questions(
 
 
 def comparison_run(planned: PlannedRun, run_scores: Mapping[str, Any]) -> comparison.Run:
-    """A run as the comparison takes it.
+    """A run as the comparison takes it, its rows with paths of answers that start at WORK_DIR.
 
     Args:
       planned: the run.
       run_scores: what `scores` returned.
     """
-
-    def in_context(prompt: int | None) -> dict[str, float]:
-        rows = [row for row in run_scores["rows"] if row["role"] == "other" and row["prompt"] == prompt]
-        return {row["seqio_task"]: row["value"] for row in rows}
-
-    return comparison.Run(
-        method=planned.method,
-        learning_rate=planned.learning_rate,
-        seed=planned.seed,
-        target=next(row["value"] for row in run_scores["rows"] if row["role"] == "target"),
-        in_context=in_context(None),
-        in_context_with_prompt=None if planned.prompt is None else in_context(planned.prompt),
-        details=run_scores["details"],
-    )
-
-
-def rows_of_work_dir(planned: PlannedRun, run_scores: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A run's rows with paths of answers that start at WORK_DIR."""
-    return [{**row, "answers": f"{planned.name}/{row['answers']}"} for row in run_scores["rows"]]
+    rows = [{**row, "answers": f"{planned.name}/{row['answers']}"} for row in run_scores["rows"]]
+    return comparison.Run(planned.method, planned.learning_rate, planned.seed, rows, run_scores["details"])

@@ -78,7 +78,6 @@ def run_recipe(
     }
     weights: dict[PlannedRun | str, str] = {PRETRAINED: fingerprint}
     measured: list[comparison.Run] = []
-    rows: list[Mapping[str, Any]] = []
     runs = planned_runs(recipe)
     for number, run in enumerate(runs, start=1):
         logging.info("run %d of %d: %s", number, len(runs), run.name)
@@ -89,14 +88,13 @@ def run_recipe(
             (checkpoint,) = starts(run, folder, base)
         decided = {**decided_by, "checkpoint": checkpoint}
         scores = run_scores.scores(recipe, run, folder, decided, model, evaluation_config, partitioner)
-        weights[run] = scores["checkpoint"]["base_fingerprint"]
+        weights[run] = scores["checkpoints"][0]["base_fingerprint"]
         measured.append(run_scores.comparison_run(run, scores))
-        rows += run_scores.rows_of_work_dir(run, scores)
         _show(measured[-1])
     method_rows = {method.name: method.row for method in (*METHODS.values(), *recipe.rows)}
     in_order = {method.name: method_rows.pop(method.name) for method in recipe.rows} | method_rows
     shown = {"target": recipe.target, **(config or {})}
-    results = comparison.compare(measured, versions(), shown, in_order, recipe.compared, rows)
+    results = comparison.compare(measured, versions(), shown, in_order, recipe.compared)
     files.write_json(folder / "comparison.json", results)
     written = page.write_all(results, folder, title=title)
     print(f"\n{tables.text_table(results)}\n\n{page.headline(results)}\n\nReport: {written['html']}")

@@ -1,4 +1,4 @@
-"""Scores of single runs -> one `comparison.json`: means and spreads over seeds, read, written and judged.
+"""Rows of single runs -> one `comparison.json`: means and spreads over seeds, read, written and judged.
 
 The file compares training methods on one target task and on in-context tasks that nobody trained on::
 
@@ -15,18 +15,18 @@ of a method that has none). A method without a model learning rate has the one e
 """
 
 import dataclasses
-import json
 import math
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
+from promot_t5x.reports import result_files
+from promot_t5x.reports.averages import overall, summarize
 from promot_t5x.reports.method_rows import Compared, MethodRow, compared
 
-UNIT = "percent"
+KIND = result_files.Kind(
+    "comparison.json", "the pipeline or the demo", {"methods": dict, "seeds": list, "versions": dict}
+)
 
 NO_RATE = "none"
 
@@ -40,30 +40,53 @@ IN_CONTEXT_MARGIN = 5.0
 
 """How far a method's in-context mean must be above the baseline's for a difference worth the name."""
 
+_TARGET, _IN_CONTEXT = "target", "other"  # roles of rows
+
 _ROUNDING = 1e-9  # 98.4 - 100.4 is a little more than -2 in binary
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Test scores of one trained (or untouched) model.
+    """One trained (or untouched) model and what it scored.
 
     Attributes:
       method: its method's name.
       learning_rate: learning rate of the model's own weights; None where these were not trained.
       seed: seed of the training run.
-      target: score in percent on the task that was trained; None if it was not measured.
-      in_context: score in percent per in-context task, without a prompt attached; may be empty.
-      in_context_with_prompt: the same with the trained prompt attached; None for a method without a prompt.
+      rows: every single score, as in `scores.json`; at least `role`, `seqio_task`, `prompt` and `value`.
       details: anything else worth keeping, JSON values only (chosen step, validation score, seconds).
     """
 
     method: str
     learning_rate: float | None
     seed: int
-    target: float | None
-    in_context: Mapping[str, float]
-    in_context_with_prompt: Mapping[str, float] | None = None
+    rows: Sequence[Mapping[str, Any]]
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def target(self) -> float | None:
+        """Score in percent on the task that was trained; None if it was not measured."""
+        return overall(row for row in self.rows if row["role"] == _TARGET)["value"]
+
+    @property
+    def in_context(self) -> dict[str, float]:
+        """Score in percent per in-context task, without a prompt attached; may be empty."""
+        return _by_task(self.in_context_rows(attached=False))
+
+    @property
+    def in_context_with_prompt(self) -> dict[str, float] | None:
+        """The same with the trained prompt attached; None if no task was asked with a prompt."""
+        if all(row["prompt"] is None for row in self.rows):
+            return None
+        return _by_task(self.in_context_rows(attached=True))
+
+    def in_context_rows(self, attached: bool) -> list[Mapping[str, Any]]:
+        """The rows of in-context tasks, with the prompt attached or without it."""
+        return [row for row in self.rows if row["role"] == _IN_CONTEXT and (row["prompt"] is not None) == attached]
+
+    def in_context_mean(self, attached: bool) -> float | None:
+        """The plain mean of the in-context tasks; None if there are none."""
+        return overall(self.in_context_rows(attached))["value"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +130,6 @@ def compare(
     config: Mapping[str, Any],
     methods: Mapping[str, MethodRow] | None = None,
     headline: Compared | None = None,
-    rows: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The results that this module's head describes: means and sample standard deviations over seeds.
 
@@ -116,15 +138,15 @@ def compare(
     Args:
       runs: single runs in any order; learning rates and tasks keep the order of their first appearance.
       versions: what `versions()` returned where the runs were made.
-      config: settings worth showing beside the numbers, JSON values only.
+      config: settings worth showing next to the numbers, JSON values only.
       methods: how methods are shown, in the order of the tables; methods without a row come last.
       headline: which methods the headline compares.
-      rows: every single score, as an evaluation's `scores.json` has them.
 
     Raises:
       ValueError: no runs, one run given twice, a score outside [0, 100], or seeds that measured different things.
 
-    >>> runs = [Run("mine", 1e-3, seed, 100.0, {"cb": 60.0 + 20.0 * seed}) for seed in (0, 1)]
+    >>> cb = {"role": "other", "seqio_task": "cb", "prompt": None}
+    >>> runs = [Run("mine", 1e-3, seed, [{**cb, "value": 60.0 + 20.0 * seed}]) for seed in (0, 1)]
     >>> entry = compare(runs, {}, {})["methods"]["mine"]["learning_rates"]["0.001"]
     >>> entry["in_context_mean"], round(entry["in_context_mean_std"], 1)
     (70.0, 14.1)
@@ -146,14 +168,14 @@ def compare(
     for (method, key), by_seed in groups.items():
         contents[method]["learning_rates"][key] = _entry([by_seed[seed] for seed in sorted(by_seed)])
     results = {
-        "unit": UNIT,
+        "unit": result_files.UNIT,
         "methods": contents,
         "compared": None if headline is None else _compared(headline, shown),
         "seeds": sorted({run.seed for run in runs}),
         "config": dict(config),
         "versions": dict(versions),
         "runs": [_as_json(run) for run in runs],
-        "rows": [dict(row) for row in rows],
+        "rows": [dict(row) for run in runs for row in run.rows],
     }
     validate(results, "The comparison of these runs")
     return results
@@ -172,25 +194,30 @@ def _entry(runs: Sequence[Run]) -> dict[str, Any]:
             raise ValueError(
                 f"{_name(run)} measured other scores than seed {first.seed} did; evaluate all seeds of a method alike."
             )
-    attached = first.in_context_with_prompt
-    target, target_std = mean_and_std([run.target for run in runs])
-    removed = {task: mean_and_std([run.in_context[task] for run in runs]) for task in first.in_context}
-    mean, mean_std = mean_and_std([_plain_mean(run.in_context) for run in runs])
-    with_prompt, with_prompt_std = mean_and_std([_plain_mean(run.in_context_with_prompt) for run in runs])
+    has_prompt = first.in_context_with_prompt is not None
+    removed, attached = (
+        summarize([row for run in runs for row in run.in_context_rows(prompt)], ("seqio_task",))
+        for prompt in (False, True)
+    )
+    target = overall({"value": run.target} for run in runs)
+    mean = overall({"value": run.in_context_mean(attached=False)} for run in runs)
+    mean_with_prompt = overall({"value": run.in_context_mean(attached=True)} for run in runs)
     return {
-        "target": target,
-        "target_std": target_std,
-        "in_context": {task: value for task, (value, _) in removed.items()},
-        "in_context_std": {task: std for task, (_, std) in removed.items()},
-        "in_context_mean": mean,
-        "in_context_mean_std": mean_std,
-        "in_context_with_prompt": None
-        if attached is None
-        else {task: mean_and_std([(run.in_context_with_prompt or {})[task] for run in runs])[0] for task in attached},
-        "in_context_mean_with_prompt": with_prompt,
-        "in_context_mean_with_prompt_std": with_prompt_std,
+        "target": target["value"],
+        "target_std": target["std"],
+        "in_context": _by_task(removed),
+        "in_context_std": _by_task(removed, "std"),
+        "in_context_mean": mean["value"],
+        "in_context_mean_std": mean["std"],
+        "in_context_with_prompt": _by_task(attached) if has_prompt else None,
+        "in_context_mean_with_prompt": mean_with_prompt["value"],
+        "in_context_mean_with_prompt_std": mean_with_prompt["std"],
         "seeds": [run.seed for run in runs],
     }
+
+
+def _by_task(rows: Iterable[Mapping[str, Any]], key: str = "value") -> dict[str, Any]:
+    return {row["seqio_task"]: row[key] for row in rows}
 
 
 def _name(run: Run) -> str:
@@ -202,24 +229,19 @@ def _measured(run: Run) -> tuple[Any, ...]:
     return run.target is None, set(run.in_context), None if attached is None else set(attached)
 
 
-def _plain_mean(scores: Mapping[str, float] | None) -> float | None:
-    return statistics.fmean(scores.values()) if scores else None
-
-
-def mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; (None, None) where a value is missing, no spread for a single value."""
-    known = [float(value) for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None, None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-
-
 def _as_json(run: Run) -> dict[str, Any]:
-    """One run as JSON values, its plain means beside its scores."""
-    attached = None if run.in_context_with_prompt is None else dict(run.in_context_with_prompt)
-    means = {"in_context_mean": _plain_mean(run.in_context), "in_context_mean_with_prompt": _plain_mean(attached)}
-    scores = {"in_context": dict(run.in_context), "in_context_with_prompt": attached, **means}
-    return {**vars(run), **scores, "details": dict(run.details)}
+    """One run as JSON values, its plain means next to its scores."""
+    return {
+        "method": run.method,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "target": run.target,
+        "in_context": run.in_context,
+        "in_context_with_prompt": run.in_context_with_prompt,
+        "details": dict(run.details),
+        "in_context_mean": run.in_context_mean(attached=False),
+        "in_context_mean_with_prompt": run.in_context_mean(attached=True),
+    }
 
 
 def verdict(
@@ -273,14 +295,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: there is no such file.
       ValueError: it is not such a file, or a score is outside [0, 100].
     """
-    source = os.fspath(path)
-    if not epath.Path(path).is_file():
-        raise FileNotFoundError(f"{source} does not exist; give the comparison.json of a finished pipeline or demo.")
-    try:
-        results = json.loads(epath.Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{source} is not JSON ({error}); make it again with the pipeline or the demo.") from error
-    validate(results, source)
+    results = result_files.read(path, KIND)
+    _validate_methods(results["methods"], os.fspath(path))
     return results
 
 
@@ -294,19 +310,12 @@ def validate(results: Any, source: str) -> None:
     Raises:
       ValueError: one sentence with what was found and what was expected.
     """
-    for key, kind in (("methods", dict), ("seeds", list), ("versions", dict)):
-        if not isinstance(results, dict) or not isinstance(results.get(key), kind):
-            content = f"the keys {sorted(results)}" if isinstance(results, dict) else f"a {type(results).__name__}"
-            raise ValueError(
-                f'{source} holds {content}, but a {"list" if kind is list else "table"} "{key}" was expected; '
-                "give the comparison.json of a pipeline or demo."
-            )
-    if results.get("unit") != UNIT:
-        raise ValueError(
-            f'{source} has the unit {results.get("unit")!r}, expected "{UNIT}"; make it again with the pipeline or the '
-            "demo, which go on from finished runs."
-        )
-    for method, content in results["methods"].items():
+    result_files.check(results, KIND, source)
+    _validate_methods(results["methods"], source)
+
+
+def _validate_methods(methods: Mapping[str, Any], source: str) -> None:
+    for method, content in methods.items():
         rates = content.get("learning_rates") if isinstance(content, dict) else None
         if not isinstance(rates, dict) or not rates:
             raise ValueError(f'{source}: method "{method}" has no "learning_rates"; at least one entry was expected.')

@@ -120,7 +120,7 @@ def _learning_rates(axes: Axes, points: Sequence[_Point], reference: str) -> Non
     methods = _by_method(points)
     curves = [method for method in methods if methods[method][-1].rate]
     for method, own in methods.items():
-        if method in curves:  # curves stand a little beside each other, so that equal scores stay visible
+        if method in curves:  # curves are a little apart, so that equal scores stay visible
             aside = 1.03 ** (curves.index(method) - (len(curves) - 1) / 2)
             _draw(axes, [point.rate * aside for point in own if point.rate], [point for point in own if point.rate])
         elif method == reference:

@@ -138,7 +138,7 @@ def _text(value: Any) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A heading that a narrow column may break behind an underscore."""
+    """A heading that a narrow column may break after an underscore."""
     return _text(name).replace("_", "_<wbr>")
 
 

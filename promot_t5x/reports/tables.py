@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from promot_t5x.reports import comparison, method_rows
+from promot_t5x.runtime.text import aligned
 
 MISSING = "–"
 
@@ -111,21 +112,36 @@ def number(value: float | None, spread: float | None = None) -> str:
     return text if spread is None else f"{text} ± {spread:.1f}"
 
 
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Collection[int]) -> str:
+    """Any table as Markdown.
+
+    Args:
+      heads: the columns.
+      lines: one cell per column.
+      numbers: the columns that are aligned at the right.
+
+    >>> print(markdown(["task", "k"], [["cb", "1"]], numbers=[1]), end="")
+    | task | k |
+    | --- | ---: |
+    | cb | 1 |
+    """
+    # Not tabulate's: it pads every cell, so that one longer score changes all lines of a diff, and escapes no bar.
+    ruler = ["---:" if column in numbers else "---" for column in range(len(heads))]
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (heads, ruler, *lines))
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
 def markdown_table(results: Mapping[str, Any]) -> str:
     """The results as a Markdown table; bold: best of the methods that train the model; ±: spread over seeds."""
     lines = rows(results)
     bold = best(lines)
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
-
-    heads = columns(results)
-    text = line(["method", "learning rate", *heads]) + line(["---", "---:"] + ["---:"] * len(heads))
+    body = []
     for index, row in enumerate(lines):
         cells = [number(value, spread) for value, spread in zip(row.values, row.spreads, strict=True)]
         marked = [f"**{cell}**" if (index, column) in bold else cell for column, cell in enumerate(cells)]
-        text += line([row.label, row.rate, *marked])
-    return text
+        body.append([row.label, row.rate, *marked])
+    heads = ["method", "learning rate", *columns(results)]
+    return markdown(heads, body, numbers=range(1, len(heads)))
 
 
 def text_table(results: Mapping[str, Any]) -> str:
@@ -137,17 +153,10 @@ def text_table(results: Mapping[str, Any]) -> str:
         pairs = enumerate(zip(row.values, row.spreads, strict=True))
         numbers = [number(value, None if column in tasks else spread) for column, (value, spread) in pairs]
         body.append([row.label, row.rate, *numbers])
+    # A word per line, the last words in the line above the ruler.
     stacked = [re.split(r"[_\s]+", head) for head in ("method", "rate", *heads)]
     height = max(len(words) for words in stacked)
-    header = [
-        [words[line - height] if line >= height - len(words) else "" for words in stacked] for line in range(height)
-    ]
-    table = header + body
-    widths = [max(len(line[column]) for line in table) for column in range(len(stacked))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0])] + [c.rjust(width) for c, width in zip(cells[1:], widths[1:], strict=True)]
-        return "  ".join(padded).rstrip()
-
-    ruler = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([*map(line, header), ruler, *map(line, body)]) + "\n"
+    header = list(zip(*([""] * (height - len(words)) + words for words in stacked), strict=True))
+    lines = aligned([*header, *body], numbers=range(1, len(stacked))).split("\n")
+    ruler = "-" * max(map(len, lines))
+    return "\n".join([*lines[:height], ruler, *lines[height:]]) + "\n"

@@ -49,13 +49,13 @@ def test_a_key_is_made_of_all_that_makes_an_answer():
 
 def test_what_is_finished_is_found_again(tmp_path):
     file = _finished(tmp_path)
-    assert _kept(tmp_path).known == dict(enumerate(ANSWERS))
+    assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
     rows = [json.loads(line) for line in file.read_text().strip().split("\n")]
     assert rows[1] == {"prompt": "b", "output": "zwei\u2028 drei\n", "choice_scores": [-1.5, -0.25], "key": KEYS[1]}
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"], "no part is left"
     other = answer_store.keys(_asked(), {**MADE_BY, "checkpoint": "ba5"})
-    assert _kept(tmp_path, other).known == {}
-    assert _kept(tmp_path, [other[0], KEYS[2]]).known == {1: ANSWERS[2]}, "in another order, beside new ones"
+    assert _kept(tmp_path, other).by_number == {}
+    assert _kept(tmp_path, [other[0], KEYS[2]]).by_number == {1: ANSWERS[2]}, "in another order, beside new ones"
 
 
 def test_in_sampling_an_examples_place_is_part_of_its_key():
@@ -70,7 +70,7 @@ def test_answers_that_are_not_asked_for_stay(tmp_path):
         kept.add(range(len(keys)), ANSWERS[: len(keys)])
         kept.finish([{}] * len(keys))
         assert len((tmp_path / "run.jsonl").read_text().split("\n")) == len(keys) + 1
-    assert {n: _kept(tmp_path).known[n] for n in (0, 2)} == {0: ANSWERS[0], 2: ANSWERS[2]}
+    assert {n: _kept(tmp_path).by_number[n] for n in (0, 2)} == {0: ANSWERS[0], 2: ANSWERS[2]}
 
 
 def test_an_interrupted_task_keeps_its_parts(tmp_path, monkeypatch):
@@ -80,10 +80,10 @@ def test_an_interrupted_task_keeps_its_parts(tmp_path, monkeypatch):
     kept.add([0], [ANSWERS[0]])
     assert len(list(tmp_path.rglob("*.jsonl"))) == 2
     again = _kept(tmp_path)
-    assert again.known == {0: ANSWERS[0], 2: ANSWERS[2]}
+    assert again.by_number == {0: ANSWERS[0], 2: ANSWERS[2]}
     again.add([1], [ANSWERS[1]])
     again.finish([{}] * 3)
-    assert _kept(tmp_path).known == dict(enumerate(ANSWERS))
+    assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
 
 
@@ -93,7 +93,7 @@ def test_answers_wait_a_few_seconds_for_their_part(tmp_path):
     assert not list(tmp_path.iterdir())
     kept.flush()
     kept.flush()
-    assert _kept(tmp_path).known == {0: ANSWERS[0]} and len(list(tmp_path.rglob("*.jsonl"))) == 1
+    assert _kept(tmp_path).by_number == {0: ANSWERS[0]} and len(list(tmp_path.rglob("*.jsonl"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_a_damaged_file_is_told_and_its_task_made_again(damage, tmp_path, caplog
     file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         kept = _kept(tmp_path)
-    assert kept.known == {} and f"{file} is damaged; all answers of this task are made again" in caplog.text
+    assert kept.by_number == {} and f"{file} is damaged; all answers of this task are made again" in caplog.text
     kept.add([0, 1, 2], ANSWERS)
     kept.finish([{}] * 3)
-    assert _kept(tmp_path).known == dict(enumerate(ANSWERS))
+    assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
 
 
 def test_a_damaged_part_is_not_found_a_second_time(tmp_path, caplog):
@@ -126,7 +126,7 @@ def test_a_damaged_part_is_not_found_a_second_time(tmp_path, caplog):
     (part,) = tmp_path.rglob("*.jsonl")
     part.write_text("{")
     with caplog.at_level(python_logging.WARNING, logger="absl"):
-        assert _kept(tmp_path).known == {} and _kept(tmp_path).known == {}
+        assert _kept(tmp_path).by_number == {} and _kept(tmp_path).by_number == {}
     assert caplog.text.count("is damaged") == 1
 
 

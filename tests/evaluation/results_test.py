@@ -10,6 +10,7 @@ import tensorflow as tf
 from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation import results
 from promot_t5x.evaluation.scoring import Evaluation
+from promot_t5x.reports import scores
 from promot_t5x.tasks import catalog
 
 
@@ -27,23 +28,33 @@ def _tasks():
 
 
 def _row(
-    task, value, k=1, seed=0, prompt=None, stderr=1.0, truncated=2, metric="accuracy", prompts=("p", "q"), role="other"
+    task,
+    value,
+    k=1,
+    seed=0,
+    prompt=None,
+    stderr=1.0,
+    truncated=2,
+    metric="accuracy",
+    prompts=("p", "q"),
+    role="other",
+    step=7,
 ):
     rows = tuple({"inputs_pretokenized": prompt.encode()} for prompt in prompts)
     asked = EvaluationExamples(task, "test", rows, ["t"] * len(rows), {}, truncated, {"input_cut": truncated})
     outcome = Evaluation(metric, value, None, {metric: value, "f1": value / 2, "length": math.nan}, {"note": "n"}, [])
-    entry, checkpoint = catalog.Entry(task, k, seed, task), {"run": "seed0/mine", "step": 7}
+    entry, checkpoint = catalog.Entry(task, k, seed, task), {"run": "seed0/mine", "step": step}
     return results.row(checkpoint, entry, role, prompt, "generate", asked, outcome, stderr, f"{task}.jsonl")
 
 
 def _summary(*rows):
-    return results.summarize(rows, config={"limit": 3}, checkpoint={"path": "c"}, versions={"python": "3"})
+    return results.contents(rows, config={"limit": 3}, checkpoints=[{"path": "c"}], versions={"python": "3"})
 
 
 def test_rows_that_differ_in_their_seed_make_one_entry():
     values = [(0, 10.0, 1.0), (1, 30.0, 2.0), (2, 20.0, 6.0)]
     found = _summary(*(_row("qa", value, seed=seed, stderr=stderr) for seed, value, stderr in values))
-    assert set(found) == {"unit", "results", "mean", "rows", "config", "checkpoint", "versions"}
+    assert set(found) == {"unit", "results", "mean", "rows", "config", "checkpoints", "versions"}
     (entry,) = found["results"].values()
     assert list(found["results"]) == ["qa_1shot_removed"]
     expected = {"task": "qa", "k": 1, "prompt": None, "metric": "accuracy", "value": 20.0}
@@ -86,6 +97,16 @@ def test_the_mean_is_plain_and_its_spread_is_that_of_the_seeds_means():
     assert (other_seeds["1shot_removed"]["value"], other_seeds["1shot_removed"]["seed_std"]) == (20.0, None)
 
 
+def test_steps_are_not_averaged():
+    values = {7: (10.0, 30.0), 9: (50.0, 80.0)}
+    rows = [_row("qa", value, seed=seed, step=step) for step, pair in values.items() for seed, value in enumerate(pair)]
+    summary = _summary(*rows)
+    assert [row["step"] for row in summary["rows"]] == [7, 7, 9, 9]
+    for part, keys in (("results", "qa_1shot_removed_step{}"), ("mean", "1shot_removed_step{}")):
+        averages = {key: (average["step"], average["value"]) for key, average in summary[part].items()}
+        assert averages == {keys.format(7): (7, 20.0), keys.format(9): (9, 65.0)}
+
+
 def test_what_is_unknown_is_null():
     entry = _summary(_row("qa", 10.0, stderr=None), _row("qa", 20.0, seed=1))["results"]["qa_1shot_removed"]
     assert entry["stderr"] is None, "the error of one of two rows"
@@ -116,7 +137,7 @@ def test_a_score_that_is_no_percentage_is_refused(value):
 
 def test_the_table_shows_every_entry_and_mean():
     found = _summary(_row("qa", 12.345), _row("cb", 50.0, stderr=None), _row("own", 70.0, k=None, seed=None))
-    lines = results.table(found).splitlines()
+    lines = scores.text_table(found).splitlines()
     assert lines[0].split() == "task k prompt metric percent stderr seed std examples truncated".split()
     assert lines[1].split() == "qa 1 removed accuracy 12.35 1.00 - 2 2".split()
     assert lines[2].split() == "cb 1 removed accuracy 50.00 - - 2 2".split()

@@ -1,14 +1,19 @@
 """The eval binary: what it writes, prints and keeps, with the prompt removed and attached, and its mistakes."""
 
+import functools
+import gc
 import json
+import weakref
 
 import jax
 import numpy as np
 import pytest
+import seqio
 
 from promot_t5x import eval
-from promot_t5x.checkpoints import loading
+from promot_t5x.checkpoints import loading, saving, soft_prompts
 from promot_t5x.configuration import program
+from promot_t5x.data import evaluation_examples
 from promot_t5x.evaluation import answering
 from promot_t5x.runtime import files
 
@@ -56,7 +61,7 @@ def own(tmp_path):
 def test_results_and_predictions(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert found["checkpoint"]["path"] == str(tiny_model.folder / "with") and found["unit"] == "percent"
+    assert found["checkpoints"][0]["path"] == str(tiny_model.folder / "with") and found["unit"] == "percent"
     assert found["versions"]["jax"] == jax.__version__ and found["config"]["limit"] == 12
     assert found["config"]["decoding"]["method"] == "greedy"
     assert found["config"]["model"]["config"]["embed_dim"] == tiny_model.sizes["embed_dim"]
@@ -145,19 +150,25 @@ class _Stop(Exception):
     """An evaluation is killed."""
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
-    assert _run(tiny_model, tmp_path / "whole") == 0
-    run, asked, stops = answering._Runner.__call__, [], [19]  # the first batch of the second run
+def _stop_after(monkeypatch, count):
+    """Kills the evaluation once `count` examples are answered; returns the list of all that are asked, also later."""
+    run, asked, stops = answering._Runner.__call__, [], [count]
 
     def stopping(self, function, arrays, batch_size, rows):
-        for numbers, found in run(self, function, arrays, batch_size, rows):
+        for numbers, answers in run(self, function, arrays, batch_size, rows):
             asked.extend(numbers)
-            yield numbers, found
+            yield numbers, answers
             if len(asked) in stops:
                 stops.clear()
                 raise _Stop
 
     monkeypatch.setattr(answering._Runner, "__call__", stopping)
+    return asked
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
+    assert _run(tiny_model, tmp_path / "whole") == 0
+    asked = _stop_after(monkeypatch, 19)  # the first batch of the second run
     with pytest.raises(_Stop):
         _run(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out" / "scores.json").exists()
@@ -307,3 +318,122 @@ def test_dry_run_reads_nothing(tiny_model, tmp_path, monkeypatch, capsys):
     assert _run(tiny_model, tmp_path / "out", "--dry_run", CHECKPOINT_PATH="nowhere") == 0
     assert "eval.Suite.split = 'test'" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+STEPS = (2, 4, 10)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_model, tmp_path_factory):
+    """A run's folder that keeps three checkpoints of different weights; the second is the best."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    like = saving.shapes(tiny_model.folder / "with")
+    checkpoints = saving.RunCheckpoints(folder, saving.CheckpointConfig(keep_latest=3))
+    for step, score in zip(STEPS, (10.0, 30.0, 20.0), strict=True):
+        rng = np.random.default_rng(step)
+        params = {name: rng.normal(size=leaf.shape).astype(leaf.dtype) for name, leaf in like.items()}
+        params["soft_prompt/embedding"] *= 5
+        checkpoints.save(step, params, {}, {"base": None}, score)
+    checkpoints.close()
+    return folder
+
+
+def _scores(folder):
+    return json.loads((folder / "scores.json").read_text())
+
+
+def _tree(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_all_checkpoints_of_a_run_score_what_each_scores_alone(tiny_model, run_folder, tmp_path, capsys):
+    assert _run(tiny_model, tmp_path / "all", CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE="all") == 0
+    shown, scores = capsys.readouterr(), _scores(tmp_path / "all")
+    assert len(scores["rows"]) == 3 * 4 and [row["step"] for row in scores["rows"]] == [2] * 4 + [4] * 4 + [10] * 4
+    expected_rows, answers = [], {}
+    for checkpoint, step in zip(scores["checkpoints"], STEPS, strict=True):
+        name, alone = f"checkpoint_{step}", tmp_path / f"alone_{step}"
+        assert _run(tiny_model, alone, CHECKPOINT_PATH=run_folder / name) == 0
+        of_step = _scores(alone)
+        assert checkpoint == {**of_step["checkpoints"][0], "run": str(run_folder)} and checkpoint["step"] == step
+        expected_rows += [
+            {**row, "run": str(run_folder), "answers": f"{name}/{row['answers']}"} for row in of_step["rows"]
+        ]
+        for part in ("results", "mean"):
+            assert {key: scores[part][f"{key}_step{step}"] for key in of_step[part]} == of_step[part]
+        answers |= {f"{name}/{file.name}": file.read_bytes() for file in alone.iterdir() if file.suffix == ".jsonl"}
+    assert scores["rows"] == expected_rows and len(scores["results"]) == 12 and len(scores["mean"]) == 6
+    assert {name: text for name, text in _tree(tmp_path / "all").items() if name != "scores.json"} == answers
+    assert len({file for name, file in answers.items() if "toy_enfr.test.removed" in name}) == 3, "other weights"
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert ["step", "task", "k", "prompt"] in [line[:4] for line in lines]
+    assert ["10", "toy_wic", "-", "attached", "accuracy"] in [line[:5] for line in lines]
+    assert "5/12 checkpoint_4 toy_wic, prompt removed" in shown.err
+
+    # The folder alone is its best checkpoint.
+    assert _run(tiny_model, tmp_path / "best", CHECKPOINT_PATH=run_folder) == 0
+    assert _scores(tmp_path / "best")["results"] == _scores(tmp_path / "alone_4")["results"]
+
+
+def test_all_checkpoints_share_one_program_and_one_reading_of_the_data(tiny_model, run_folder, tmp_path, monkeypatch):
+    read, live, load = [], [], loading.load
+    get_dataset = seqio.Task.get_dataset
+    monkeypatch.setattr(
+        seqio.Task, "get_dataset", lambda *args, **options: read.append(1) or get_dataset(*args, **options)
+    )
+    # What was read is kept by the evaluation itself, however many tasks there are.
+    small_cache = functools.lru_cache(maxsize=1)(evaluation_examples._read.__wrapped__)
+    monkeypatch.setattr(evaluation_examples, "_read", small_cache)
+
+    def loaded(*args):
+        gc.collect()
+        assert not any(leaf() for leaf in live), "the parameters of the checkpoint before are still there"
+        result = load(*args)
+        live.extend(map(weakref.ref, jax.tree.leaves(result.params)))
+        return result
+
+    monkeypatch.setattr(loading, "load", loaded)
+    counts = {}
+    for mode in ("best", "all"):
+        read.clear()
+        live.clear()
+        answering.predict.clear_cache()
+        assert _run(tiny_model, tmp_path / mode, CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE=mode) == 0
+        counts[mode] = (len(read), answering.predict._cache_size(), len(live))
+    number_of_leaves = counts["best"][2]
+    assert counts["best"][:2] == counts["all"][:2] and counts["best"][1] == 2, "prompt removed and attached"
+    assert counts["all"][2] == 3 * number_of_leaves > 0
+
+
+def test_an_interrupted_evaluation_of_all_checkpoints_goes_on(tiny_model, run_folder, tmp_path, monkeypatch):
+    changes = dict(CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE="all")
+    assert _run(tiny_model, tmp_path / "whole", **changes) == 0
+    asked = _stop_after(monkeypatch, 4 * 12 + 12 + 7)  # in the second task of the second checkpoint
+    with pytest.raises(_Stop):
+        _run(tiny_model, tmp_path / "out", **changes)
+    assert not (tmp_path / "out" / "scores.json").exists() and not (tmp_path / "out" / "checkpoint_10").exists()
+    assert _run(tiny_model, tmp_path / "out", **changes) == 0
+    assert len(asked) == 3 * 4 * 12, "each example was answered once"
+    assert _tree(tmp_path / "out") == _tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("with", "with is a single checkpoint; give a run's MODEL_DIR, or CHECKPOINT_MODE='best'."),
+        ("prompt", "prompt is a soft prompt alone; give a run's MODEL_DIR"),
+        ("empty", "empty holds no checkpoint of promot_t5x; give a run's MODEL_DIR"),
+        ("nowhere", "There is no run's folder at "),
+    ],
+)
+def test_all_checkpoints_of_what_is_no_run(path, expected, tiny_model, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    soft_prompts.save(tmp_path / "prompt", np.zeros((1, 4, 16), np.float32), {})
+    folder = tiny_model.folder if path == "with" else tmp_path
+    assert _run(tiny_model, tmp_path / "out", CHECKPOINT_PATH=folder / path, CHECKPOINT_MODE="all") == 1
+    assert expected in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_unknown_checkpoint_mode(tiny_model, tmp_path, capsys):
+    assert _run(tiny_model, tmp_path / "out", CHECKPOINT_MODE="latest") == 1
+    assert "CHECKPOINT_MODE is 'latest': expected 'best' (of a run's folder) or 'all'" in capsys.readouterr().err

@@ -238,6 +238,15 @@ def test_lost_scores_are_measured_again_and_no_others(tiny, finished, monkeypatc
     assert json.loads((finished / "comparison.json").read_text()) == before
 
 
+def test_scores_in_an_older_format_are_measured_again(tiny, finished, monkeypatch):
+    evaluated = _count(monkeypatch, suite, "score_task")
+    file = finished / "seed0" / "pretrained" / "scores.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in before.items() if name != "checkpoints"}))
+    assert _run(tiny, finished) == 0 and len(evaluated) == 2
+    assert json.loads(file.read_text()) == before
+
+
 def test_a_seed_more_keeps_the_runs_before(tiny, finished, monkeypatch):
     trained = _count(monkeypatch, trainer, "train")
     old = {file: file.stat().st_mtime_ns for file in (finished / "seed0").rglob("*")}
@@ -339,7 +348,9 @@ def test_a_method_from_outside_the_package_is_one_row_and_one_gin_file(tiny, tmp
     rows = [row for row in found["rows"] if row["run"] == "seed0/dummy_lr0.001"]
     assert [(row["role"], row["prompt"], row["n"]) for row in rows] == [("target", None, 16), ("other", None, 16)]
     first = saving.read_metadata(work / "seed0/dummy_lr0.001/checkpoint_2")["base"]["fingerprint"]
-    tuned = json.loads((work / "seed0/fine_tuning_lr0.001/scores.json").read_text())["checkpoint"]["base_fingerprint"]
+    tuned = json.loads((work / "seed0/fine_tuning_lr0.001/scores.json").read_text())["checkpoints"][0][
+        "base_fingerprint"
+    ]
     assert first == tuned, "it starts from the fine-tuned weights"
     page = (work / "report.html").read_text()
     assert "dummy baseline" in page and "background:#123456" in page and "Fine-tunes twice." in page

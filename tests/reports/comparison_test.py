@@ -9,10 +9,10 @@ import pytest
 
 from promot_t5x.recipes import methods
 from promot_t5x.reports import comparison
-from promot_t5x.reports.comparison import Run
 from promot_t5x.reports.method_rows import Compared, MethodRow
 from promot_t5x.runtime import files
 from promot_t5x.runtime.versions import versions
+from tests.reports.runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADLINE = Compared(*methods.HEADLINE)
@@ -20,14 +20,14 @@ HEADLINE = Compared(*methods.HEADLINE)
 
 def _score(method, target, mean, rate=1e-3, seed=0):
     """A run whose two in-context tasks have the given mean."""
-    return Run(method, rate, seed, target, {"a": mean - 1, "b": mean + 1})
+    return run(method, rate, seed, target, {"a": mean - 1, "b": mean + 1})
 
 
 def _two_seeds():
     return [
-        Run("pretrained", None, 0, 10.0, {"qa": 90.0, "wic": 70.0}),
-        Run("promot", 3e-4, 0, 100.0, {"qa": 80.0, "wic": 60.0}, {"qa": 20.0, "wic": 0.0}, {"step": 250}),
-        Run("promot", 3e-4, 1, 90.0, {"qa": 60.0, "wic": 50.0}, {"qa": 40.0, "wic": 10.0}),
+        run("pretrained", None, 0, 10.0, {"qa": 90.0, "wic": 70.0}),
+        run("promot", 3e-4, 0, 100.0, {"qa": 80.0, "wic": 60.0}, {"qa": 20.0, "wic": 0.0}, {"step": 250}),
+        run("promot", 3e-4, 1, 90.0, {"qa": 60.0, "wic": 50.0}, {"qa": 40.0, "wic": 10.0}),
     ]
 
 
@@ -44,11 +44,11 @@ def test_summary_means_and_sample_spread():
     assert entry["in_context_mean_with_prompt"] == pytest.approx(17.5)
     assert entry["seeds"] == found["seeds"] == [0, 1]
     assert found["versions"] == {"python": "3"} and found["config"] == {"recipe": "demo"}
-    assert [run["seed"] for run in found["runs"]] == [0, 0, 1] and found["runs"][1]["details"] == {"step": 250}
+    assert [one["seed"] for one in found["runs"]] == [0, 0, 1] and found["runs"][1]["details"] == {"step": 250}
 
 
 def test_what_does_not_apply_is_null():
-    found = comparison.compare([Run("pretrained", None, 0, None, {})], {}, {})
+    found = comparison.compare([run("pretrained", None, 0, None, {})], {}, {})
     entry = found["methods"]["pretrained"]["learning_rates"]["none"]
     for name in ("target", "target_std", "in_context_mean", "in_context_with_prompt", "in_context_mean_with_prompt"):
         assert entry[name] is None
@@ -64,11 +64,11 @@ def test_one_seed_has_no_spread():
     [
         ([], "no run was given"),
         ([_score("promot", 100.0, 50.0)] * 2, "promot, learning rate 0.001, seed 0 was given twice"),
-        ([Run("promot", 1e-3, 0, 197.0, {})], r"target is 197.0, expected a percentage in \[0, 100\]"),
-        ([Run("promot", 1e-3, 0, 90.0, {"qa": math.nan})], 'in_context "qa" is nan'),
-        ([Run("promot", -1.0, 0, 90.0, {})], "neither a positive number"),
+        ([run("promot", 1e-3, 0, 197.0, {})], r"target is 197.0, expected a percentage in \[0, 100\]"),
+        ([run("promot", 1e-3, 0, 90.0, {"qa": math.nan})], 'in_context "qa" is nan'),
+        ([run("promot", -1.0, 0, 90.0, {})], "neither a positive number"),
         (
-            [_score("promot", 100.0, 50.0), Run("promot", 1e-3, 1, 100.0, {"a": 50.0})],
+            [_score("promot", 100.0, 50.0), run("promot", 1e-3, 1, 100.0, {"a": 50.0})],
             "measured other scores than seed 0",
         ),
     ],
@@ -170,12 +170,11 @@ def test_verdict_takes_shared_learning_rates_in_rising_order_and_misses_nothing_
 def test_handed_rows_are_kept_and_give_the_order():
     rows = {name: MethodRow(name.upper(), "#123456", "*", f"About {name}.") for name in ("first", "absent", "second")}
     runs = [_score(name, 100.0, 50.0) for name in ("own", "second", "first")]
-    scores = [{"run": "r", "task": "a", "value": 50.0}]
-    results = comparison.compare(runs, {}, {}, rows, HEADLINE, scores)
+    results = comparison.compare(runs, {}, {}, rows, HEADLINE)
     assert list(results["methods"]) == ["first", "second", "own"]
     described = {name: results["methods"]["first"][name] for name in ("label", "colour", "marker", "description")}
     assert described == {"label": "FIRST", "colour": "#123456", "marker": "*", "description": "About first."}
     assert list(results["methods"]["own"]) == ["learning_rates"]
-    assert results["rows"] == scores and results["unit"] == "percent"
+    assert results["rows"] == [row for one in runs for row in one.rows] and results["unit"] == "percent"
     compared = {"method": "promot", "baseline": "fine_tuning", "reference": "pretrained", "labels": {}}
     assert results["compared"] == compared

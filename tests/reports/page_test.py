@@ -10,8 +10,9 @@ import pytest
 
 from promot_t5x.recipes import methods
 from promot_t5x.reports import comparison, figure, page, tables
-from promot_t5x.reports.comparison import Run, rate_key
+from promot_t5x.reports.comparison import rate_key
 from promot_t5x.reports.method_rows import Compared
+from tests.reports.runs import run
 
 ROWS = {name: method.row for name, method in methods.METHODS.items()}
 TASKS = ("nli3", "wic", "qa_short", "key_sentence")
@@ -62,15 +63,15 @@ def _world(seeds=(0,), swap=False, drop=0.0, methods=("pretrained", "prompt_tuni
             return {task: mean - shift + 2 * place for place, task in zip((-3, -1, 1, 3), TASKS, strict=True)}
 
         runs += [
-            Run("pretrained", None, seed, 49.7, scores(90.6)),
-            Run("prompt_tuning", None, seed, 77 + shift, scores(90.6), scores(30)),
+            run("pretrained", None, seed, 49.7, scores(90.6)),
+            run("prompt_tuning", None, seed, 77 + shift, scores(90.6), scores(30)),
         ]
         for rate, (low, high) in means.items():
             low, high = (high, low) if swap else (low, high)
-            runs.append(Run("fine_tuning", rate, seed, 99.8 - shift / 4, scores(low)))
-            runs.append(Run("random_prompt", rate, seed, 99.5, scores((low + high) / 2), scores(40)))
-            runs.append(Run("promot", rate, seed, 99.7 - drop, scores(high), scores(45), {"step": 250}))
-    return compare([run for run in runs if run.method in methods], {"jax": "1.2.3"}, {"recipe": "demo.gin"})
+            runs.append(run("fine_tuning", rate, seed, 99.8 - shift / 4, scores(low)))
+            runs.append(run("random_prompt", rate, seed, 99.5, scores((low + high) / 2), scores(40)))
+            runs.append(run("promot", rate, seed, 99.7 - drop, scores(high), scores(45), {"step": 250}))
+    return compare([one for one in runs if one.method in methods], {"jax": "1.2.3"}, {"recipe": "demo.gin"})
 
 
 def _html(results, tmp_path, **options):
@@ -85,10 +86,10 @@ WORLDS = {
     "two methods": _world(methods=("pretrained", "promot")),
     "no pretrained": _world(methods=("fine_tuning", "promot")),
     "no learning rates": _world(methods=("pretrained", "prompt_tuning")),
-    "no tasks": compare([Run("fine_tuning", 1e-3, 0, 50.0, {}), Run("promot", 1e-3, 0, 60.0, {})], {}, {}),
-    "nothing measured": compare([Run("pretrained", None, 0, None, {})], {}, {}),
-    "no target": compare([Run("promot", 1e-3, 0, None, {"qa": 50.0})], {}, {}),
-    "another method": compare([Run("my_method", 0.05, 7, 0.0, {"$a_1$": 100.0}, {"$a_1$": 0.0})], {}, {}),
+    "no tasks": compare([run("fine_tuning", 1e-3, 0, 50.0, {}), run("promot", 1e-3, 0, 60.0, {})], {}, {}),
+    "nothing measured": compare([run("pretrained", None, 0, None, {})], {}, {}),
+    "no target": compare([run("promot", 1e-3, 0, None, {"qa": 50.0})], {}, {}),
+    "another method": compare([run("my_method", 0.05, 7, 0.0, {"$a_1$": 100.0}, {"$a_1$": 0.0})], {}, {}),
     "the required keys only": {
         "unit": "percent",
         "methods": {
@@ -106,7 +107,7 @@ WORLDS = {
         "seeds": [0],
         "versions": {},
     },
-    "equal scores": compare([Run(m, 1e-3, 0, 50.0, {"qa": 50.0}) for m in ("fine_tuning", "promot")], {}, {}),
+    "equal scores": compare([run(m, 1e-3, 0, 50.0, {"qa": 50.0}) for m in ("fine_tuning", "promot")], {}, {}),
 }
 
 
@@ -184,16 +185,16 @@ def test_headline_follows_the_numbers():
 )
 def test_headline_in_between(promot, target, words):
     runs = [
-        Run("pretrained", None, 0, 0.0, {"qa": 80.0}),
-        Run("fine_tuning", 1e-3, 0, 90.0, {"qa": 50.0}),
-        Run("promot", 1e-3, 0, target, {"qa": promot}),
+        run("pretrained", None, 0, 0.0, {"qa": 80.0}),
+        run("fine_tuning", 1e-3, 0, 90.0, {"qa": 50.0}),
+        run("promot", 1e-3, 0, target, {"qa": promot}),
     ]
     assert words in page.headline(compare(runs, {}, {}))
 
 
 def test_headline_admits_noise_and_missing_methods():
-    runs = [Run("fine_tuning", 1e-3, seed, 90.0, {"qa": 50.0 + 20 * seed}) for seed in (0, 1)]
-    runs += [Run("promot", 1e-3, seed, 90.0, {"qa": 60.0 + 20 * seed}) for seed in (0, 1)]
+    runs = [run("fine_tuning", 1e-3, seed, 90.0, {"qa": 50.0 + 20 * seed}) for seed in (0, 1)]
+    runs += [run("promot", 1e-3, seed, 90.0, {"qa": 60.0 + 20 * seed}) for seed in (0, 1)]
     assert "a difference within the spread over seeds" in page.headline(compare(runs, {}, {}))
     assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores of standard fine-tuning."
 
@@ -206,8 +207,8 @@ def test_summary_counts_where_the_claim_holds():
 
 def test_all_text_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>&'
-    run = Run(evil, 1e-3, 0, 50.0, {evil: 50.0}, {evil: 50.0}, {evil: evil})
-    text = _html(compare([run], {evil: evil}, {evil: evil, "nested": {"k": [evil]}}), tmp_path, title=evil)
+    only = run(evil, 1e-3, 0, 50.0, {evil: 50.0}, {evil: 50.0}, {evil: evil})
+    text = _html(compare([only], {evil: evil}, {evil: evil, "nested": {"k": [evil]}}), tmp_path, title=evil)
     assert "<script" not in text
     parsed = _Page(text)
     assert parsed.open == [] and evil in parsed.texts and parsed.cells.count(evil) >= 4
@@ -243,7 +244,7 @@ def test_best_marks_trained_methods_only_and_no_column_of_equals():
 
 def test_rows_keep_methods_in_order_and_learning_rates_rising():
     rates = (1e-3, 5e-5, 3e-4)
-    runs = [Run(method, rate, 0, 50.0, {}) for method in ("own", "promot", "fine_tuning") for rate in rates]
+    runs = [run(method, rate, 0, 50.0, {}) for method in ("own", "promot", "fine_tuning") for rate in rates]
     found = [(row.method, row.rate) for row in tables.rows(compare(runs, {}, {}))]
     assert found == list(itertools.product(("fine_tuning", "promot", "own"), ("5e-5", "3e-4", "1e-3")))
     assert tables.rate(rate_key(None)) == tables.MISSING
@@ -267,7 +268,7 @@ def test_write_all_makes_three_files(tmp_path):
 
 def test_rows_that_were_handed_in_are_what_is_shown():
     row = methods.Method("mine", ("mine.gin",), label="Mine & more", colour="#abcdef", description="About <mine>.").row
-    runs = [Run("mine", 1e-3, 0, 90.0, {"qa": 60.0}), Run("usual", 1e-3, 0, 90.0, {"qa": 50.0})]
+    runs = [run("mine", 1e-3, 0, 90.0, {"qa": 60.0}), run("usual", 1e-3, 0, 90.0, {"qa": 50.0})]
     results = comparison.compare(runs, {}, {}, {"mine": row}, Compared("mine", "usual", "before"))
     text = page._page(results, "t", figure.plot_png(results))
     assert "Mine &amp; more" in text and "background:#abcdef" in text and "About &lt;mine&gt;." in text

@@ -1,0 +1,68 @@
+"""What reading `scores.json` and `comparison.json` has in common: one unit, and errors of one sentence."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+UNIT = "percent"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+      name: the file's name.
+      made_by: the commands that write it, as in "make it again with …".
+      contents: the top-level keys that every such file has, and their types.
+    """
+
+    name: str
+    made_by: str
+    contents: Mapping[str, type]
+
+
+def read(path: str | os.PathLike[str], kind: Kind) -> dict[str, Any]:
+    """Reads a file of results and checks its top level.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not JSON, of another kind, or in another unit.
+    """
+    source = os.fspath(path)
+    if not epath.Path(path).is_file():
+        raise FileNotFoundError(f"{source} does not exist; give the {kind.name} that {kind.made_by} wrote.")
+    try:
+        results = json.loads(epath.Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON ({error}); make it again with {kind.made_by}.") from error
+    check(results, kind, source)
+    return results
+
+
+def check(results: Any, kind: Kind, source: str) -> None:
+    """Checks the top level of results.
+
+    Args:
+      results: the dictionary, or whatever a file held in its place.
+      kind: what is expected.
+      source: where the results come from, the first words of the error's sentence.
+
+    Raises:
+      ValueError: a key is missing or of another type, or the unit is another.
+    """
+    for key, expected in kind.contents.items():
+        if not isinstance(results, dict) or not isinstance(results.get(key), expected):
+            content = f"the keys {sorted(results)}" if isinstance(results, dict) else f"a {type(results).__name__}"
+            raise ValueError(
+                f'{source} holds {content}, but a {"list" if expected is list else "table"} "{key}" was expected; '
+                f"give the {kind.name} that {kind.made_by} wrote."
+            )
+    if results.get("unit") != UNIT:
+        raise ValueError(
+            f'{source} has the unit {results.get("unit")!r}, expected "{UNIT}"; make it again with {kind.made_by}.'
+        )
