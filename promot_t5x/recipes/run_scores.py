@@ -38,7 +38,7 @@ def scores(
     """Scores a run's checkpoint on splits that selected nothing: the target, and the in-context tasks.
 
     The target is asked with the run's prompt; the in-context tasks without one and, for comparison, with it. Prompts,
-    answers and scores of single examples are kept beside scores.json.
+    answers and scores of single examples are kept next to scores.json.
 
     Args:
       recipe: names the tasks and splits.
@@ -62,7 +62,7 @@ def scores(
     decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
     if file.exists():
         kept = json.loads(file.read_text())
-        if kept.get("decided_by") == decided_by and "checkpoints" in kept:  # older files have no such key
+        if kept.get("decided_by") == decided_by:
             return kept
     checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
     questions = list(_questions(recipe, planned, config))
