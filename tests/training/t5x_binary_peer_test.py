@@ -21,7 +21,7 @@ from promot_t5x.configuration import program
 from promot_t5x.data import features
 from promot_t5x.models import architecture, encoder_decoder, parameter_names
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, prompt_initializers, stages, t5x_binary
+from promot_t5x.training import optimizers, prompt_initializers, stages, t5x_binary, t5x_optimizer
 
 pytest.importorskip("t5x", reason="needs T5X, AirIO and jestimator from source on PYTHONPATH, see docs/t5x.md")
 
@@ -303,7 +303,7 @@ def test_stages_take_the_models_and_tasks_that_ship_in_any_order(world):
 
 
 def t5x_model(stage: str, **changes) -> t5x_binary.T5XModel:
-    optimizer = t5x_binary.StagedOptimizer(optimizers.adafactor(1e-3), stage)
+    optimizer = t5x_optimizer.StagedOptimizer(optimizers.adafactor(1e-3), stage)
     return t5x_binary.T5XModel(our_model(**changes), stages.stage(stage).attaches_prompt, optimizer)
 
 
@@ -361,7 +361,7 @@ def test_gradient_is_the_networks_and_zero_where_frozen(stage):
     ],
 )
 def test_what_contradicts_itself_is_refused(changes, message):
-    optimizer = t5x_binary.StagedOptimizer(optimizers.adafactor(1e-3), "model_tuning")
+    optimizer = t5x_optimizer.StagedOptimizer(optimizers.adafactor(1e-3), "model_tuning")
     with pytest.raises(ValueError, match=message):
         t5x_binary.T5XModel(**{**dict(model=our_model(), attach_prompt=True, optimizer_def=optimizer), **changes})
 
