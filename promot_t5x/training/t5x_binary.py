@@ -105,8 +105,8 @@ class T5XModel:
             prompt_NxPxD = initialize(jax.random.fold_in(rng, 1), config.num_prompts, config.prompt_length, embedding)
         except TypeError as error:
             raise ValueError(
-                "t5x_binary.T5XModel.prompt_init starts from the model's embedding, which T5X reads only afterwards; use "
-                "prompt_initializers.random_uniform, or prompt_initializers.from_file with a prompt made beforehand."
+                "t5x_binary.T5XModel.prompt_init starts from the model's embedding, which T5X reads only afterwards: "
+                "use prompt_initializers.random_uniform, or from_file with a prompt made beforehand."
             ) from error
         return prompt_NxPxD.astype(config.param_dtype)
 
