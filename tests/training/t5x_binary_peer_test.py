@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
-from jax.sharding import PartitionSpec
 
 from promot_t5x import train
 from promot_t5x.checkpoints import conversion, loading
@@ -21,7 +20,7 @@ from promot_t5x.configuration import program
 from promot_t5x.data import features
 from promot_t5x.models import architecture, encoder_decoder, parameter_names
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, prompt_initializers, stages, t5x_binary
+from promot_t5x.training import optimizers, prompt_initializers, stages, t5x_binary, t5x_optimizer
 
 pytest.importorskip("t5x", reason="needs T5X, AirIO and jestimator from source on PYTHONPATH, see docs/t5x.md")
 
@@ -237,8 +236,8 @@ def test_losses_are_the_bundled_trainers(world, base, stage_1, monkeypatch, caps
     theirs = scalars(stage_1.parent / "train", "loss_per_nonpadding_target_token")
     assert len(ours) == 10 and ours[-1] < ours[0]
     np.testing.assert_allclose(theirs, ours, rtol=1e-4)
-    found, expected = leaves(stage_1)[parameter_names.PROMPT], leaves(world / "ours")[parameter_names.PROMPT]
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    theirs, ours = leaves(stage_1)[parameter_names.PROMPT], leaves(world / "ours")[parameter_names.PROMPT]
+    np.testing.assert_allclose(theirs, ours, atol=1e-4 * np.abs(ours).max())
 
 
 def test_eval_takes_the_prompt_off(world, stage_2):
@@ -279,14 +278,14 @@ from promot_t5x.training import t5x_binary
 gin.configurable(train)
 for stage in ("prompt_tuning", "model_tuning", "fine_tuning"):
     files = [f"promot_t5x/gin/{name}.gin" for name in ("models/mt5_xxl", "tasks/rte", f"t5x/{stage}")]
-    found = set()
+    texts = set()
     for order in itertools.permutations(files):
         gin.clear_config()
         gin_utils.parse_gin_flags(["."], order, ["MODEL_DIR = '/m'", "INITIAL_CHECKPOINT_PATH = '/c'"], False, False)
-        found.add(frozenset(gin.config_str().splitlines()))
+        texts.add(frozenset(gin.config_str().splitlines()))
     model = gin.get_configurable(t5x_binary.T5XModel)()
     c = model.model.config
-    print(stage, len(found), model.optimizer_def.stage, c.embed_dim, c.prompt_length, c.scan_layers, c.dropout_rate)
+    print(stage, len(texts), model.optimizer_def.stage, c.embed_dim, c.prompt_length, c.scan_layers, c.dropout_rate)
 """
 
 
@@ -302,38 +301,9 @@ def test_stages_take_the_models_and_tasks_that_ship_in_any_order(world):
     ]
 
 
-def t5x_model(stage: str, **changes) -> t5x_binary.T5XModel:
-    optimizer = t5x_binary.StagedOptimizer(optimizers.adafactor(1e-3), stage)
-    return t5x_binary.T5XModel(our_model(**changes), stages.stage(stage).attaches_prompt, optimizer)
-
-
-def test_factored_moments_lie_as_their_matrix_and_come_back():
-    from t5x import partitioning, train_state
-
-    wide = t5x_model("model_tuning", embed_dim=128, mlp_dim=256)
-    variables = jax.jit(lambda key: wide.get_initial_variables(key, {}))(jax.random.key(0))
-    state = train_state.FlaxOptimTrainState.create(wide.optimizer_def, variables)
-    rules = partitioning.standard_logical_axis_rules(
-        additional_rules=[(name, None) for name in ("prompts", "prompt_length", "embed_activation")]
-    )
-    axes = partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=rules).get_mesh_axes(state)
-    by_name = {
-        name.partition("inner_state/0/")[2]: spec
-        for name, spec in parameter_names.flatten(axes.state_dict()["state"]).items()
-    }
-    kernel = "encoder/layers_0/mlp/wi_0/kernel"  # [embed, mlp], mlp is cut over `model`
-    assert axes.params["encoder"]["layers_0"]["mlp"]["wi_0"]["kernel"] == PartitionSpec(None, "model")
-    assert by_name[f"v_row/{kernel}"] == PartitionSpec(None) and by_name[f"v_col/{kernel}"] == PartitionSpec("model")
-    assert by_name["v/encoder/layers_0/pre_mlp_layer_norm/scale"] == PartitionSpec(None)
-
-    stepped = state.apply_gradient(jax.tree.map(jnp.ones_like, state.params), learning_rate=None)
-    restored = state.restore_state(stepped.state_dict())
-    assert jax.tree.structure(restored) == jax.tree.structure(stepped)
-    assert all(map(np.array_equal, jax.tree.leaves(restored), jax.tree.leaves(stepped)))
-    assert int(restored.step) == 1
-    other = train_state.FlaxOptimTrainState.create(t5x_model("joint_tuning").optimizer_def, variables)
-    with pytest.raises(ValueError, match="not that of stage joint_tuning"):
-        other.restore_state(stepped.state_dict())
+def t5x_model(stage: str) -> t5x_binary.T5XModel:
+    optimizer = t5x_optimizer.StagedOptimizer(optimizers.adafactor(1e-3), stage)
+    return t5x_binary.T5XModel(our_model(), stages.stage(stage).attaches_prompt, optimizer)
 
 
 @pytest.mark.parametrize("stage", ["prompt_tuning", "model_tuning"])
@@ -345,11 +315,11 @@ def test_gradient_is_the_networks_and_zero_where_frozen(stage):
     (loss, _), gradients = jax.jit(jax.value_and_grad(peer.loss_fn, has_aux=True))(params, rows(), None)
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
     expected = parameter_names.flatten(expected)
-    for name, found in parameter_names.flatten(gradients).items():
+    for name, gradient in parameter_names.flatten(gradients).items():
         if stages.stage(stage).trains(name):
-            np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-6 * np.abs(expected[name]).max())
+            np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-6 * np.abs(expected[name]).max())
         else:
-            assert not np.any(found), name
+            assert not np.any(gradient), name
 
 
 @pytest.mark.parametrize(
@@ -361,7 +331,7 @@ def test_gradient_is_the_networks_and_zero_where_frozen(stage):
     ],
 )
 def test_what_contradicts_itself_is_refused(changes, message):
-    optimizer = t5x_binary.StagedOptimizer(optimizers.adafactor(1e-3), "model_tuning")
+    optimizer = t5x_optimizer.StagedOptimizer(optimizers.adafactor(1e-3), "model_tuning")
     with pytest.raises(ValueError, match=message):
         t5x_binary.T5XModel(**{**dict(model=our_model(), attach_prompt=True, optimizer_def=optimizer), **changes})
 
