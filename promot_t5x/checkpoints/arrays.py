@@ -79,7 +79,10 @@ def opened(arrays: Mapping[str, StoredArray]) -> dict[str, StoredLeaf]:
     futures = {}
     for name, array in arrays.items():
         # Without the last option a lost chunk would be read as zeros.
-        spec = ts.Spec({**array.spec, "fill_missing_data_reads": False})
+        try:
+            spec = ts.Spec({**array.spec, "fill_missing_data_reads": False})
+        except ValueError as error:
+            raise ValueError(damaged(array.location, f"it cannot be read as an array: {line(error)}")) from error
         futures[name] = ts.open(spec, read=True, open=True, context=context)
     return {name: _leaf(name, arrays[name], future) for name, future in futures.items()}
 
@@ -121,4 +124,4 @@ def damaged(location: epath.PathLike, found: str) -> str:
 def line(error: Exception) -> str:
     """An error's first line, cut, for use inside a sentence."""
     text = str(error) or type(error).__name__
-    return text.splitlines()[0].split(" [")[0][:160].rstrip(".")
+    return text.splitlines()[0].split(" [")[0][:300].rstrip(".")

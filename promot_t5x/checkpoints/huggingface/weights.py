@@ -165,6 +165,11 @@ def opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf
             tensors.setdefault(_EMBEDDING, tensors.pop(name))
     if config_file.tied(values) and _OUTPUT in tensors:
         tensors.setdefault(_EMBEDDING, tensors[_OUTPUT])
+    if (depth := fields["num_encoder_layers"] + fields["num_decoder_layers"]) > len(tensors):
+        raise ValueError(
+            f"{path / _CONFIG} has {depth} layers, the weights next to it are {len(tensors)} tensors in all: put the "
+            f"{_CONFIG} of these weights there."
+        )
     fields["logits_via_embedding"] = _shares_embedding(values, tensors, path)
     if fields["logits_via_embedding"]:
         tensors.pop(_OUTPUT, None)

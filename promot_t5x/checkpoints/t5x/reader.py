@@ -91,8 +91,9 @@ def _orbax_folder(folder: epath.Path) -> epath.Path | None:
     """The folder with the Orbax metadata of a tree that holds `target`, if there is one here or in `state`."""
     for candidate in (folder, folder / "state"):
         if (candidate / arrays.ORBAX_FILE).is_file():
-            # Looked for as text, so that a damaged file is still recognised and reported as damaged.
-            return candidate if f"('{_PARAMETERS}'," in (candidate / arrays.ORBAX_FILE).read_text() else None
+            # Looked for as bytes, so that a damaged file is still recognised and reported as damaged.
+            listed = (candidate / arrays.ORBAX_FILE).read_bytes()
+            return candidate if f"('{_PARAMETERS}',".encode() in listed else None
     return None
 
 
