@@ -34,7 +34,7 @@ class CheckpointConfig:
 
     Attributes:
       period: steps between checkpoints; each is evaluated before it is saved. The last step is always saved.
-      keep_latest: newest checkpoints kept for resuming; the best one is always kept beside them.
+      keep_latest: newest checkpoints kept for resuming; the best one is always kept as well.
     """
 
     period: int = 1000

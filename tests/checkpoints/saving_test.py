@@ -167,11 +167,9 @@ def test_metadata_errors(tmp_path):
             saving.read_metadata(tmp_path / "checkpoint_1")
 
 
-@pytest.mark.parametrize("value", ["x", [1], {"a": 1}, True, -1])
+@pytest.mark.parametrize("value", ["x", [1], True])
 @pytest.mark.parametrize("key", ["step", "score", "base", "network", "token_ids", "vocabulary"])
 def test_metadata_of_other_types(tmp_path, key, value):
-    if (key, value) in (("score", -1), ("token_ids", {"a": 1})):
-        return
     saving.export(tmp_path, _tree(), {"step": 1, "base": None})
     file = tmp_path / "metadata" / "metadata"
     metadata = json.loads(file.read_text())
