@@ -1,4 +1,4 @@
-"""Reading a large T5X checkpoint beside tensorstore alone: memory above what is kept, and speed.
+"""Reading a large T5X checkpoint next to tensorstore alone: memory above what is kept, and speed.
 
     python benchmarks/read_checkpoint.py --folder=/tmp/t5x_2gb
 
@@ -109,25 +109,25 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        print(json.dumps(measure(asked.measure, asked.folder)))
+    flags = parser.parse_args()
+    if flags.measure:
+        print(json.dumps(measure(flags.measure, flags.folder)))
         return
-    if not (asked.folder / "checkpoint").exists():
-        make(asked.folder)
-    found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(asked.rounds):
+    if not (flags.folder / "checkpoint").exists():
+        make(flags.folder)
+    measured: dict[str, list[dict[str, float]]] = {}
+    for _ in range(flags.rounds):
         for name in ("tensorstore", "ours", "ours, stacked"):
-            command = [sys.executable, __file__, f"--folder={asked.folder}", "--measure", name]
+            command = [sys.executable, __file__, f"--folder={flags.folder}", "--measure", name]
             path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
             environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-            found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
-            print(name, found[name][-1], flush=True)
-    fastest = {name: max(row["gb_per_s"] for row in rows) for name, rows in found.items()}
-    for name, rows in found.items():
+            measured.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+            print(name, measured[name][-1], flush=True)
+    fastest = {name: max(row["gb_per_s"] for row in rows) for name, rows in measured.items()}
+    for name, rows in measured.items():
         print(
             f"{name:14} peak memory {max(row['peak_by_kept'] for row in rows):.2f} x the bytes kept, "
             f"speed {fastest[name] / fastest['tensorstore']:.2f} of tensorstore's"

@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epy
 
+from promot_t5x import checkpoints
 from promot_t5x.configuration import flags
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.runtime.text import did_you_mean
@@ -21,13 +22,7 @@ _AS_TYPED: dict[str, Callable[[str], Any]] = {
 }
 
 with epy.lazy_imports():  # --help needs no jax
-    from promot_t5x.checkpoints import conversion, soft_prompts
-
-# Those of checkpoints.formats and of checkpoints.soft_prompts, which --help lists without importing them.
-FORMATS = (
-    *("promot", "t5x", "t5x_legacy", "t5x_scanned", "t5x_scanned_legacy", "huggingface"),
-    *("soft_prompt", "npy", "peft"),
-)
+    from promot_t5x.checkpoints import conversion
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.flag_parser("promot-t5x convert", __doc__)
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
-    parser.add_argument("--to_format", required=True, choices=FORMATS)
+    parser.add_argument("--to_format", required=True, choices=(*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS))
     parser.add_argument(
         "--network",
         action="append",
@@ -54,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser)
     extra = invocation.extra
     paths = extra["source"], extra["target"], extra["to_format"]
-    if extra["to_format"] in soft_prompts.FORMATS:
+    if extra["to_format"] in checkpoints.SOFT_PROMPT_FORMATS:
         conversion.convert_soft_prompt(*paths)
         return
     conversion.convert_checkpoint(

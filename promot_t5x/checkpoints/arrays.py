@@ -47,7 +47,7 @@ def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Stor
     ocdbt = (folder / "manifest.ocdbt").exists()
     if not ocdbt and content.get("use_ocdbt"):
         raise FileNotFoundError(f"{folder} has no manifest.ocdbt, which holds its arrays: copy the checkpoint again.")
-    found = {}
+    listed = {}
     for key_path in key_paths:
         if key_path[: len(prefix)] != prefix:
             continue
@@ -57,8 +57,8 @@ def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Stor
         else:
             store = kvstore(folder / key)
         name = "/".join(key_path[len(prefix) :])
-        found[name] = StoredArray(str(folder / key), {"driver": driver, "kvstore": store}, None, None)
-    return found
+        listed[name] = StoredArray(str(folder / key), {"driver": driver, "kvstore": store}, None, None)
+    return listed
 
 
 def kvstore(folder: epath.Path) -> "str | dict[str, str]":
@@ -79,7 +79,10 @@ def opened(arrays: Mapping[str, StoredArray]) -> dict[str, StoredLeaf]:
     futures = {}
     for name, array in arrays.items():
         # Without the last option a lost chunk would be read as zeros.
-        spec = ts.Spec({**array.spec, "fill_missing_data_reads": False})
+        try:
+            spec = ts.Spec({**array.spec, "fill_missing_data_reads": False})
+        except ValueError as error:
+            raise ValueError(damaged(array.location, f"it cannot be read as an array: {line(error)}")) from error
         futures[name] = ts.open(spec, read=True, open=True, context=context)
     return {name: _leaf(name, arrays[name], future) for name, future in futures.items()}
 
@@ -113,12 +116,12 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
     return StoredLeaf(shape, dtype, array.location, read)
 
 
-def damaged(location: epath.PathLike, found: str) -> str:
+def damaged(location: epath.PathLike, problem: str) -> str:
     """The sentence about a damaged file."""
-    return f"The checkpoint file {location} is damaged: {found}; copy the checkpoint again."
+    return f"The checkpoint file {location} is damaged: {problem}; copy the checkpoint again."
 
 
 def line(error: Exception) -> str:
     """An error's first line, cut, for use inside a sentence."""
     text = str(error) or type(error).__name__
-    return text.splitlines()[0].split(" [")[0][:160].rstrip(".")
+    return text.splitlines()[0].split(" [")[0][:300].rstrip(".")

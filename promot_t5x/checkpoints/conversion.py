@@ -1,8 +1,9 @@
 """A checkpoint, or its soft prompt alone, written again in another format and compared with its source."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def convert_checkpoint(
     Args:
       from_path: a checkpoint or run folder of ours, a T5X checkpoint, a Hugging Face folder.
       to_path: a new folder; T5X's formats make `checkpoint_N` in it, unless it has that name.
-      to_format: one of formats.FORMATS.
+      to_format: one of `checkpoints.FORMATS`.
       network: fields of T5Config that the source does not state; else they are as in the public models, and printed.
       prompt_path: a soft prompt to attach, see `soft_prompts`.
       force: attach it although it was trained on another model.
@@ -56,6 +57,7 @@ def convert_checkpoint(
     """
     source = sources.open_source(from_path, network)
     sources.complete_config(source)
+    _check_complete(source)
     if source.base is not None:
         sources.check_base(source, source.fingerprint)
     if prompt_path is not None:
@@ -67,12 +69,13 @@ def convert_checkpoint(
     if dry_run:
         print(_table(source, to_format))
         return
-    progress = _Progress("written", source.leaves)
-    formats.write(folder, dataclasses.replace(source, leaves=progress.watched), to_format)
-    progress.done()
-    written = formats.written_leaves(folder, source.leaves)
-    _compare(source.leaves, written)
-    written_config = _same_network(source, folder)
+    with _removed_on_failure(folder):
+        progress = _Progress("written", source.leaves)
+        formats.write(folder, dataclasses.replace(source, leaves=progress.watched), to_format)
+        progress.done()
+        written = formats.written_leaves(folder, source.leaves)
+        _compare(source.leaves, written)
+        written_config = _same_network(source, folder)
     if check_logits:
         difference, largest = _logits_difference((source.config, source.leaves), (written_config, written))
         print(f"logits of a fixed batch: largest difference {difference:.2e}, largest logit {largest:.2e}")
@@ -86,7 +89,7 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
     Args:
       from_path: a soft prompt (see `soft_prompts`), or a checkpoint as for `convert`.
       to_path: a new file (npy) or folder.
-      to_format: one of soft_prompts.FORMATS.
+      to_format: one of `checkpoints.SOFT_PROMPT_FORMATS`.
 
     Raises:
       FileExistsError: there is something at `to_path`.
@@ -107,6 +110,36 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
     if soft_prompts.read(target)[0].tobytes() != prompt_NxPxD.tobytes():
         raise ValueError(f"{target} was written with other numbers than {path} holds.")
     print(f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}, read again bit for bit")
+
+
+def _check_complete(source: Source) -> None:
+    """Compares the leaves with those of the network; they may be of any floating dtype.
+
+    Raises:
+      ValueError: lists what is missing, unexpected or misshapen.
+    """
+    config = dataclasses.replace(source.config, scan_layers=False)
+    expected = parameter_names.flatten(EncoderDecoderModel(config).abstract_params())
+    leaves = parameter_names.unstack_layers(source.leaves, stored_leaves.layer)
+    for name, leaf in leaves.items():
+        if name in expected and jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaves[name] = leaf._replace(dtype=expected[name].dtype)
+    placing.compare(leaves, expected, str(source.folder), "does not hold a whole (m)T5", "copy the checkpoint again")
+
+
+@contextlib.contextmanager
+def _removed_on_failure(folder: epath.Path) -> Iterator[None]:
+    """Leaves nothing of a checkpoint whose writing fails; `formats.target_folder` has seen that nothing was there."""
+    parent_was_there = folder.parent.exists()
+    try:
+        yield
+    except BaseException:
+        for path in (folder, *folder.parent.glob(f"{folder.name}.orbax-checkpoint-tmp*")):
+            if path.exists():
+                path.rmtree()
+        if not parent_was_there and folder.parent.exists() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+        raise
 
 
 def _table(source: Source, to_format: str) -> str:

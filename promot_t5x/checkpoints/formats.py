@@ -1,12 +1,4 @@
-"""Checkpoints written in any format, out of leaves from any other.
-
-| format | is |
-|---|---|
-| promot | a checkpoint of this package |
-| t5x, t5x_legacy | T5X's with one leaf per layer, in Orbax or in msgpack and zarr |
-| t5x_scanned, t5x_scanned_legacy | T5X's with stacked layers (`scalable_t5`) |
-| huggingface | a folder of transformers, with a soft prompt as PEFT's adapter in it |
-"""
+"""Checkpoints written in any of `checkpoints.FORMATS`, out of leaves from any other."""
 
 import dataclasses
 import re
@@ -23,8 +15,6 @@ from promot_t5x.checkpoints.t5x import layouts, writer
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.runtime.files import absolute
-
-FORMATS = ("promot", "t5x", "t5x_legacy", "t5x_scanned", "t5x_scanned_legacy", "huggingface")
 
 ADAPTER = f"{parameter_names.SOFT_PROMPT}_adapter"
 

@@ -23,6 +23,8 @@ _CLASSES = {"T5Config": T5Config}
 
 _KEYS = ("network", "token_ids", "vocabulary")
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple[str, ...]: "names"}
+
 TOLD_BY_SHAPES = (
     "vocab_size",
     "embed_dim",
@@ -75,7 +77,8 @@ def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[s
       folder: for messages.
 
     Raises:
-      ValueError: the network or the token ids are not those that this package computes with.
+      ValueError: the network or the token ids are not those that this package computes with, or a field has no value
+        that it can have.
     """
     ids = {name: value for name, value in (metadata.get("token_ids") or {}).items() if name in TOKEN_IDS}
     if other := [f"{name} {value}" for name, value in ids.items() if value != TOKEN_IDS[name]]:
@@ -85,15 +88,30 @@ def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[s
     if not network:
         return {}
     class_name = network.pop("class", None)
-    if class_name not in _CLASSES:
+    if class_name not in tuple(_CLASSES):  # compared, as a damaged one may not be hashable
         raise ValueError(f"{folder} holds a network of the class {class_name!r}; expected {', '.join(_CLASSES)}.")
-    names = {field.name for field in dataclasses.fields(_CLASSES[class_name])}
-    if unknown := sorted(set(network) - names):
+    kinds = {field.name: field.type for field in dataclasses.fields(_CLASSES[class_name])}
+    if unknown := sorted(set(network) - set(kinds)):
         raise ValueError(
             f"{folder} is of another version, its {class_name} has {', '.join(unknown)}; read it with that one."
         )
-    network["mlp_activations"] = tuple(network["mlp_activations"])
-    return network
+    try:
+        for name, value in network.items():
+            if not _is_of_kind(value, kinds[name]):
+                raise ValueError(f"{class_name}.{name} is {value!r}: expected {_KINDS[kinds[name]]}.")
+        _CLASSES[class_name](**network)
+    except ValueError as error:
+        raise ValueError(f"The network in the metadata of {folder} is damaged: {error} Copy them again.") from error
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()}
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    """Whether a value that was JSON is of a field's type."""
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in (int, bool, str):
+        return type(value) is kind
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
 
 
 def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable[str], folder: epath.PathLike) -> None:
@@ -118,11 +136,15 @@ def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable
             )
 
 
-def told_by_shapes(leaves: Leaves) -> dict[str, Any]:
+def told_by_shapes(leaves: Leaves, folder: epath.PathLike) -> dict[str, Any]:
     """The fields of T5Config that names, shapes and dtypes of a network's leaves tell (see TOLD_BY_SHAPES).
 
+    Args:
+      leaves: of the network, with or without a soft prompt.
+      folder: the checkpoint, for messages.
+
     Raises:
-      ValueError: leaves that every (m)T5 has are missing.
+      ValueError: leaves that every (m)T5 has are missing, or have other dimensions.
     """
     try:
         flat = parameter_names.unstack_layers(leaves, stored_leaves.layer)
@@ -152,7 +174,10 @@ def told_by_shapes(leaves: Leaves) -> dict[str, Any]:
             "param_dtype": "bfloat16" if dtype == "bfloat16" else "float32",
         }
     except (KeyError, StopIteration) as error:
-        raise ValueError(f"The checkpoint lacks a leaf that every (m)T5 has: {error}.") from error
+        lacking = error.args[0] if error.args else "relpos_bias/rel_embedding"
+        raise ValueError(f"{folder} lacks a parameter that every (m)T5 has, {lacking}: copy it again.") from error
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{folder} holds no (m)T5: its parameters have other dimensions ({error}).") from error
 
 
 def of_public_models(leaves: Leaves) -> dict[str, Any]:

@@ -4,23 +4,23 @@ Every process reads the blocks of its own devices, a few leaves at a time, so th
 """
 
 import collections
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x.checkpoints import stored_leaves
-from promot_t5x.checkpoints.stored_leaves import Leaves, StoredLeaf
+from promot_t5x.checkpoints.stored_leaves import Index, Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
 
 _READERS = 4  # leaves that are read at the same time
 
-_AHEAD = 2 * _READERS  # leaves that are read or wait to be looked at; of stacks to be taken apart, no more are held
+_AHEAD = 2 * _READERS  # leaves that are read or wait to be looked at
 
 _LISTED = 20  # rows of one message
 
@@ -60,9 +60,8 @@ def compare(
 def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Reads leaves to where they belong.
 
-    Layers that become a stack are read into its blocks. A stack that becomes layers is read once, cut over the mesh as
-    its layers are, and taken apart on the devices: reading layer by layer would decode each of its chunks as often as
-    there are layers.
+    Layers that become a stack are read into its blocks. A stack that becomes layers is read once, and they are views
+    of what was read: reading layer by layer would decode each of its chunks as often as there are layers.
 
     Args:
       leaves: in either layout.
@@ -73,62 +72,55 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: a file is damaged, or holds numbers that are not finite.
     """
     takes_apart = parameter_names.is_scanned(leaves) and not parameter_names.is_scanned(wanted)
-    like = _stacks_of(wanted) if takes_apart else wanted
-    leaves = stored_leaves.as_stored_in(leaves, like)
+    if takes_apart:
+        stored = list(dict.fromkeys(parameter_names.stack_name(name) for name in wanted))
+    else:
+        leaves, stored = stored_leaves.as_stored_in(leaves, wanted), list(wanted)
     placed = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
-        names, reading = iter(like), collections.deque()
+        names, reading = iter(stored), collections.deque()
         while True:  # in the same order on every process, as computations on several must be
             for name in itertools.islice(names, _AHEAD - len(reading)):
-                reading.append((name, pool.submit(_read, leaves[name], like[name])))
+                reading.append((name, pool.submit(_read, name, leaves[name], wanted)))
             if not reading:
                 break
             name, future = reading.popleft()
-            array = future.result()
-            if not bool(_is_finite(array)):
+            arrays = future.result()
+            if not all(bool(_is_finite(array)) for array in arrays.values()):
                 raise ValueError(
                     f"{leaves[name].source} holds numbers that are not finite (NaN or infinity): its run had failed, "
                     "or it is damaged; take an earlier checkpoint or copy it again."
                 )
-            placed |= {name: array} if name in wanted else _taken_apart(name, array, wanted)
-            del array, future  # a stack that was taken apart is not held any longer
+            placed |= arrays
     return {name: placed[name] for name in wanted}
 
 
-def _read(leaf: StoredLeaf, like: Any) -> Any:
-    if getattr(like, "sharding", None) is None:
-        return stored_leaves.whole(leaf).astype(like.dtype, copy=False)
+def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """A leaf, or the layers of a stack, each where it belongs."""
+    if name in wanted:
+        return {name: _placed(leaf.read, wanted[name])}
+    blocks: dict[Any, np.ndarray] = {}
+
+    def layer(number: int, index: Index) -> np.ndarray:
+        ends = tuple((i.start, i.stop) for i in index)
+        if ends not in blocks:
+            blocks[ends] = leaf.read((slice(0, leaf.shape[0]), *index))
+        return blocks[ends][number]
+
+    numbers = parameter_names.unstack_layers({name: leaf}, lambda _, number: number)
+    return {each: _placed(functools.partial(layer, number), wanted[each]) for each, number in numbers.items()}
+
+
+def _placed(read: Callable[[Index], np.ndarray], like: Any) -> Any:
+    """The array that `read` gives the blocks of, in the dtype and sharding of `like`."""
 
     def block(index: Any) -> np.ndarray:
-        slices = (slice(*i.indices(size)[:2]) for i, size in zip(index, leaf.shape, strict=True))
-        return leaf.read(tuple(slices)).astype(like.dtype, copy=False)
+        slices = (slice(*i.indices(size)[:2]) for i, size in zip(index, like.shape, strict=True))
+        return read(tuple(slices)).astype(like.dtype, copy=False)
 
+    if getattr(like, "sharding", None) is None:
+        return block(stored_leaves.everything(like.shape))
     return jax.make_array_from_callback(like.shape, like.sharding, block)
-
-
-def _stacks_of(wanted: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The stacks of the wanted layers, cut over the mesh as these are and never along the layers."""
-    shapes = jax.eval_shape(
-        parameter_names.stack_layers, {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in wanted.items()}
-    )
-    one_layer = {parameter_names.stack_name(name): leaf for name, leaf in wanted.items()}
-
-    def with_sharding(name: str, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = getattr(one_layer[name], "sharding", None)
-        if name not in wanted and isinstance(sharding, NamedSharding):
-            sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-    return {name: with_sharding(name, shape) for name, shape in shapes.items()}
-
-
-def _taken_apart(name: str, stack: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The layers of a stack, each where it belongs."""
-    if isinstance(stack, np.ndarray):
-        return parameter_names.unstack_layers({name: stack})
-    layers = parameter_names.unstack_layers({name: stack}, lambda _, number: number)
-    shardings = {layer: wanted[layer].sharding for layer in layers}
-    return jax.jit(parameter_names.unstack_layers, out_shardings=shardings)({name: stack})
 
 
 def _is_finite(array: Any) -> Any:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ class CheckpointConfig:
 
     Attributes:
       period: steps between checkpoints; each is evaluated before it is saved. The last step is always saved.
-      keep_latest: newest checkpoints kept for resuming; the best one is always kept beside them.
+      keep_latest: newest checkpoints kept for resuming; the best one is always kept as well.
     """
 
     period: int = 1000
@@ -100,10 +100,10 @@ class RunCheckpoints:
           score: of the evaluation at this step, None without one.
         """
         leaves, names = _numbered(opt_state)
-        facts = {"format": FORMAT, "step": step, "score": score, "opt_state": names, **metadata}
+        stored = {"format": FORMAT, "step": step, "score": score, "opt_state": names, **metadata}
         items = {
             "params": ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
-            "metadata": ocp.args.JsonSave(facts),
+            "metadata": ocp.args.JsonSave(stored),
         }
         if leaves:  # plain gradient descent has none, and Orbax refuses to save nothing
             items["opt_state"] = ocp.args.StandardSave(leaves)
@@ -192,7 +192,32 @@ def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
     stored_format = metadata.get("format") if isinstance(metadata, dict) else None
     if stored_format != FORMAT:
         raise ValueError(f"{folder} has the checkpoint format {stored_format!r}; expected {FORMAT!r}.")
+    for key, (fits, expected) in _FIELDS.items():
+        if not fits(metadata.get(key, _MISSING)):
+            value = repr(metadata[key]) if key in metadata else "missing"
+            raise ValueError(f"{file} is damaged: {key} is {value}, expected {expected}; copy the checkpoint again.")
     return metadata
+
+
+_MISSING = object()
+
+
+def _names(*keys: str) -> Callable[[Any], bool]:
+    """Whether a value is an object with texts of these names, null or missing."""
+    return lambda value: (
+        value in (None, _MISSING) or isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
+    )
+
+
+# What metadata hold at least, and what of it is read again: whether a value fits, and what is expected.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (lambda value: type(value) is int and value >= 0, "a number of steps"),
+    "score": (lambda value: value is None or type(value) in (int, float), "a number or null"),
+    "base": (_names("path", "fingerprint"), "null or an object with path and fingerprint"),
+    "network": (_names("class"), "null or an object with a class"),
+    "token_ids": (_names(), "null or an object"),
+    "vocabulary": (_names("name", "hash"), "null or an object with name and hash"),
+}
 
 
 def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:
@@ -204,7 +229,7 @@ def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:
     try:
         return dict(sorted(arrays.opened(arrays.of_orbax(absolute(folder) / "params")).items()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"The parameters in {folder} cannot be read: {_line(error)}.") from error
+        raise ValueError(f"The parameters in {folder} cannot be read: {arrays.line(error)}.") from error
 
 
 def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -240,13 +265,13 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
       params: nested or flat.
       metadata: step, base, and what `networks.described` says of the network.
     """
-    facts = {"format": FORMAT, "score": None, **metadata}
+    stored = {"format": FORMAT, "score": None, **metadata}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             absolute(folder),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
-                metadata=ocp.args.JsonSave(facts),
+                metadata=ocp.args.JsonSave(stored),
             ),
             force=True,  # what a run that was stopped here had written
         )
@@ -264,15 +289,12 @@ def _restore(folder: epath.Path, like: Any) -> Any:
     except Exception as error:  # Orbax has no common error class for a damaged checkpoint
         if _out_of_memory(error):
             raise
-        raise ValueError(f"{folder} cannot be read, a file of it is missing or damaged: {_line(error)}.") from error
+        raise ValueError(
+            f"{folder} cannot be read, a file of it is missing or damaged: {arrays.line(error)}."
+        ) from error
 
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether the machine is too small for the checkpoint, which is then not to blame."""
     on_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     return on_device or isinstance(error, MemoryError)
-
-
-def _line(error: Exception) -> str:
-    """An error's first line, cut, for use inside a sentence."""
-    return (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".")

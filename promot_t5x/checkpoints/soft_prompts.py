@@ -1,11 +1,4 @@
-"""Soft prompts as files of their own: read, written in another format, attached to a model.
-
-| format | is |
-|---|---|
-| soft_prompt | a folder with `soft_prompt.safetensors` and `soft_prompt.json`, as prompt tuning writes it |
-| npy | one array [P, D] (or [N, P, D]), as the prompt-tuning code of Lester et al. has them |
-| peft | a folder with an adapter of PEFT, one prompt |
-"""
+"""Soft prompts as files of their own (`checkpoints.SOFT_PROMPT_FORMATS`): read, written, attached to a model."""
 
 import dataclasses
 import io
@@ -24,8 +17,6 @@ from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files
 
-FORMATS = (parameter_names.SOFT_PROMPT, "npy", "peft")
-
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
 
 _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
@@ -39,7 +30,7 @@ def is_prompt(path: epath.Path) -> bool:
 
 
 def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """(prompt_NxPxD, what `soft_prompt.json` beside it says, else nothing).
+    """(prompt_NxPxD, what `soft_prompt.json` next to it says, else nothing).
 
     Raises:
       FileNotFoundError: nothing is there.
@@ -50,10 +41,18 @@ def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
     description = (path if path.is_dir() else path.parent) / DESCRIPTION
     if path.suffix == ".npy" or not description.is_file():
         return load(path), {}
+    return load(path), _description(description)
+
+
+def _description(file: epath.Path) -> dict[str, Any]:
     try:
-        return load(path), json.loads(description.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{description} is damaged, it is not JSON ({error}); copy it again.") from error
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged, it is not JSON ({error}); copy it again.") from error
+    base = values.get("base") if isinstance(values, dict) else values
+    if base is not None and not (isinstance(values, dict) and isinstance(base, dict)):
+        raise ValueError(f"{file} is damaged, it does not describe a soft prompt (base is {base!r}); copy it again.")
+    return values
 
 
 def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
@@ -61,14 +60,14 @@ def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, descriptio
 
     Args:
       path: the file for npy, else the folder.
-      to_format: one of FORMATS.
+      to_format: one of `checkpoints.SOFT_PROMPT_FORMATS`.
       prompt_NxPxD: for PEFT one prompt only.
       description: what `soft_prompt.json` says; PEFT's adapter takes the base model's path from it.
 
     Raises:
       ValueError: several prompts for PEFT.
     """
-    if to_format == FORMATS[0]:
+    if to_format == parameter_names.SOFT_PROMPT:
         save(path, prompt_NxPxD, description)
     elif to_format == "npy":
         content = io.BytesIO()
@@ -165,4 +164,9 @@ def load(path: str | epath.Path) -> np.ndarray:
         prompt = prompt[None]
     if prompt.ndim != 3:
         raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
+    if not prompt.size or prompt.dtype not in _DTYPES.values():
+        raise ValueError(
+            f"{file} holds {prompt.dtype}{prompt.shape}, expected a prompt of at least one vector in one of "
+            f"{', '.join(str(np.dtype(dtype)) for dtype in _DTYPES.values())}; save it again."
+        )
     return prompt

@@ -89,7 +89,7 @@ class Source:
         Raises:
           ValueError: it is no (m)T5.
         """
-        told = networks.told_by_shapes(self.leaves)
+        told = networks.told_by_shapes(self.leaves, self.folder)
         return T5Config(**{**self.assumed, **self.stated, **self.given, **told})
 
 
@@ -131,7 +131,7 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
 
 
 def _with_given(source: Source, given: Mapping[str, Any]) -> Source:
-    stated = {**source.stated, **networks.told_by_shapes(source.leaves)}
+    stated = {**source.stated, **networks.told_by_shapes(source.leaves, source.folder)}
     config = T5Config(**{**networks.of_public_models(source.leaves), **stated, **given})
     networks.check_agreement(stated, config, given, source.folder)
     return dataclasses.replace(source, given=dict(given))
@@ -169,6 +169,8 @@ def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
         raise FileNotFoundError(
             f"{prompt.folder} holds a soft prompt for the model in {named['path']}, which is not there."
         )
+    if absolute(named["path"]) == prompt.folder:
+        raise ValueError(f"{prompt.folder} holds a soft prompt alone and names itself as its model; copy it again.")
     base = open_source(named["path"])
     return dataclasses.replace(
         prompt,

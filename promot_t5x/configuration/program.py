@@ -112,7 +112,7 @@ def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> 
 
 _MISTAKES = (
     *(ValueError, FloatingPointError),
-    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, files.NoRoomError),
+    *(FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, files.NoRoomError),
     TimeoutError,
 )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
+from flax import serialization
 
 from promot_t5x import convert
 from promot_t5x.checkpoints import conversion, formats, loading, saving, soft_prompts, sources, stored_leaves
@@ -119,6 +120,57 @@ def test_a_damaged_source_leaves_no_checkpoint(t5, testdata, tmp_path):
             conversion.convert_checkpoint(str(copy), str(target), name)
         with pytest.raises((FileNotFoundError, ValueError), match="no checkpoint at|neither a checkpoint nor"):
             sources.open_source(target)
+
+
+@pytest.mark.parametrize("to_format", ["promot", "t5x_legacy", "huggingface"])
+def test_nothing_half_written_stays(testdata, tmp_path, to_format):
+    copy = tmp_path / "source" / "checkpoint_1"
+    shutil.copytree(testdata / "t5x_tiny" / "t5_legacy" / "checkpoint_0", copy)
+    (copy / "target.token_embedder.embedding" / "0.0").write_bytes(b"")
+    with pytest.raises(ValueError, match="target.token_embedder.embedding is damaged"):
+        conversion.convert_checkpoint(str(copy), str(tmp_path / "out"), to_format)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("lost", ["encoder/layers_1/pre_mlp_layer_norm", "decoder/relpos_bias", "encoder/layers_0/mlp"])
+def test_a_checkpoint_that_lacks_a_leaf_is_not_converted(testdata, tmp_path, lost):
+    copy = tmp_path / "checkpoint_1"
+    shutil.copytree(testdata / "t5x_tiny" / "t5_legacy" / "checkpoint_0", copy)
+    content = serialization.msgpack_restore((copy / "checkpoint").read_bytes())
+    *parents, last = lost.split("/")
+    subtree = content["optimizer"]["target"]
+    for name in parents:
+        subtree = subtree[name]
+    del subtree[last]
+    (copy / "checkpoint").write_bytes(serialization.msgpack_serialize(content))
+    with pytest.raises(ValueError, match=f"checkpoint_1 (.|\\n)*{lost}"):
+        conversion.convert_checkpoint(str(copy), str(tmp_path / "out"), "promot")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("array", [np.ones((3, 32), int), np.ones((0, 32), np.float32), np.full((3, 32), "a")])
+def test_arrays_that_are_no_prompt(tmp_path, array):
+    np.save(tmp_path / "prompt.npy", array)
+    for to_format in ("npy", "soft_prompt"):
+        with pytest.raises(ValueError, match="prompt.npy holds .*, expected a prompt of at least one vector in one of"):
+            conversion.convert_soft_prompt(str(tmp_path / "prompt.npy"), str(tmp_path / "out"), to_format)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"base": "x"}', '{"base": [1]}', "\xff"])
+def test_a_damaged_description_of_a_prompt(tuned, tmp_path, text):
+    _, folder = tuned
+    (folder / "soft_prompt.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="soft_prompt.json is damaged, it .*; copy it again"):
+        conversion.convert_soft_prompt(str(folder), str(tmp_path / "out.npy"), "npy")
+
+
+def test_a_prompt_that_names_itself_as_its_model(tmp_path):
+    prompt = {"soft_prompt": {"embedding": np.ones((1, 3, 32), np.float32)}}
+    named = {"path": str(tmp_path / "prompt"), "fingerprint": "0" * 16}
+    saving.export(tmp_path / "prompt", prompt, {"step": 1, "base": named})
+    with pytest.raises(ValueError, match="names itself as its model"):
+        sources.open_source(tmp_path / "prompt")
 
 
 def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):

@@ -72,3 +72,23 @@ def test_what_belongs_to_a_run_may_differ():
     changed = {name for name, value in stated.items() if getattr(config, name) != value}
     assert changed == set(stated) - set(function_fields(CONFIG))
     networks.check_agreement(stated, config, stated, "here")
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("relative_bias_max_distance", None, "T5Config.relative_bias_max_distance is None: expected a whole number"),
+        ("vocab_size", "384", "T5Config.vocab_size is '384': expected a whole number"),
+        ("num_heads", True, "T5Config.num_heads is True: expected a whole number"),
+        ("scan_layers", 1, "T5Config.scan_layers is 1: expected true or false"),
+        ("dropout_rate", "0.1", "T5Config.dropout_rate is '0.1': expected a number"),
+        ("mlp_activations", "relu", "T5Config.mlp_activations is 'relu': expected names"),
+        ("mlp_dim", 0, "T5Config.mlp_dim is 0: expected a positive number"),
+        ("class", ["T5Config"], "holds a network of the class ..T5Config..; expected T5Config"),
+    ],
+)
+def test_a_field_with_a_value_that_it_cannot_have(key, value, message):
+    metadata = _as_json(networks.described(CONFIG))
+    with pytest.raises(ValueError, match=message) as caught:
+        networks.stated_fields({**metadata, "network": {**metadata["network"], key: value}}, "here")
+    assert "here" in str(caught.value)

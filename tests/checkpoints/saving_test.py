@@ -167,6 +167,28 @@ def test_metadata_errors(tmp_path):
             saving.read_metadata(tmp_path / "checkpoint_1")
 
 
+@pytest.mark.parametrize("value", ["x", [1], True])
+@pytest.mark.parametrize("key", ["step", "score", "base", "network", "token_ids", "vocabulary"])
+def test_metadata_of_other_types(tmp_path, key, value):
+    saving.export(tmp_path, _tree(), {"step": 1, "base": None})
+    file = tmp_path / "metadata" / "metadata"
+    metadata = json.loads(file.read_text())
+    file.write_text(json.dumps({**metadata, key: value}))
+    with pytest.raises(ValueError, match=f"metadata is damaged: {key} is .*, expected .*; copy the checkpoint again"):
+        saving.read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["step", "score"])
+def test_metadata_without_what_all_have(tmp_path, key):
+    saving.export(tmp_path, _tree(), {"step": 1, "base": None})
+    file = tmp_path / "metadata" / "metadata"
+    metadata = json.loads(file.read_text())
+    del metadata[key]
+    file.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=f"metadata is damaged: {key} is missing, expected a number"):
+        saving.read_metadata(tmp_path)
+
+
 def test_restoring_lists_every_difference_and_reads_nothing(tmp_path, monkeypatch):
     _save_run(tmp_path, [0.5])
     folder = tmp_path / "checkpoint_1"

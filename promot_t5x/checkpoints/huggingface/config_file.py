@@ -55,13 +55,13 @@ def load(file: epath.Path) -> dict[str, Any]:
       ValueError: not JSON, or of another model.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist, which says what the weights beside it are: copy it there.")
+        raise FileNotFoundError(f"{file} does not exist, which says what the weights next to it are: copy it there.")
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
     model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type not in MODEL_TYPES:
+    if model_type not in tuple(MODEL_TYPES):  # compared, as a damaged one may not be hashable
         raise ValueError(
             f"{file} is of a model of type {model_type!r}, expected one of {', '.join(MODEL_TYPES)}: give the folder "
             "of a T5, mT5 or umT5."
@@ -93,7 +93,7 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
             raise ValueError(f"{theirs} is {value!r} in {file}, expected a positive number: copy the file again.")
         stated[ours] = value
     feed_forward = values.get("feed_forward_proj", "relu" if values["model_type"] == "t5" else "gated-gelu")
-    if feed_forward not in _FEED_FORWARD:
+    if feed_forward not in tuple(_FEED_FORWARD):
         raise ValueError(
             f"feed_forward_proj is {feed_forward!r} in {file}, expected one of {', '.join(_FEED_FORWARD)}: the network "
             "has no such layer."

@@ -1,8 +1,8 @@
 """A soft prompt as an adapter of PEFT (prompt tuning of an encoder-decoder), in and out, without torch or peft.
 
 A folder there holds adapter_config.json and adapter_model.safetensors with one tensor, the prompt [P, D]. PEFT's own
-default for encoder-decoders, num_transformer_submodules 2, has as many rows again, which stand before the decoder's
-input; ours stand before the encoder's alone, which is 1.
+default for encoder-decoders, num_transformer_submodules 2, has as many rows again, which precede the decoder's
+input; ours precede the encoder's alone, which is 1.
 """
 
 import json
@@ -97,9 +97,9 @@ def read_adapter(folder: epath.PathLike) -> np.ndarray:
     tensors = safetensors_file.leaves(path / _WEIGHTS)
     shape = (values.get("num_virtual_tokens"), values.get("token_dim"))
     if {name: leaf.shape for name, leaf in tensors.items()} != {_TENSOR: shape}:
-        found = ", ".join(f"{name} {leaf.shape}" for name, leaf in tensors.items()) or "nothing"
+        held = ", ".join(f"{name} {leaf.shape}" for name, leaf in tensors.items()) or "nothing"
         raise ValueError(
-            f"{path / _WEIGHTS} holds {found}, expected {_TENSOR} {shape} as {_CONFIG} says: copy both files again."
+            f"{path / _WEIGHTS} holds {held}, expected {_TENSOR} {shape} as {_CONFIG} says: copy both files again."
         )
     return stored_leaves.whole(tensors[_TENSOR])[None]
 

@@ -52,21 +52,21 @@ def leaves(file: epath.PathLike) -> dict[str, stored_leaves.StoredLeaf]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"The file {path} does not exist: check the path, or copy the missing file.")
-    found = {}
+    headers = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as tensors:
             for name in tensors.keys():
                 piece = tensors.get_slice(name)
-                found[name] = (tuple(piece.get_shape()), piece.get_dtype())
+                headers[name] = (tuple(piece.get_shape()), piece.get_dtype())
     except safetensors.SafetensorError as error:
         raise ValueError(f"The safetensors file {path} is damaged ({error}): copy or save it again.") from error
-    if odd := {name: dtype for name, (_, dtype) in found.items() if dtype not in _DTYPES}:
+    if odd := {name: dtype for name, (_, dtype) in headers.items() if dtype not in _DTYPES}:
         name, dtype = next(iter(odd.items()))
         raise ValueError(
             f"The tensor {name} in {path} has the type {dtype}, expected one of {', '.join(_DTYPES)}: save the model "
             "without quantization."
         )
-    return {name: _leaf(path, name, shape, _DTYPES[dtype]) for name, (shape, dtype) in found.items()}
+    return {name: _leaf(path, name, shape, _DTYPES[dtype]) for name, (shape, dtype) in headers.items()}
 
 
 def _leaf(path: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> stored_leaves.StoredLeaf:
@@ -82,7 +82,7 @@ def write(file: epath.PathLike, tensors: Mapping[str, stored_leaves.StoredLeaf])
     """Writes tensors in the dtype they are stored in, streamed; the file is there as a whole or not at all.
 
     Args:
-      file: missing folders are made; what stands there is replaced. Of several processes only the first writes.
+      file: missing folders are made; what is there is replaced. Of several processes only the first writes.
       tensors: leaves of any source, read block by block.
 
     Raises:

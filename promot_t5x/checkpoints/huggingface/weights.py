@@ -131,8 +131,8 @@ def write(
     values = config_file.values_of(config, model_type, dtypes.pop() if len(dtypes) == 1 else None)
     if not processes.speaks():
         return
-    if there := _model_files(path):
-        raise FileExistsError(f"{path} holds {_some(there)} already: give another folder, or remove these files.")
+    if present := _model_files(path):
+        raise FileExistsError(f"{path} holds {_some(present)} already: give another folder, or remove these files.")
     shards = _sharded(tensors, max_shard_bytes)
     try:
         for file, names in shards.items():
@@ -165,6 +165,11 @@ def opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf
             tensors.setdefault(_EMBEDDING, tensors.pop(name))
     if config_file.tied(values) and _OUTPUT in tensors:
         tensors.setdefault(_EMBEDDING, tensors[_OUTPUT])
+    if (depth := fields["num_encoder_layers"] + fields["num_decoder_layers"]) > len(tensors):
+        raise ValueError(
+            f"{path / _CONFIG} has {depth} layers, the weights next to it are {len(tensors)} tensors in all: put the "
+            f"{_CONFIG} of these weights there."
+        )
     fields["logits_via_embedding"] = _shares_embedding(values, tensors, path)
     if fields["logits_via_embedding"]:
         tensors.pop(_OUTPUT, None)
@@ -236,7 +241,7 @@ def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Stor
     if unknown := [name for name in tensors if name not in expected]:
         problems.append(f"have {len(unknown)} that are unknown ({_some(unknown)})")
     shapes = {name: (tensors[name].shape, shape) for name, shape in expected.items() if name in tensors}
-    if other := [f"{name} {found} for {shape}" for name, (found, shape) in shapes.items() if found != shape]:
+    if other := [f"{name} {stored} for {shape}" for name, (stored, shape) in shapes.items() if stored != shape]:
         problems.append(f"have {len(other)} of other shapes ({_some(other)})")
     if problems:
         raise ValueError(
@@ -261,7 +266,7 @@ def as_named(leaves: stored_leaves.Leaves, config: T5Config) -> dict[str, Stored
     wrong = [f"{name} (missing)" for name in table if name not in leaves]
     wrong += [f"{name} (unknown)" for name in leaves if name not in table]
     shapes = {name: (leaves[name].shape, shape) for name, (_, shape) in table.items() if name in leaves}
-    wrong += [f"{name} ({found} for {shape})" for name, (found, shape) in shapes.items() if found != shape]
+    wrong += [f"{name} ({given} for {shape})" for name, (given, shape) in shapes.items() if given != shape]
     if wrong:
         raise ValueError(f"The parameters are not those of the network in T5Config: {_some(wrong)}; give its own.")
     return {theirs: _turned(ours, leaves[ours]) for ours, (theirs, _) in table.items()}

@@ -39,13 +39,23 @@ def is_scanned(names: Mapping) -> bool:
 
 
 def from_scanned(leaves: Leaves) -> dict[str, StoredLeaf]:
-    """Leaves of `scalable_t5` as our scanned stacks; others pass through."""
+    """Leaves of `scalable_t5` as our scanned stacks; others pass through.
+
+    Raises:
+      ValueError: a leaf lacks the dimension of the layers or of the heads.
+    """
 
     def convert(name: str, leaf: StoredLeaf) -> tuple[str, StoredLeaf]:
         match = _SCANNED.match(name)
         if not match:
             return name, leaf
         side, rest = match.groups()
+        least = 4 if rest.endswith((*_PROJECTIONS, "out/kernel")) else 2
+        if len(leaf.shape) < least:
+            raise ValueError(
+                f"{leaf.source} has the shape {leaf.shape}, expected at least {least} dimensions, the layers on the "
+                "second: give a checkpoint of scalable_t5."
+            )
         ours = stored_leaves.transposed(leaf, (1, 0, *range(2, len(leaf.shape))))
         if rest.endswith(_PROJECTIONS):  # LxDxHxK
             ours = stored_leaves.joined(ours, 2)

@@ -1,7 +1,7 @@
 """Reads the parameters of checkpoints written by T5X, in both formats and both layouts, without T5X.
 
 Legacy: a folder with a msgpack file `checkpoint` = {version: 3, optimizer: {state, target}}, in which a large leaf is a
-tensorstore spec naming a zarr folder beside the file and a small leaf is stored inline. Orbax: a folder (or its
+tensorstore spec naming a zarr folder next to the file and a small leaf is stored inline. Orbax: a folder (or its
 subfolder `state`) with `_METADATA` and one array per leaf, usually inside an OCDBT key-value store. Only the parameters
 (`target`) are read, never the optimizer's state. Nothing is unpickled.
 
@@ -47,8 +47,8 @@ def checkpoints_in(path: epath.PathLike) -> list[str]:
     """The names of the folders `checkpoint_N` in a folder, by their number."""
     folder = absolute(path)
     names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
-    found = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
-    return [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
+    matches = filter(None, (re.fullmatch(r"checkpoint_(\d+)", name) for name in names))
+    return [match[0] for match in sorted(matches, key=lambda match: int(match[1]))]
 
 
 def read(path: epath.PathLike) -> dict[str, StoredLeaf]:
@@ -69,11 +69,11 @@ def read(path: epath.PathLike) -> dict[str, StoredLeaf]:
     leaves = _leaves(path)
     opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
     inline = f"{absolute(path) / LEGACY_FILE}: "
-    found = {
+    by_name = {
         name: stored_leaves.from_array(leaf, inline + name) if isinstance(leaf, np.ndarray) else opened[name]
         for name, leaf in leaves.items()
     }
-    return layouts.from_scanned(found) if layouts.is_scanned(found) else found
+    return layouts.from_scanned(by_name) if layouts.is_scanned(by_name) else by_name
 
 
 def _is_legacy(folder: epath.Path) -> bool:
@@ -91,8 +91,9 @@ def _orbax_folder(folder: epath.Path) -> epath.Path | None:
     """The folder with the Orbax metadata of a tree that holds `target`, if there is one here or in `state`."""
     for candidate in (folder, folder / "state"):
         if (candidate / arrays.ORBAX_FILE).is_file():
-            # Looked for as text, so that a damaged file is still recognised and reported as damaged.
-            return candidate if f"('{_PARAMETERS}'," in (candidate / arrays.ORBAX_FILE).read_text() else None
+            # Looked for as bytes, so that a damaged file is still recognised and reported as damaged.
+            listed = (candidate / arrays.ORBAX_FILE).read_bytes()
+            return candidate if f"('{_PARAMETERS}',".encode() in listed else None
     return None
 
 
@@ -148,7 +149,7 @@ def _legacy_leaf(folder: epath.Path, name: str, leaf: Any) -> "StoredArray | np.
     # T5X wraps an array that it saved in another dtype than it trained in; the stored one is inside.
     spec = leaf["base"] if leaf.get("driver") == "cast" else leaf
     try:
-        # The writer's store (gfile, gcs) does not matter: every array folder lies directly in the checkpoint's.
+        # The writer's store (gfile, gcs) does not matter: every array's folder is directly in the checkpoint's.
         array_folder = folder / spec["kvstore"]["path"].rstrip("/").rsplit("/", 1)[-1]
         shape = tuple(spec["metadata"]["shape"])
         dtype = np.dtype(spec["metadata"].get("dtype") or spec["dtype"])
