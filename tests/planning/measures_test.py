@@ -1,7 +1,6 @@
 """promot_t5x.planning.measures: sums and bounds worked out by hand, the compiler's refusals, links of a torus."""
 
 import dataclasses
-import importlib.util
 import itertools
 import random
 
@@ -16,6 +15,7 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import chips, measures, programs
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured
+from tests.absent_devices import Tpu
 
 FITS = Measured(
     arguments=3 * GIB,
@@ -164,14 +164,6 @@ def test_rounds_of_a_decode_are_counted_in_the_jaxpr():
 # Links
 
 
-@dataclasses.dataclass(frozen=True)
-class Tpu:
-    """A core of a TPU that is not there."""
-
-    coords: tuple[int, int, int]
-    core_on_chip: int = 0
-
-
 def _mesh(torus, sizes, cores=1):
     """Neighbours on the torus one after the other, the last dimension first."""
     devices = [Tpu(place[:3], place[3]) for place in itertools.product(*map(range, torus), range(cores))]
@@ -224,12 +216,7 @@ def test_bandwidth_between_slices():
 # What the compiler measures
 
 
-def _needs_compiler(test):
-    absent = importlib.util.find_spec("libtpu") is None
-    return pytest.mark.tpu_compiler(pytest.mark.skipif(absent, reason="needs the TPU compiler: make test-plan")(test))
-
-
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_a_compiled_program():
     """Everything but the program is a closed form: its arguments, its operations and its sums over the batch."""
     topology = chips.topology("v5e:2x2")
@@ -253,7 +240,7 @@ def test_a_compiled_program():
     assert found.temporaries is not None and found.arguments <= found.needed < 2**25 < found.hbm
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_a_compiled_decode():
     """Its loop may end early, so that its rounds are not in the program: they are what the caller says."""
     topology = chips.topology("v5e:2x2")

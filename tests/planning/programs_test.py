@@ -17,6 +17,7 @@ from promot_t5x.models.encoder_decoder import DecodingConfig, EncoderDecoderMode
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import programs
 from promot_t5x.training import optimizers, stages, trainer
+from tests import absent_devices
 
 ROWS, T, U, P = 8, 6, 5, 4
 CONFIG = T5Config(64, 16, 4, 8, 32, 2, 1, prompt_length=P, dropout_rate=0.1, scan_layers=True)
@@ -29,19 +30,8 @@ BATCH = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A device that is not there."""
-
-    id: int
-    slice_index: int = 0
-    platform: str = "cpu"
-    device_kind: str = "a kind without rules of its own"
-    process_index: int = 0
-
-
 def _training(stage, partitioner=None, **changes):
-    partitioner = partitioner or Partitioner(num_partitions=2, devices=tuple(Device(i) for i in range(8)))
+    partitioner = partitioner or Partitioner(num_partitions=2, devices=absent_devices.devices(8))
     optimizer = optimizers.adafactor(0.05)
     return programs.Training(EncoderDecoderModel(CONFIG), stage, optimizer, LENGTHS, ROWS, partitioner, **changes)
 

@@ -19,25 +19,9 @@ from promot_t5x.planning import chips, hlo, measures, programs, search
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured
 from promot_t5x.training import optimizers
+from tests import absent_devices
 
-
-def _needs_compiler(test):
-    absent = importlib.util.find_spec("libtpu") is None
-    return pytest.mark.tpu_compiler(pytest.mark.skipif(absent, reason="needs the TPU compiler: make test-plan")(test))
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A device that is not there."""
-
-    id: int
-    slice_index: int = 0
-    platform: str = "cpu"
-    device_kind: str = "a kind without rules of its own"
-    process_index: int = 0
-
-
-DEVICES = tuple(Device(i) for i in range(64))
+DEVICES = absent_devices.devices(64)
 RECIPE = ["--gin_file=recipes/promot_rte.gin"]
 TRAIN = ["--gin_file=models/mt5_xl.gin", "--gin_file=tasks/rte.gin", "--gin_file=stages/prompt_tuning.gin"]
 
@@ -448,7 +432,7 @@ def small(tmp_path_factory):
     return _compiled(tmp_path_factory.mktemp("small"), "--topology=v5e:2x2")
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_both_stages_of_a_small_recipe(small):
     assert small.code == 0 and small.found["topology"] == "v5e:2x2"
     assert small.found["mesh"] == {"preset": "mixed", "replica": 1, "data": 2, "model": 2}
@@ -467,7 +451,7 @@ def test_both_stages_of_a_small_recipe(small):
     assert model_tuning["weight_gradient_flops"] == 2 * 8 * 128 * MATRICES
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_only_the_soft_prompt_is_summed_over_the_batch_in_stage_1(small):
     prompt_tuning, model_tuning = small.found["stages"].values()
     # Beside the prompt's gradient the compiler writes gathers of the layers' scales as sums.
@@ -476,7 +460,7 @@ def test_only_the_soft_prompt_is_summed_over_the_batch_in_stage_1(small):
     assert model_tuning["data_axis_reduction_bytes"] > 2 * (WEIGHTS / 2) / 2
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_frozen_weights_are_neither_results_nor_copied(small):
     memory = {stage: compiled.memory_analysis() for stage, compiled in small.programs.items()}
     prompt_tuning, frozen = memory["prompt_tuning"], 4 * WEIGHTS / 4
@@ -490,7 +474,7 @@ def test_frozen_weights_are_neither_results_nor_copied(small):
     assert model_tuning.output_size_in_bytes - model_tuning.alias_size_in_bytes < 64 * 1024
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_the_embedding_is_never_gathered(small):
     """The table is cut by words over `model`: each device looks up what it has, and goes through its own logits."""
     for stage, compiled in small.programs.items():
@@ -505,7 +489,7 @@ def test_the_embedding_is_never_gathered(small):
         assert max(gathered) <= V // 2 // 2 * D, "the logits' chunks, two of each device's half of the words"
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_two_slices(tmp_path):
     once = "--gin.pipeline.Recipe.methods=('prompt_tuning',)"
     plan_of_two = _compiled(tmp_path, "--topology=v5e:2x2", "--slices=2", once)
@@ -521,7 +505,7 @@ def test_two_slices(tmp_path):
     assert PROMPT_BYTES / 4 <= sum(row["bytes"] for row in between) <= 2 * PROMPT_BYTES
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_a_network_that_is_too_large(tmp_path):
     """Its arguments alone do not fit, so that nothing is compiled, and the advice follows."""
     large = _compiled(tmp_path, "--topology=v5e:2x2", f"--gin.T5Config.vocab_size={2**28}")
@@ -533,7 +517,7 @@ def test_a_network_that_is_too_large(tmp_path):
     assert "\n  1. --gin.NUM_MICROBATCHES=2: " in large.shown and "\n  2. --gin.FROZEN_WEIGHTS_DTYPE=" in large.shown
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_a_program_that_the_compiler_refuses():
     """Arguments fit, activations do not: what the compiler says is read, not raised."""
     topology = chips.topology("v5e:2x2")
@@ -558,7 +542,7 @@ def _measure(topology_name, stage, *argv):
     return measures.measure(programs.training_step(training), topology)
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage,argv,most_gib",
@@ -579,7 +563,7 @@ def test_xxl_on_64_chips(stage, argv, most_gib):
         assert found.weight_gradient_flops > 0.2 * found.flops_jaxpr
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "topology,stage",

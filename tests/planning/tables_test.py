@@ -12,6 +12,7 @@ from promot_t5x.planning import chips, tables
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured
 from promot_t5x.training.parameter_table import Group
+from tests import absent_devices
 
 PROMPT_TUNING = Measured(
     arguments=int(1.5 * GIB),
@@ -126,18 +127,9 @@ def test_stages_with_different_parameters():
     assert _rows(text, "parameters ")["soft_prompt"][-2:] == ["-", "trained float32"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A device that is not there."""
-
-    slice_index: int
-    platform: str = "cpu"
-    device_kind: str = "a kind without rules of its own"
-
-
 def test_names_of_meshes():
     assert tables.mesh_name(_partitioner(preset="data")) == "preset data, mesh data 1 x model 1"
-    devices = tuple(Device(i // 4) for i in range(8))
+    devices = (*absent_devices.devices(4, 0), *absent_devices.devices(4, 1))
     partitioner = Partitioner("tensor", 2, devices=devices)
     assert tables.mesh_name(partitioner) == "preset tensor, mesh replica 2 x data 2 x model 2"
 
