@@ -22,7 +22,7 @@ with epy.lazy_imports():  # --help needs no jax
 _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
 
-def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Asked:
+def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Planned:
     """Reads the configuration of a recipe's training runs, or of the one stage that the gin files describe.
 
     Of a recipe's runs those are taken whose methods ask for it (`Method.planned`), or all that train where none does.
@@ -43,7 +43,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         gin_checks.check_flags(gin_checks.unused_flag_macros() - set(_FOLDERS))
         bound = gin_files.bound_arguments(stage_run.run_stage, "train.train")
         training, validation = _training(bound, devices), bound.get("validation")
-        return search.Asked(
+        return search.Planned(
             {stages.stage(training.stage).name: training}, _answering(training, validation and validation.config)
         )
     bound = gin_files.bound_arguments(running.run_recipe)
@@ -56,7 +56,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         running.configure(invocation, recipe, run, epath.Path("not read"), "not read")
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
         by_stage.setdefault(stages.stage(training.stage).name, training)
-    return search.Asked(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))
+    return search.Planned(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))
 
 
 def _training(bound: dict[str, Any], devices: tuple[Any, ...]) -> programs.Training:
@@ -94,16 +94,16 @@ def main(argv: Sequence[str]) -> None:
     """Plans what the gin files and flags describe."""
     invocation = parse(argv)
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
-    asked = configured(invocation, topology.devices())
+    planned = configured(invocation, topology.devices())
     if invocation.dry_run:
         return
     only = [name for name in invocation.extra["programs"].split(",") if name]
-    compiled = search.plan_training(asked, topology, only)
+    compiled = search.plan_programs(planned, topology, only)
     print(tables.text(compiled))
     written = tables.as_json(compiled)
     if invocation.extra["search"]:
         written["search"] = {}
-        for stage, training in ((s, t) for s, t in asked.stages.items() if s in (only or asked.stages)):
+        for stage, training in ((s, t) for s, t in planned.stages.items() if s in (only or planned.stages)):
             ranked = search.search(training, topology)
             print(f"\n{stage} on {topology}, fastest bound first\n{tables.comparison(ranked)}", flush=True)
             written["search"][stage] = [tables.candidate_json(*pair) for pair in ranked]

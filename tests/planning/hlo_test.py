@@ -1,5 +1,6 @@
 """promot_t5x.planning.hlo: texts written by hand and texts that XLA wrote, against XLA's own parser and plain loops."""
 
+import math
 import operator
 import re
 import string
@@ -422,3 +423,15 @@ def test_a_loop_whose_rounds_xla_does_not_know():
     with pytest.raises(ValueError, match="^The rounds of the loop while.* in main.* cannot be read off.$"):
         _times(hlo.parse(text))
     assert _times(hlo.parse(text, unknown_trips=11)) == [11]
+
+
+# Sizes
+
+
+def test_bytes_of_every_dtype():
+    """A dtype that is not known would count nothing."""
+    for dtype in ("pred", "s8", "u8", "s16", "u16", "f16", "bf16", "s32", "u32", "f32", "s64", "u64", "f64"):
+        array = f"{dtype}[3,5]"
+        text = f"HloModule m\n\nENTRY %main (x: {array}) -> {array} {{\n  ROOT %x = {array} parameter(0)\n}}\n"
+        size = 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8
+        assert hlo.parse(text).root("main").bytes == math.prod((3, 5)) * size, dtype

@@ -26,7 +26,7 @@ RECIPE = ["--gin_file=recipes/promot_rte.gin"]
 TRAIN = ["--gin_file=models/mt5_xl.gin", "--gin_file=tasks/rte.gin", "--gin_file=stages/prompt_tuning.gin"]
 
 
-def _asked(*argv, devices=DEVICES):
+def _planned(*argv, devices=DEVICES):
     return plan.configured(flags.parse_flags(argv), devices)
 
 
@@ -36,7 +36,7 @@ def _asked(*argv, devices=DEVICES):
 def test_a_recipe_is_both_stages_and_its_evaluation(tmp_path, monkeypatch):
     """No WORK_DIR, no network: neither the vocabulary in its bucket nor any data is read."""
     monkeypatch.chdir(tmp_path)
-    asked = _asked(*RECIPE, "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}")
+    asked = _planned(*RECIPE, "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}")
     assert list(asked.stages) == ["prompt_tuning", "model_tuning"]
     for stage, training in asked.stages.items():
         assert training.stage == stage and training.lengths == {"inputs": 512, "targets": 128}
@@ -56,7 +56,7 @@ def test_the_optimizers_are_the_stages_own():
     import jax.numpy as jnp
 
     moved = {}
-    for stage, training in _asked(*RECIPE).stages.items():
+    for stage, training in _planned(*RECIPE).stages.items():
         params = {"a": jnp.full((3,), 100.0)}
         state = training.optimizer.build().init(params)
         updates, _ = training.optimizer.build().update({"a": jnp.ones(3)}, state, params, gradient_norm=jnp.float32(1))
@@ -66,18 +66,18 @@ def test_the_optimizers_are_the_stages_own():
 
 
 def test_files_of_the_train_binary_are_one_stage():
-    asked = _asked(*TRAIN)
+    asked = _planned(*TRAIN)
     assert list(asked.stages) == ["prompt_tuning"] and asked.stages["prompt_tuning"].model.config.embed_dim == 2048
     assert asked.evaluation is not None and asked.evaluation.lengths == {"inputs": 512, "targets": 8}
     for stage in ("model_tuning", "fine_tuning", "joint_tuning"):
-        assert list(_asked(*TRAIN[:2], f"--gin_file=stages/{stage}.gin").stages) == [stage]
-    assert _asked(*TRAIN, "--gin.train.train.validation=None").evaluation is None
+        assert list(_planned(*TRAIN[:2], f"--gin_file=stages/{stage}.gin").stages) == [stage]
+    assert _planned(*TRAIN, "--gin.train.train.validation=None").evaluation is None
 
 
 def test_flags_win():
     argv = [*RECIPE, "--gin.NUM_MICROBATCHES=2", "--gin.BATCH_SIZE=32", "--gin.NUM_PARTITIONS=8"]
     argv += ["--gin.FROZEN_WEIGHTS_DTYPE=bfloat16", "--gin.WORK_DIR=/somewhere", "--gin.EVAL_BATCH_SIZE=16"]
-    asked = _asked(*argv)
+    asked = _planned(*argv)
     for training in asked.stages.values():
         assert (training.batch_size, training.num_microbatches, training.frozen_weights_dtype) == (32, 2, "bfloat16")
         assert dict(training.partitioner.mesh().shape) == {"replica": 1, "data": 8, "model": 8}
@@ -87,19 +87,19 @@ def test_flags_win():
 @pytest.mark.parametrize("files", [RECIPE, TRAIN], ids=["recipe", "train"])
 def test_a_flag_that_changes_nothing_is_refused(files):
     with pytest.raises(flags.ConfigError, match=r"nothing uses BATCH_SIZ \(did you mean 'BATCH_SIZE'\?\)"):
-        _asked(*files, "--gin.BATCH_SIZ=32")
+        _planned(*files, "--gin.BATCH_SIZ=32")
 
 
 def test_nothing_to_plan():
     with pytest.raises(flags.ConfigError, match=r"^the gin files never mention train.train"):
-        _asked("--gin_file=models/mt5_xl.gin")
+        _planned("--gin_file=models/mt5_xl.gin")
     with pytest.raises(ValueError, match=r"has no run to plan"):
-        _asked(*RECIPE, "--gin.pipeline.Recipe.methods=('pretrained',)")
+        _planned(*RECIPE, "--gin.pipeline.Recipe.methods=('pretrained',)")
 
 
 def test_baselines_are_planned_where_nothing_else_trains():
     """Their steps are no more than ProMoT's second stage, so next to it they add nothing."""
-    asked = _asked(*RECIPE, "--gin.pipeline.Recipe.methods=('pretrained', 'fine_tuning')")
+    asked = _planned(*RECIPE, "--gin.pipeline.Recipe.methods=('pretrained', 'fine_tuning')")
     assert list(asked.stages) == ["fine_tuning"]
 
 
@@ -153,14 +153,14 @@ def test_advised_microbatches_are_possible():
 def test_advice_can_be_followed(files):
     """Each flag, as written, changes what it is to change."""
     argv = [*files, "--gin.T5Config.remat='none'", "--gin.NUM_PARTITIONS=8"]
-    training = _asked(*argv).stages["prompt_tuning"]
+    training = _planned(*argv).stages["prompt_tuning"]
     advised = [flag for flag in _flags_of(search.training_advice(training)) if flag.startswith("--gin")]
     assert len(advised) == 3
     for flag in advised:
-        changed = _asked(*argv, flag).stages["prompt_tuning"]
+        changed = _planned(*argv, flag).stages["prompt_tuning"]
         found = (changed.model.config.remat, changed.num_microbatches, changed.frozen_weights_dtype)
         assert sum(a != b for a, b in zip(found, ("none", 1, None), strict=True)) == 1, flag
-    asked = _asked(*argv, *advised).stages["prompt_tuning"]
+    asked = _planned(*argv, *advised).stages["prompt_tuning"]
     assert (asked.model.config.remat, asked.num_microbatches, asked.frozen_weights_dtype) == ("full", 2, "bfloat16")
 
 
@@ -538,7 +538,7 @@ XXL = [*RECIPE, "--gin.TASK_FEATURE_LENGTHS={'inputs': 512, 'targets': 128}"]
 
 def _measure(topology_name, stage, *argv):
     topology = chips.topology(topology_name)
-    training = _asked(*XXL, *argv, devices=topology.devices()).stages[stage]
+    training = _planned(*XXL, *argv, devices=topology.devices()).stages[stage]
     return measures.measure(programs.training_step(training), topology)
 
 
