@@ -35,9 +35,9 @@ SOLD = {
 @pytest.mark.parametrize("name", SOLD)
 def test_names(name):
     count, cloud_name, _ = SOLD[name]
-    found = chips.topology(name)
-    assert (found.chips, found.cloud_name, found.name) == (count, cloud_name, name)
-    assert str(found) == f"{name} ({cloud_name} in Google Cloud, {count} chips)"
+    once = chips.topology(name)
+    assert (once.chips, once.cloud_name, once.name) == (count, cloud_name, name)
+    assert str(once) == f"{name} ({cloud_name} in Google Cloud, {count} chips)"
     twice = chips.topology(name, 2)
     assert (twice.chips, twice.cloud_name, twice.slices) == (count, cloud_name, 2)
     assert str(twice) == f"2 x {name} ({cloud_name} in Google Cloud, {count} chips)"
@@ -122,5 +122,5 @@ def test_the_memory_is_what_the_compiler_accepts(name):
     x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(jnp.negative).trace(x).lower().compile()
-    found = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
-    assert found and float(found[1]) == topology.chip.hbm_gib
+    limit = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
+    assert limit and float(limit[1]) == topology.chip.hbm_gib

@@ -61,8 +61,8 @@ def _by_loops(window, labels, left, right, out):
     spatial = sorted(label for label in out_labels if label.isdigit())
 
     def numbers(name, default):
-        found = re.search(rf"(?:^| ){name}=(\S+)", window)
-        return found[1].split("x") if found else [default] * len(spatial)
+        stated = re.search(rf"(?:^| ){name}=(\S+)", window)
+        return stated[1].split("x") if stated else [default] * len(spatial)
 
     sizes, strides = ([int(n) for n in numbers(name, "1")] for name in ("size", "stride"))
     low = [int(pad.split("_")[0]) for pad in numbers("pad", "0_0")]
@@ -162,8 +162,8 @@ ENTRY %main (a: {left_shape}, b: {right_shape}) -> {out_shape} {{
 @pytest.mark.parametrize("name", [*CONVOLUTIONS, *OTHERS])
 def test_convolutions(name):
     if name in CONVOLUTIONS:
-        *form, asked = CONVOLUTIONS[name]
-        assert _by_loops(*form) == 2 * asked
+        *form, products = CONVOLUTIONS[name]
+        assert _by_loops(*form) == 2 * products
     else:
         form = OTHERS[name]
     text = _convolution(*form)

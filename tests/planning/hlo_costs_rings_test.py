@@ -106,18 +106,18 @@ ENTRY %main (x.1: bf16[128,64], y.1: bf16[128,32]) -> bf16[64,32] {{
 
 def _with_clone(text, name):
     """XLA gives every fusion a computation of its own."""
-    found = re.search(rf"^%{name} .*?^}}\n", text, re.MULTILINE | re.DOTALL)
-    assert found
-    clone = re.sub(r"%([\w.]+)", r"%\1.clone", found[0])
+    computation = re.search(rf"^%{name} .*?^}}\n", text, re.MULTILINE | re.DOTALL)
+    assert computation
+    clone = re.sub(r"%([\w.]+)", r"%\1.clone", computation[0])
     clone = re.sub(r"(\(|, )(\w+(?:\.\d+)?): ", r"\1\2.clone: ", clone)
-    return text.replace(found[0], f"{found[0]}\n{clone}")
+    return text.replace(computation[0], f"{computation[0]}\n{clone}")
 
 
 def test_a_ring_that_adds_up_in_the_tpus_form():
     text = _with_clone(_ADDING, "fused_sums")
     xla.hlo_module_from_text(text)
     program = hlo.parse(text)
-    # Four permutations in each of three rounds, and one behind the loop.
+    # Four permutations in each of three rounds, and one after the loop.
     piece, mesh = 2 * 64 * 32, {"replica": 1, "data": 4, "model": 2}
     assert hlo_costs.collectives(program, mesh) == [Collective("ring reduce-scatter", "data", 13, 13 * piece)]
     assert hlo_costs.flops(program) == 3 * 2 * 128 * 64 * 32
@@ -193,7 +193,7 @@ ENTRY %main (x.1: bf16[8,64], y.1: bf16[64,32]) -> bf16[8,32] {{
 
 
 def test_a_ring_that_gathers_in_the_tpus_form():
-    """What goes round was itself computed with sums; it is the sums behind the permutations that count."""
+    """What goes round was itself computed with sums; it is the sums after the permutations that count."""
     text = _with_clone(_GATHERING, "fused_products")
     xla.hlo_module_from_text(text)
     program = hlo.parse(text)

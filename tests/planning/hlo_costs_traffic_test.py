@@ -57,6 +57,14 @@ def test_groups_in_every_spelling(text):
     assert sorted(device for group in groups for device in group) == list(range(16))
 
 
+def test_groups_in_another_spelling():
+    """They must not pass for one group of all devices."""
+    with pytest.raises(
+        ValueError, match=r"has replica_groups=ring\[4\], which cannot be read: take the versions of jax"
+    ):
+        hlo_costs.replica_groups("ring[4], to_apply=%add", 16)
+
+
 # Traffic of programs that XLA compiled for eight devices
 
 _PROGRAM = """
@@ -79,7 +87,7 @@ def in_a_loop(function):
 ones = jnp.ones((8, 8))
 around = [(i, (i + 1) % 2) for i in range(2)]
 around_4 = [(i, (i + 1) % 4) for i in range(4)]
-found = {
+compiled = {
     "sum over data": on_each(lambda x: jax.lax.psum(x, "data")),
     "sum over replica and model": on_each(lambda x: jax.lax.psum(x, ("replica", "model"))),
     "sum over all": on_each(lambda x: jax.lax.psum(x, ("replica", "data", "model"))),
@@ -96,7 +104,7 @@ found = {
     "none": on_each(lambda x: 2 * x),
 }
 
-# A product whose matrix lies in pieces along four devices, and one whose sum does: rings, as the TPU's compiler makes.
+# A product whose matrix is in pieces along four devices, and one whose sum is: rings, as the TPU's compiler makes.
 def gathering(x, piece):
     def add(carry, _):
         total, piece = carry
@@ -112,7 +120,7 @@ def scattering(x, y):
 for name, function in (("a ring that gathers", gathering), ("a ring that adds up", scattering)):
     mapped = jax.shard_map(function, mesh=mesh, in_specs=(every, every), out_specs=every, check_vma=False)
     shapes = [jax.ShapeDtypeStruct((24, 8), jnp.float32), jax.ShapeDtypeStruct((64, 8), jnp.float32)]
-    found[name] = jax.jit(mapped).lower(*shapes).compile().as_text()
+    compiled[name] = jax.jit(mapped).lower(*shapes).compile().as_text()
 
 # The same from shardings alone: the rows of a batch along data, the product's sum along model.
 def place(*spec):
@@ -121,8 +129,8 @@ def place(*spec):
 @partial(jax.jit, in_shardings=(place("data", "model"), place("model", None)), out_shardings=place("data", None))
 def product(x, w):
     return x @ w
-found["a sharded product"] = product.lower(*[jax.ShapeDtypeStruct((16, 16), jnp.float32)] * 2).compile().as_text()
-print(json.dumps(found))
+compiled["a sharded product"] = product.lower(*[jax.ShapeDtypeStruct((16, 16), jnp.float32)] * 2).compile().as_text()
+print(json.dumps(compiled))
 """
 
 
@@ -245,8 +253,8 @@ ENTRY %main (x: f32[6,8], y: bf16[4,8]) -> f32[6,8] {{
 }}
 """
     xla.hlo_module_from_text(text)
-    found = hlo_costs.collectives(hlo.parse(text), {"replica": 3, "data": 2, "model": 2})
-    assert sorted(found, key=lambda row: (row.axes, row.kind)) == [
+    rows = hlo_costs.collectives(hlo.parse(text), {"replica": 3, "data": 2, "model": 2})
+    assert sorted(rows, key=lambda row: (row.axes, row.kind)) == [
         Collective("all-reduce", "data", 1, 2 * (4 * 48) / 2),
         Collective("all-gather", "replica", 1, 2 * (2 * 32)),
         Collective("all-reduce", "replica", 1, pytest.approx(2 * (4 * 48) * 2 / 3)),

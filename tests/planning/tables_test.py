@@ -160,11 +160,11 @@ def _strict(value):
 
 def test_the_json_of_a_plan():
     written = tables.as_json(_plan())
-    found = _strict(written)
-    assert found["topology"] == "v4:4x4x4" and found["cloud_name"] == "v4-128" and found["slices"] == 1
-    assert found["mesh"] == {"preset": "mixed", "replica": 1, "data": 1, "model": 1}
-    assert found["parameters"]["count"] == 5_000_409_600
-    assert found["parameters"]["groups"]["model_tuning"][1] == {
+    parsed = _strict(written)
+    assert parsed["topology"] == "v4:4x4x4" and parsed["cloud_name"] == "v4-128" and parsed["slices"] == 1
+    assert parsed["mesh"] == {"preset": "mixed", "replica": 1, "data": 1, "model": 1}
+    assert parsed["parameters"]["count"] == 5_000_409_600
+    assert parsed["parameters"]["groups"]["model_tuning"][1] == {
         "name": "soft_prompt",
         "state": "frozen",
         "count": 409_600,
@@ -172,8 +172,8 @@ def test_the_json_of_a_plan():
         "dtype": "float32",
         "sharding": "-x-xdata",
     }
-    fits, too_large = found["stages"]["prompt_tuning"], found["stages"]["model_tuning"]
-    assert STAGE_KEYS <= set(fits) == set(too_large) == set(found["evaluation"]["scoring"])
+    fits, too_large = parsed["stages"]["prompt_tuning"], parsed["stages"]["model_tuning"]
+    assert STAGE_KEYS <= set(fits) == set(too_large) == set(parsed["evaluation"]["scoring"])
     assert {key: fits[key] for key in STAGE_KEYS} == {
         "arguments_gib": 1.5,
         "temporaries_gib": 0.5,
