@@ -99,7 +99,8 @@ ENTRY %main (x.1: bf16[128,64], y.1: bf16[128,32]) -> bf16[64,32] {{
   %left.3 = {_P} get-tuple-element(%while.1), index=3
   %permute-start.5 = {_STARTED} collective-permute-start(%left.3), channel_id=5, {_RIGHT}
   %permute-done.5 = {_P} collective-permute-done(%permute-start.5)
-  ROOT %sum.2 = {_P} fusion(%right.3, %permute-done.5), kind=kLoop, calls=%fused_last
+  %barrier = {_P} opt-barrier(%permute-done.5)
+  ROOT %sum.2 = {_P} fusion(%right.3, %barrier), kind=kLoop, calls=%fused_last
 }}
 """  # noqa: E501 (as XLA writes it)
 
