@@ -22,7 +22,7 @@ with epy.lazy_imports():  # --help needs no jax
 _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
 
-def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Asked:
+def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Planned:
     """The programs to plan: those of a recipe's training runs, or of the one stage that the gin files describe.
 
     Of a recipe's runs those with `Method.planned` are planned, or all runs that train if there are none. Runs of the
@@ -43,7 +43,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         gin_checks.check_flags(gin_checks.unused_flag_macros() - set(_FOLDERS))
         bound = gin_files.bound_arguments(stage_run.run_stage, "train.train")
         training, validation = _training(bound, devices), bound.get("validation")
-        return search.Asked(
+        return search.Planned(
             {stages.stage(training.stage).name: training}, _answering(training, validation and validation.config)
         )
     bound = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
@@ -57,7 +57,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         runs.configure(run, "not read", ["not read"] * len(run.starts_from))
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
         by_stage.setdefault(stages.stage(training.stage).name, training)
-    return search.Asked(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))
+    return search.Planned(by_stage, _answering(next(iter(by_stage.values())), bound.get("evaluation_config")))
 
 
 def _training(bound: dict[str, Any], devices: tuple[Any, ...]) -> programs.Training:
@@ -95,16 +95,16 @@ def main(argv: Sequence[str]) -> None:
     """Plans what the gin files and flags describe."""
     invocation = parse(argv)
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
-    to_plan = configured(invocation, topology.devices())
+    planned = configured(invocation, topology.devices())
     if invocation.dry_run:
         return
     only = [name for name in invocation.extra["programs"].split(",") if name]
-    compiled = search.plan_training(to_plan, topology, only)
+    compiled = search.plan_programs(planned, topology, only)
     print(tables.text(compiled))
     written = tables.as_json(compiled)
     if invocation.extra["search"]:
         written["search"] = {}
-        for stage, training in ((s, t) for s, t in to_plan.stages.items() if s in (only or to_plan.stages)):
+        for stage, training in ((s, t) for s, t in planned.stages.items() if s in (only or planned.stages)):
             ranked = search.search(training, topology)
             print(f"\n{stage} on {topology}, fastest bound first\n{tables.comparison(ranked)}", flush=True)
             written["search"][stage] = [tables.candidate_json(*pair) for pair in ranked]

@@ -1,6 +1,7 @@
 """What every test shares: CPU only, quiet TensorFlow, nothing global left behind, the folders of data."""
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 
@@ -23,6 +24,13 @@ from promot_t5x.models import architecture, encoder_decoder
 # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Tests marked tpu_compiler are skipped where the compiler is absent."""
+    if item.get_closest_marker("tpu_compiler") and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU compiler: make test-plan")
 
 
 @pytest.fixture(autouse=True)

@@ -77,6 +77,8 @@ def _taps(window: str, position: int, input_size: int, output_size: int) -> int:
     """Pairs (output position, window position) of one window dimension that meet an element of the input.
 
     XLA writes a batched product as a convolution whose window meets one element only, so padding must not be counted.
+    Tap t of output position p meets p * stride + t * right_dilation - low; the input's elements are left_dilation
+    apart, from 0, with nothing between them.
     """
 
     def field(name: str, default: str) -> str:
@@ -162,6 +164,9 @@ def replica_groups(text: str, devices: int) -> Sequence[Sequence[int]]:
       text: begins with what follows `replica_groups=`.
       devices: all there are; they are one group where none is written.
 
+    Raises:
+      ValueError: another way to write them.
+
     >>> replica_groups("{{0,1},{2,3}}, to_apply=%add", 4), replica_groups("[2,2]<=[2,2]T(1,0)", 4)
     ([[0, 1], [2, 3]], [[0, 2], [1, 3]])
     >>> replica_groups("mesh['a'=2,'b'=2] {'b'}", 4)
@@ -177,7 +182,12 @@ def replica_groups(text: str, devices: int) -> Sequence[Sequence[int]]:
         return _iota(iota[2]).reshape([int(n) for n in iota[1].split(",")]).tolist()
     if listed := re.match(r"\{(\{[\d,]+\},?)+\}", text):
         return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[0])]
-    return [list(range(devices))]
+    if not text or text.startswith("{}"):
+        return [list(range(devices))]
+    raise ValueError(
+        f"The compiled program has replica_groups={text.split(', ')[0]}, which cannot be read: take the versions of "
+        "jax and libtpu that constraints.txt names."
+    )
 
 
 def _iota(text: str) -> np.ndarray:
@@ -188,7 +198,11 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]], ids: np.ndarray) -> list[list[int]]:
-    """Groups along some axes of a mesh; ("a", "2", "4") is the part of size 4 that follows a part of size 2 of "a"."""
+    """Groups along some axes of a mesh; ("a", "2", "4") is the part of size 4 that follows a part of size 2 of "a".
+
+    Each axis is cut into [before a part, part, …, rest], so that ids.reshape(shape) has one dimension for each wanted
+    part; devices of one group differ in those dimensions alone.
+    """
     shape, chosen = [], []
     for name, size in sizes.items():
         parts = sorted((int(before or 1), int(part or size)) for axis, before, part in wanted if axis == name)
@@ -205,7 +219,7 @@ def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]
 
 # Instructions that pass values on, some of them or next to others, without computing with them.
 _HANDS_ON = {"collective-permute", "bitcast", "broadcast", "concatenate", "convert", "copy", "custom-call"}
-_HANDS_ON |= {"dynamic-slice", "dynamic-update-slice", "optimization-barrier", "pad", "reshape", "reverse", "select"}
+_HANDS_ON |= {"dynamic-slice", "dynamic-update-slice", "opt-barrier", "pad", "reshape", "reverse", "select"}
 _HANDS_ON |= {"slice", "transpose"}
 
 

@@ -1,19 +1,17 @@
-"""The plan verb: what both stages of a recipe need and do on a TPU slice, compiled without a TPU and without weights.
-
-promot-t5x plan --gin_file=recipes/promot_rte.gin --topology v4:4x4x4
-"""
+"""Plans: what training and evaluation need and do on a TPU slice, compiled without a TPU and without weights."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import jax
 from absl import logging
 
 from promot_t5x.models import parameter_names
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning import meshes
 from promot_t5x.partitioning.partitioner import PRESETS, Partitioner
 from promot_t5x.planning import chips, measures, programs, tables
-from promot_t5x.training import parameter_table, stages
+from promot_t5x.training import optimizers, parameter_table, stages
 
 EVALUATION = {"scoring": programs.scoring, "decoding": programs.decoding}
 
@@ -23,29 +21,88 @@ _WIDEST = 16  # devices of a `model` axis that a search tries; wider ones exchan
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What a command's gin files configure: the training steps by stage, and how answers are evaluated."""
+class Planned:
+    """The programs of a plan: training steps by the names of their stages, and how answers are evaluated, if at all."""
 
     stages: dict[str, programs.Training]
-    evaluation: programs.Answering | None
+    evaluation: programs.Answering | None = None
 
 
-def plan_training(configured: Asked, topology: chips.Topology, only: Collection[str] = ()) -> tables.Plan:
-    """Compiles and measures what a recipe runs.
+def plan_training(
+    model: EncoderDecoderModel,
+    stage: str | stages.Stage,
+    optimizer: optimizers.Optimizer,
+    lengths: Mapping[str, int],
+    batch_size: int,
+    topology: str,
+    slices: int = 1,
+    partitioner: Partitioner = Partitioner(),
+    num_microbatches: int = 1,
+    frozen_weights_dtype: str | None = None,
+) -> tables.Plan:
+    """Compiles one training step for a TPU slice and measures it; needs the TPU compiler (libtpu), no TPU.
+
+    No array is made and no data is read. For mT5-XXL it takes minutes and a few GB of memory.
 
     Args:
-      configured: the recipe's programs.
+      model: the network and its objective.
+      stage: as in `run_stage`; so are optimizer, partitioner and frozen_weights_dtype.
+      optimizer: what updates the leaves that the stage trains.
+      lengths: {"inputs": T, "targets": U}, in tokens.
+      batch_size: rows of a whole batch.
+      topology: chips of a slice, such as "v4:4x4x4" or "v5e:2x2".
+      slices: how many of them, joined by the data-center network.
+      partitioner: preset and mesh; its devices are replaced by those of the slices.
+      num_microbatches: parts of a batch that are computed one after the other, as in LoopConfig.
+      frozen_weights_dtype: what a model that does not train is held in.
+
+    Returns:
+      The plan, which prints as tables. Its `stages` has one `Measured` by the name of the stage: bytes, operations and
+      seconds of one device and one step, and whether the program fits. Where it does not, `advice` says what to try.
+
+    Raises:
+      ValueError: no TPU compiler is installed, there is no such slice, or rows or parameters do not divide over it.
+
+    >>> from promot_t5x.models.architecture import T5Config
+    >>> from promot_t5x.training.optimizers import adafactor
+    >>> config = T5Config(256, 128, num_heads=2, head_dim=64, mlp_dim=256, num_encoder_layers=1, num_decoder_layers=1,
+    ...                   prompt_length=8)
+    >>> lengths = {"inputs": 120, "targets": 128}
+    >>> plan = plan_training(EncoderDecoderModel(config), "prompt_tuning", adafactor(0.3), lengths, 8, "v5e:2x2")
+    >>> step = plan.stages["prompt_tuning"]
+    >>> step.fits, step.devices, step.weight_gradient_flops
+    (True, 4, 0)
+    """
+    place = chips.topology(topology, slices)
+    training = programs.Training(
+        model,
+        stage,
+        optimizer,
+        lengths,
+        batch_size,
+        dataclasses.replace(partitioner, devices=place.devices()),
+        num_microbatches,
+        frozen_weights_dtype,
+    )
+    return plan_programs(Planned({stages.stage(stage).name: training}), place)
+
+
+def plan_programs(planned: Planned, topology: chips.Topology, only: Collection[str] = ()) -> tables.Plan:
+    """Compiles and measures several programs.
+
+    Args:
+      planned: the programs, for devices of the topology.
       topology: the slice.
       only: names of the programs that are compiled, stages and what EVALUATION has; none means all.
 
     Raises:
       ValueError: a name of no program.
     """
-    names = (*configured.stages, *(EVALUATION if configured.evaluation else ()))
+    names = (*planned.stages, *(EVALUATION if planned.evaluation else ()))
     if unknown := sorted(set(only) - set(names)):
         raise ValueError(f"--programs has {', '.join(unknown)}: expected names among {', '.join(names)}.")
     measured, evaluation, groups, advice = {}, {}, {}, {}
-    for name, training in configured.stages.items():
+    for name, training in planned.stages.items():
         params = stages.combine(*programs.parameters(training))
         stage = stages.stage(training.stage)
         groups[name] = parameter_table.parameter_groups(params, stage, training.partitioner, training.model)
@@ -55,13 +112,13 @@ def plan_training(configured: Asked, topology: chips.Topology, only: Collection[
             if not measured[name].fits:
                 advice[name] = training_advice(training)
     for name, program in EVALUATION.items():
-        if configured.evaluation is not None and name in (only or names):
+        if planned.evaluation is not None and name in (only or names):
             logging.info("compiling %s for %s", name, topology)
-            length = configured.evaluation.lengths["targets"]
-            evaluation[name] = measures.measure(program(configured.evaluation), topology, unknown_trips=length)
+            length = planned.evaluation.lengths["targets"]
+            evaluation[name] = measures.measure(program(planned.evaluation), topology, unknown_trips=length)
             if not evaluation[name].fits:
                 advice[name] = ["--gin.EVAL_BATCH_SIZE: fewer rows per batch", *_OTHER_PLACES]
-    partitioner = next(iter(configured.stages.values())).partitioner
+    partitioner = next(iter(planned.stages.values())).partitioner
     return tables.Plan(topology, partitioner, groups, measured, evaluation, advice)
 
 

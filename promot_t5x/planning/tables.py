@@ -15,7 +15,7 @@ _NO = "-"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `promot-t5x plan` measured.
+    """What a plan measured; as a string, what a person reads.
 
     Attributes:
       topology: the slice.
@@ -32,6 +32,9 @@ class Plan:
     stages: Mapping[str, Measured]
     evaluation: Mapping[str, Measured]
     advice: Mapping[str, Sequence[str]]
+
+    def __str__(self) -> str:
+        return text(self)
 
 
 def text(plan: Plan) -> str:

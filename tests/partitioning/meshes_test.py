@@ -1,6 +1,5 @@
 """promot_t5x.partitioning.meshes: the shape of a mesh, which device lies where on it, and what cannot be a mesh."""
 
-import dataclasses
 import itertools
 import math
 import random
@@ -11,40 +10,13 @@ import pytest
 from jax.sharding import AxisType
 
 from promot_t5x.partitioning import meshes
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """What a mesh asks of a device that has no place in a torus."""
-
-    id: int
-    slice_index: int = 0
-    platform: str = "cpu"
-    device_kind: str = "a kind without rules of its own"
-
-
-@dataclasses.dataclass(frozen=True)
-class Tpu:
-    """What a mesh asks of a core of a TPU."""
-
-    coords: tuple[int, int, int]
-    core_on_chip: int
-    slice_index: int = 0
-    platform: str = "tpu"
-
-    @property
-    def place(self) -> tuple[int, ...]:
-        return *self.coords, self.core_on_chip
-
-
-def _devices(count, slice_index=0):
-    return [Device(100 * slice_index + i, slice_index) for i in range(count)]
+from tests import absent_devices
 
 
 def _torus(x, y, z, cores, slice_index=0):
     """A slice's devices in an order that says nothing about where they are."""
     places = itertools.product(range(x), range(y), range(z), range(cores))
-    devices = [Tpu(place[:3], place[3], slice_index) for place in places]
+    devices = [absent_devices.Tpu(place[:3], place[3], slice_index) for place in places]
     random.Random(0).shuffle(devices)
     return devices
 
@@ -64,12 +36,12 @@ def _torus(x, y, z, cores, slice_index=0):
     ],
 )
 def test_num_partitions_are_the_model_axis_and_the_rest_of_a_slice_is_data(count, num_partitions, num_slices, expected):
-    devices = _devices(count)
+    devices = absent_devices.devices(count)
     mesh = meshes.make_mesh(devices, num_partitions, num_slices=num_slices)
     assert mesh.axis_names == ("replica", "data", "model") and mesh.devices.shape == expected
     assert mesh.axis_types == (AxisType.Auto,) * 3
     # Neighbours on the fast links come one after the other, and the model axis has the most traffic.
-    assert mesh.devices.ravel().tolist() == devices
+    assert tuple(mesh.devices.ravel()) == devices
 
 
 def test_devices_of_this_machine():
@@ -78,12 +50,12 @@ def test_devices_of_this_machine():
 
 @pytest.mark.parametrize("num_slices", [None, 3])
 def test_a_slice_is_what_its_devices_say(num_slices):
-    by_index = {index: _devices(4, index) for index in (7, 2, 5)}
+    by_index = {index: absent_devices.devices(4, index) for index in (7, 2, 5)}
     mixed = [device for devices in zip(*by_index.values(), strict=True) for device in devices]
     mesh = meshes.make_mesh(mixed, 2, num_slices=num_slices)
     assert mesh.devices.shape == (3, 2, 2)
-    for found, index in zip(mesh.devices, (2, 5, 7), strict=True):
-        assert found.ravel().tolist() == by_index[index]
+    for row, index in zip(mesh.devices, (2, 5, 7), strict=True):
+        assert tuple(row.ravel()) == by_index[index]
 
 
 @pytest.mark.parametrize(
@@ -122,28 +94,28 @@ def test_data_neighbours_are_blocks_that_lie_side_by_side():
 
 MISTAKES = {
     "partitions": (
-        lambda: meshes.make_mesh(_devices(12), 5),
+        lambda: meshes.make_mesh(absent_devices.devices(12), 5),
         "Partitioner.num_partitions is 5, which does not divide the 12 devices; choose among 1, 2, 3, 4, 6, 12.",
     ),
     "partitions of a slice": (
-        lambda: meshes.make_mesh(_devices(8), 8, num_slices=2),
+        lambda: meshes.make_mesh(absent_devices.devices(8), 8, num_slices=2),
         "Partitioner.num_partitions is 8, which does not divide the 4 devices of a slice; choose among 1, 2, 4.",
     ),
     "slices that do not divide": (
-        lambda: meshes.make_mesh(_devices(8), 1, num_slices=3),
+        lambda: meshes.make_mesh(absent_devices.devices(8), 1, num_slices=3),
         "Partitioner.num_slices is 3, but there are 8 devices; leave it at None.",
     ),
     "other slices than there are": (
-        lambda: meshes.make_mesh(_devices(4) + _devices(4, 1), 1, num_slices=4),
+        lambda: meshes.make_mesh(absent_devices.devices(4) + absent_devices.devices(4, 1), 1, num_slices=4),
         "Partitioner.num_slices is 4, but there are 2 slices; leave it at None.",
     ),
     "slices of different sizes": (
-        lambda: meshes.make_mesh(_devices(4) + _devices(2, 1), 2),
+        lambda: meshes.make_mesh(absent_devices.devices(4) + absent_devices.devices(2, 1), 2),
         "The slices have 4 and 2 devices, but a mesh needs slices of equal size: choose Partitioner.devices "
         "accordingly.",
     ),
     "no hardware to cut": (
-        lambda: meshes.make_mesh(_devices(8), 4, (2, 2, 1, 1)),
+        lambda: meshes.make_mesh(absent_devices.devices(8), 4, (2, 2, 1, 1)),
         "Partitioner.model_parallel_submesh is a block of TPU hardware, but these devices have no coordinates; "
         "give num_partitions instead.",
     ),

@@ -13,12 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from promot_t5x.planning import chips
 
-
-def _needs_compiler(test):
-    absent = importlib.util.find_spec("libtpu") is None
-    return pytest.mark.tpu_compiler(pytest.mark.skipif(absent, reason="needs the TPU compiler: make test-plan")(test))
-
-
 # name: (chips, name in Google Cloud, devices), from the tables of accelerator types in Google Cloud's documentation.
 SOLD = {
     "v3:2x2": (4, "v3-8", 8),
@@ -41,9 +35,9 @@ SOLD = {
 @pytest.mark.parametrize("name", SOLD)
 def test_names(name):
     count, cloud_name, _ = SOLD[name]
-    found = chips.topology(name)
-    assert (found.chips, found.cloud_name, found.name) == (count, cloud_name, name)
-    assert str(found) == f"{name} ({cloud_name} in Google Cloud, {count} chips)"
+    once = chips.topology(name)
+    assert (once.chips, once.cloud_name, once.name) == (count, cloud_name, name)
+    assert str(once) == f"{name} ({cloud_name} in Google Cloud, {count} chips)"
     twice = chips.topology(name, 2)
     assert (twice.chips, twice.cloud_name, twice.slices) == (count, cloud_name, 2)
     assert str(twice) == f"2 x {name} ({cloud_name} in Google Cloud, {count} chips)"
@@ -90,7 +84,7 @@ def test_without_the_compiler(monkeypatch):
 # What the compiler says
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 @pytest.mark.parametrize("name", [name for name, (count, _, _) in SOLD.items() if count <= 64])
 def test_devices(name):
     before = dict(os.environ)
@@ -107,19 +101,19 @@ def test_devices(name):
     assert chips.topology(name).devices() == devices
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_devices_of_several_slices():
     devices = chips.topology("v5e:2x2", 3).devices()
     assert [sum(device.slice_index == i for device in devices) for i in range(3)] == [4, 4, 4]
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_a_slice_that_cannot_be():
     with pytest.raises(ValueError, match=r"^The TPU compiler does not know the slice v5e:3x5: .*not divisible"):
         chips.topology("v5e:3x5").devices()
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 @pytest.mark.parametrize("name", ["v3:2x2", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_the_memory_is_what_the_compiler_accepts(name):
     topology = chips.topology(name)
@@ -128,5 +122,5 @@ def test_the_memory_is_what_the_compiler_accepts(name):
     x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     with pytest.raises(jax.errors.JaxRuntimeError) as error:
         jax.jit(jnp.negative).trace(x).lower().compile()
-    found = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
-    assert found and float(found[1]) == topology.chip.hbm_gib
+    limit = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
+    assert limit and float(limit[1]) == topology.chip.hbm_gib

@@ -102,11 +102,11 @@ def _gradient_jaxpr(argument, rows, function=_mlp):
 
 
 def test_weight_gradients_of_an_mlp():
-    def found(argument):
+    def gradient_flops(argument):
         return flops.weight_gradient_flops(_gradient_jaxpr(argument, 3), _gradient_jaxpr(argument, 6))
 
-    assert found(0) == found((0, 1)) == 2 * 3 * (5 * 7 + 7 * 4)
-    assert found(1) == 0
+    assert gradient_flops(0) == gradient_flops((0, 1)) == 2 * 3 * (5 * 7 + 7 * 4)
+    assert gradient_flops(1) == 0
 
 
 def test_weight_gradients_of_different_programs():
@@ -170,14 +170,14 @@ def test_weight_gradients_without_a_prompt_in_parts_and_of_both():
 def test_operations_of_a_step(remat):
     """Forward, backward for activations, and for weights where these train; the logits' chunks are computed again."""
     again = _weights(S) + _attention(S) - LAST if remat == "full" else 0
-    found, _ = _step("model_tuning", scan_layers=True, remat=remat)
-    assert found == 3 * _weights(S) + 3 * _attention(S) + 4 * LOGITS + again
-    found, _ = _step("prompt_tuning", scan_layers=True, remat=remat)
-    assert found == 2 * _weights(S) + 3 * _attention(S) + 3 * LOGITS + again
+    flops_in_all, _ = _step("model_tuning", scan_layers=True, remat=remat)
+    assert flops_in_all == 3 * _weights(S) + 3 * _attention(S) + 4 * LOGITS + again
+    flops_in_all, _ = _step("prompt_tuning", scan_layers=True, remat=remat)
+    assert flops_in_all == 2 * _weights(S) + 3 * _attention(S) + 3 * LOGITS + again
 
 
 def test_operations_of_scoring():
     model, partitioner = EncoderDecoderModel(CONFIG), Partitioner(devices=tuple(jax.devices()[:1]))
-    asked = programs.Answering(model, {"inputs": T, "targets": U}, B, partitioner)
-    jaxpr = programs.scoring(asked).traced.jaxpr.jaxpr
+    evaluation = programs.Answering(model, {"inputs": T, "targets": U}, B, partitioner)
+    jaxpr = programs.scoring(evaluation).traced.jaxpr.jaxpr
     assert flops.total(flops.products(jaxpr)) == _weights(T) + _attention(T) + LOGITS

@@ -1,5 +1,6 @@
 """promot_t5x.planning.hlo: texts written by hand and texts that XLA wrote, against XLA's own parser and plain loops."""
 
+import math
 import operator
 import re
 import string
@@ -61,14 +62,14 @@ ENTRY %main.77_spmd (param.1: s32[], param.2: bf16[4,128], param.3: bf16[128,256
 
 def _as_xla_reads(text):
     """{computation: {instruction: (opcode, operands)}} by XLA's own parser."""
-    found = {}
+    computations = {}
     for computation in xla.hlo_module_from_text(text).computations():
-        instructions = found[computation.name] = {}
+        instructions = computations[computation.name] = {}
         for instruction in computation.instructions():
             words = re.findall(r"[A-Z][a-z0-9]*", str(instruction.opcode).partition(".k")[2])
-            opcode = "-".join(words).lower()
+            opcode = "-".join(words).lower().replace("optimization-barrier", "opt-barrier")  # the text abbreviates it
             instructions[instruction.name] = (opcode, [operand.name for operand in instruction.operands()])
-    return found
+    return computations
 
 
 def _as_parsed(program):
@@ -137,7 +138,7 @@ ENTRY %main (x.1: f32[8,8], n: s32[]) -> f32[8,8] {
   %start = s32[] constant($start)
 $begun
   %tuple = (f32[8,8]{1,0}, s32[], s32[]) tuple(%x.1, %begun, %n)
-  %while = (f32[8,8]{1,0}, s32[], s32[]) while(%tuple), condition=%condition, body=%body$known
+  %while = (f32[8,8]{1,0}, s32[], s32[]) while(%tuple), condition=%condition, body=%body$stated
   ROOT %result = f32[8,8]{1,0} get-tuple-element(%while), index=0
 }
 """
@@ -147,7 +148,7 @@ _PLAIN = {
     "compared": "  ROOT %goes_on = pred[] compare(%counter.1, %limit), direction=$direction",
     "begun": "  %begun = s32[] copy(%start)",
     "other": "%other",
-    "known": "",
+    "stated": "",
 }
 _FUSED = """
 %fused_compare (PARAMETERS) -> pred[] {
@@ -187,10 +188,11 @@ WRITTEN = {
         "compared": "  ROOT %goes_on = pred[] compare(%limit, %counter.1), direction=$mirrored",
     },
     "as a subtraction": {"counted": "  %less = s32[] constant($less)\n  %next = s32[] subtract(%counter, %less)"},
-    "behind copies": {
+    "after copies": {
         "counted": """\
   %copy.1 = s32[]{:T(128)} copy(%counter)
-  %sum = s32[] add(%copy.1, %step)
+  %barrier = s32[] opt-barrier(%copy.1)
+  %sum = s32[] add(%barrier, %step)
   %next = s32[] copy(%sum)""",
         "compared": """\
   %copy.2 = s32[]{:T(128)} copy(%counter.1)
@@ -210,7 +212,7 @@ WRITTEN = {
         "counted": "  %next = s32[] fusion(%counter), kind=kLoop, calls=%fused_add",
         "compared": "  ROOT %goes_on = pred[] fusion(%counter.1), kind=kLoop, calls=%fused_compare",
     },
-    "beside another counter": {
+    "next to another counter": {
         "fusions": _FUSED_PAIR,
         "counted": """\
   %both = (s32[], s32[]) fusion(%counter, %other), kind=kLoop, calls=%fused_pair
@@ -267,8 +269,8 @@ def test_rounds_of_a_loop(counter, written):
 
 
 def test_the_compilers_own_count_comes_first():
-    known = ', backend_config={"known_trip_count":{"n":"6"},"known_init_step":{"init":"0","step":"1"}}'
-    assert _times(hlo.parse(_loop(0, "LT", 10, 1, known=known))) == [6]
+    stated = ', backend_config={"known_trip_count":{"n":"6"},"known_init_step":{"init":"0","step":"1"}}'
+    assert _times(hlo.parse(_loop(0, "LT", 10, 1, stated=stated))) == [6]
 
 
 UNKNOWN = {
@@ -345,9 +347,9 @@ ENTRY %main (c: {condition}, x: f32[8,8]) -> f32[8,8] {{
     assert program.computations["main"]["result"].called() == ["yes", "no"]
 
 
-def test_what_runs_beside_is_counted_once():
+def test_what_runs_asynchronously_is_counted_once():
     text = """\
-HloModule beside
+HloModule asynchronous
 
 %called (y: f32[8,8]) -> f32[8,8] {
   %y = f32[8,8] parameter(0)
@@ -422,3 +424,15 @@ def test_a_loop_whose_rounds_xla_does_not_know():
     with pytest.raises(ValueError, match="^The rounds of the loop while.* in main.* cannot be read off.$"):
         _times(hlo.parse(text))
     assert _times(hlo.parse(text, unknown_trips=11)) == [11]
+
+
+# Sizes
+
+
+def test_bytes_of_every_dtype():
+    """A dtype that is not stated would count nothing."""
+    for dtype in ("pred", "s8", "u8", "s16", "u16", "f16", "bf16", "s32", "u32", "f32", "s64", "u64", "f64"):
+        array = f"{dtype}[3,5]"
+        text = f"HloModule m\n\nENTRY %main (x: {array}) -> {array} {{\n  ROOT %x = {array} parameter(0)\n}}\n"
+        size = 1 if dtype == "pred" else int(re.sub(r"\D", "", dtype)) // 8
+        assert hlo.parse(text).root("main").bytes == math.prod((3, 5)) * size, dtype

@@ -1,7 +1,6 @@
 """promot_t5x.planning.measures: sums and bounds worked out by hand, the compiler's refusals, links of a torus."""
 
 import dataclasses
-import importlib.util
 import itertools
 import random
 
@@ -16,6 +15,7 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import chips, measures, programs
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured
+from tests.absent_devices import Tpu
 
 FITS = Measured(
     arguments=3 * GIB,
@@ -135,9 +135,10 @@ class _Traced:
 def test_a_program_that_the_compiler_refuses():
     topology = chips.topology("v5e:2x2")
     refused = _Traced(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 35.50G of 15.75G hbm."))
-    found = measures.measure(refused, topology)  # pyright: ignore[reportArgumentType]
-    assert (found.fits, found.arguments, found.temporaries, found.needed) == (False, 16, None, int(35.5 * GIB))
-    assert (found.flops_jaxpr, found.flops_hlo, found.hbm) == (2 * 4 * 4, None, int(15.75 * GIB))
+    measured = measures.measure(refused, topology)  # pyright: ignore[reportArgumentType]
+    assert (measured.fits, measured.arguments, measured.temporaries) == (False, 16, None)
+    assert measured.needed == int(35.5 * GIB)
+    assert (measured.flops_jaxpr, measured.flops_hlo, measured.hbm) == (2 * 4 * 4, None, int(15.75 * GIB))
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         measures.measure(_Traced(jax.errors.JaxRuntimeError("INTERNAL: a bug")), topology)  # pyright: ignore
 
@@ -145,9 +146,9 @@ def test_a_program_that_the_compiler_refuses():
 def test_arguments_that_do_not_fit_are_not_compiled():
     """The compiler would look for minutes for what it could move elsewhere."""
     too_large = _Traced(AssertionError("compiled"), bytes_each=4 * GIB)
-    found = measures.measure(too_large, chips.topology("v5e:2x2"))  # pyright: ignore[reportArgumentType]
+    measured = measures.measure(too_large, chips.topology("v5e:2x2"))  # pyright: ignore[reportArgumentType]
     assert not too_large.compiled
-    assert (found.fits, found.arguments, found.needed, found.largest) == (False, 16 * GIB, 16 * GIB, ())
+    assert (measured.fits, measured.arguments, measured.needed, measured.largest) == (False, 16 * GIB, 16 * GIB, ())
 
 
 def test_rounds_of_a_decode_are_counted_in_the_jaxpr():
@@ -157,19 +158,11 @@ def test_rounds_of_a_decode_are_counted_in_the_jaxpr():
         return jax.lax.while_loop(lambda s: s[0] < 9, lambda s: (s[0] + 1, s[1] @ s[1]), (0, x["x"] @ x["x"].T))
 
     traced.traced = jax.jit(function).trace(traced.arguments)
-    found = measures.measure(traced, chips.topology("v5e:2x2"), unknown_trips=5)  # pyright: ignore
-    assert found.flops_jaxpr == 2 * 4 * 4 + 5 * 2 * 4 * 4 * 4
+    measured = measures.measure(traced, chips.topology("v5e:2x2"), unknown_trips=5)  # pyright: ignore
+    assert measured.flops_jaxpr == 2 * 4 * 4 + 5 * 2 * 4 * 4 * 4
 
 
 # Links
-
-
-@dataclasses.dataclass(frozen=True)
-class Tpu:
-    """A core of a TPU that is not there."""
-
-    coords: tuple[int, int, int]
-    core_on_chip: int = 0
 
 
 def _mesh(torus, sizes, cores=1):
@@ -224,52 +217,60 @@ def test_bandwidth_between_slices():
 # What the compiler measures
 
 
-def _needs_compiler(test):
-    absent = importlib.util.find_spec("libtpu") is None
-    return pytest.mark.tpu_compiler(pytest.mark.skipif(absent, reason="needs the TPU compiler: make test-plan")(test))
-
-
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_a_compiled_program():
     """Everything but the program is a closed form: its arguments, its operations and its sums over the batch."""
     topology = chips.topology("v5e:2x2")
     partitioner = Partitioner("data", devices=topology.devices())
     model = EncoderDecoderModel(T5Config(256, 128, 2, 64, 256, 1, 1, dtype="bfloat16", scan_layers=False))
-    asked = programs.Answering(model, {"inputs": 128, "targets": 128}, 4, partitioner)
-    found = measures.measure(programs.scoring(asked), topology)
+    evaluation = programs.Answering(model, {"inputs": 128, "targets": 128}, 4, partitioner)
+    measured = measures.measure(programs.scoring(evaluation), topology)
     d, f, vocab, length = 128, 256, 256, 128
     parameters = 2 * (4 * d * d + 3 * d * f) + 4 * d * d + 2 * vocab * d + (2 + 3 + 2) * d + 2 * 2 * 32
     arguments = 4 * parameters + 4 * 4 * length + 4  # one row of the batch, and its number
     # XLA leaves out what it does not use: scoring does not look at the number of a row.
-    assert arguments - 4 <= found.arguments <= 1.05 * arguments
+    assert arguments - 4 <= measured.arguments <= 1.05 * arguments
     layers = 2 * (4 * d * d + 3 * d * f) + 4 * d * d
     products = 2 * length * (layers + d * vocab) + 3 * 2 * 2 * length * length * d
-    assert found.flops_jaxpr == 4 * products
-    assert found.flops_hlo == pytest.approx(4 * products, rel=0.01)
-    assert found.compute_seconds == pytest.approx(products / 197e12, rel=0.01)
-    assert found.fits and found.devices == 4 and found.weight_gradient_flops == 0
+    assert measured.flops_jaxpr == 4 * products
+    assert measured.flops_hlo == pytest.approx(4 * products, rel=0.01)
+    assert measured.compute_seconds == pytest.approx(products / 197e12, rel=0.01)
+    assert measured.fits and measured.devices == 4 and measured.weight_gradient_flops == 0
     # Each device has its own rows: nothing but the scores is exchanged.
-    assert found.traffic < 100 and found.data_axis_reductions < 100
-    assert found.temporaries is not None and found.arguments <= found.needed < 2**25 < found.hbm
+    assert measured.traffic < 100 and measured.data_axis_reductions < 100
+    assert measured.temporaries is not None and measured.arguments <= measured.needed < 2**25 < measured.hbm
 
 
-@_needs_compiler
+@pytest.mark.tpu_compiler
 def test_a_compiled_decode():
     """Its loop may end early, so that its rounds are not in the program: they are what the caller says."""
     topology = chips.topology("v5e:2x2")
     partitioner = Partitioner("data", devices=topology.devices())
     model = EncoderDecoderModel(T5Config(256, 128, 2, 64, 256, 1, 1), decoding=DecodingConfig("greedy"))
-    asked = programs.Answering(model, {"inputs": 128, "targets": 128}, 4 * 128, partitioner)
-    found, twice = (measures.measure(programs.decoding(asked), topology, trips) for trips in (128, 256))
+    evaluation = programs.Answering(model, {"inputs": 128, "targets": 128}, 4 * 128, partitioner)
+    measured, twice = (measures.measure(programs.decoding(evaluation), topology, trips) for trips in (128, 256))
     rows, d, f, vocab = 4 * 128, 128, 256, 256
     # The decoder's weights but for the encoder's keys and values, and the logits; attention to both sides.
     weights = 2 * rows * (6 * d * d + 3 * d * f + d * vocab)
     attention = 2 * rows * 2 * d * (128 + 128)
-    assert twice.flops_jaxpr - found.flops_jaxpr == 128 * (weights + attention)
-    assert twice.flops_hlo is not None and found.flops_hlo is not None
+    assert twice.flops_jaxpr - measured.flops_jaxpr == 128 * (weights + attention)
+    assert twice.flops_hlo is not None and measured.flops_hlo is not None
     # Products of single vectors the compiler may write as multiplications and sums, which are not counted.
-    assert 128 * weights <= twice.flops_hlo - found.flops_hlo <= 128 * (weights + attention)
-    assert 0.75 < found.flops_hlo / found.flops_jaxpr <= 1
+    assert 128 * weights <= twice.flops_hlo - measured.flops_hlo <= 128 * (weights + attention)
+    assert 0.75 < measured.flops_hlo / measured.flops_jaxpr <= 1
+
+
+@pytest.mark.tpu_compiler
+def test_activations_that_do_not_fit():
+    """Arguments fit, activations do not: what the compiler says is read, not raised."""
+    topology = chips.topology("v5e:2x2")
+    model = EncoderDecoderModel(T5Config(256, 128, 2, 64, 256, 1, 1, dtype="bfloat16"))
+    evaluation = programs.Answering(
+        model, {"inputs": 8192, "targets": 128}, 4 * 256, Partitioner("data", devices=topology.devices())
+    )
+    measured = measures.measure(programs.scoring(evaluation), topology)
+    assert not measured.fits and measured.temporaries is None and measured.flops_hlo is None
+    assert measured.needed > measured.hbm > 100 * measured.arguments
 
 
 def test_the_order_of_devices_does_not_matter_to_a_cube():

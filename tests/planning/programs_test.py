@@ -17,6 +17,7 @@ from promot_t5x.models.encoder_decoder import DecodingConfig, EncoderDecoderMode
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import programs
 from promot_t5x.training import optimizers, stages, trainer
+from tests import absent_devices
 
 ROWS, T, U, P = 8, 6, 5, 4
 CONFIG = T5Config(64, 16, 4, 8, 32, 2, 1, prompt_length=P, dropout_rate=0.1, scan_layers=True)
@@ -29,19 +30,8 @@ BATCH = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A device that is not there."""
-
-    id: int
-    slice_index: int = 0
-    platform: str = "cpu"
-    device_kind: str = "a kind without rules of its own"
-    process_index: int = 0
-
-
 def _training(stage, partitioner=None, **changes):
-    partitioner = partitioner or Partitioner(num_partitions=2, devices=tuple(Device(i) for i in range(8)))
+    partitioner = partitioner or Partitioner(num_partitions=2, devices=absent_devices.devices(8))
     optimizer = optimizers.adafactor(0.05)
     return programs.Training(EncoderDecoderModel(CONFIG), stage, optimizer, LENGTHS, ROWS, partitioner, **changes)
 
@@ -50,7 +40,7 @@ def _here():
     return Partitioner(devices=tuple(jax.devices()[:1]))
 
 
-def _facts(tree):
+def _shapes(tree):
     return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in tree.items()}
 
 
@@ -62,21 +52,21 @@ def test_arguments_of_a_step(stage):
     assert sum(array.nbytes for array in made) < 1000, "keys and the like, but no parameters"
 
     trainable, slots, frozen, batch = traced.arguments
-    which, mesh = stages.stage(stage), traced.partitioner.mesh()
+    own, mesh = stages.stage(stage), traced.partitioner.mesh()
     for leaf in jax.tree.leaves(traced.arguments):
         assert isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding.mesh == mesh
-    prompts = {"soft_prompt_ids": ((ROWS,), "int32")} if which.attaches_prompt else {}
-    assert _facts(batch) == BATCH | prompts
+    prompts = {"soft_prompt_ids": ((ROWS,), "int32")} if own.attaches_prompt else {}
+    assert _shapes(batch) == BATCH | prompts
     assert {leaf.sharding.spec for leaf in batch.values()} == {PartitionSpec(("replica", "data"))}
 
-    found = {name: leaf for tree in (trainable, frozen) for name, leaf in parameter_names.flatten(tree).items()}
-    found = {name: leaf for name, leaf in found.items() if leaf is not None}
+    leaves = {name: leaf for tree in (trainable, frozen) for name, leaf in parameter_names.flatten(tree).items()}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     shapes = parameter_names.flatten(EncoderDecoderModel(CONFIG).abstract_params())
-    if not which.attaches_prompt:
+    if not own.attaches_prompt:
         del shapes["soft_prompt/embedding"]
-    assert {name: leaf.shape for name, leaf in found.items()} == {name: leaf.shape for name, leaf in shapes.items()}
-    held = {name for name, leaf in found.items() if leaf.dtype == jnp.bfloat16}
-    assert held == {name for name in shapes if not which.trains(name) and not name.startswith("soft_prompt")}
+    assert {name: leaf.shape for name, leaf in leaves.items()} == {name: leaf.shape for name, leaf in shapes.items()}
+    held = {name for name, leaf in leaves.items() if leaf.dtype == jnp.bfloat16}
+    assert held == {name for name in shapes if not own.trains(name) and not name.startswith("soft_prompt")}
     assert {leaf.dtype for leaf in jax.tree.leaves(slots)} <= {jnp.dtype("float32"), jnp.dtype("int32")}
     by_hand = {
         "encoder/layers/attention/query/kernel": (None, "data", "model"),
@@ -84,9 +74,9 @@ def test_arguments_of_a_step(stage):
         "decoder/logits_dense/kernel": ("data", "model"),
         "token_embedder/embedding": ("model", "data"),
         "decoder/decoder_norm/scale": ("data",),
-        **({"soft_prompt/embedding": (None, None, "data")} if which.attaches_prompt else {}),
+        **({"soft_prompt/embedding": (None, None, "data")} if own.attaches_prompt else {}),
     }
-    assert {name: tuple(found[name].sharding.spec) for name in by_hand} == by_hand
+    assert {name: tuple(leaves[name].sharding.spec) for name in by_hand} == by_hand
 
 
 def _bytes(data, model):
@@ -132,10 +122,10 @@ def test_bytes_of_leaves_of_every_kind():
     assert programs.bytes_per_device({}) == 0
 
 
-def test_a_batch_twice_as_large_is_traced_beside():
+def test_a_batch_twice_as_large_is_traced_as_well():
     traced = programs.training_step(_training("prompt_tuning"))
     shapes = [[v.aval.shape for v in jaxpr.invars] for jaxpr in (traced.traced.jaxpr.jaxpr, traced.larger)]
-    rows = [{shape[0] for shape in found if shape[1:] in ((T,), (U,))} for found in shapes]
+    rows = [{shape[0] for shape in of_one if shape[1:] in ((T,), (U,))} for of_one in shapes]
     assert rows == [{ROWS}, {2 * ROWS}]
 
 
@@ -181,13 +171,13 @@ def test_a_step_of_training(stage, changes, monkeypatch):
     """The planned program is that of `trainer.train` to the letter, before XLA sees it."""
     training = _training(stage, _here(), **changes)
     model, partitioner = training.model, training.partitioner
-    which, params, batch = stages.stage(stage), _random(model.abstract_params()), _rows()
+    own, params, batch = stages.stage(stage), _random(model.abstract_params()), _rows()
     params = jax.tree.map(jax.device_put, params, partitioner.shardings(model.logical_axes(), params))
-    if not which.attaches_prompt:
+    if not own.attaches_prompt:
         del params["soft_prompt"], batch["soft_prompt_ids"]
-    trainable, frozen = stages.partition(params, which)
+    trainable, frozen = stages.partition(params, own)
     frozen = stages.held_in(frozen, training.frozen_weights_dtype)
-    optimizer = optimizers.staged_optimizer(training.optimizer, params, which)
+    optimizer = optimizers.staged_optimizer(training.optimizer, params, own)
     make_step, lowered = trainer.make_step, []
 
     def recorded(*args):
@@ -223,24 +213,24 @@ def test_a_step_of_training(stage, changes, monkeypatch):
 
 def test_programs_of_evaluation():
     model = EncoderDecoderModel(CONFIG, decoding=DecodingConfig("greedy"))
-    asked = programs.Answering(model, LENGTHS, ROWS, _here())
+    evaluation = programs.Answering(model, LENGTHS, ROWS, _here())
     params = _random(model.abstract_params())
     del params["soft_prompt"]
     batch, first = {k: jnp.asarray(v) for k, v in _rows().items() if k != "soft_prompt_ids"}, jnp.int32(0)
 
-    scoring = programs.scoring(asked)
-    assert _facts(scoring.arguments[1]) == BATCH
-    with asked.partitioner.context():
+    scoring = programs.scoring(evaluation)
+    assert _shapes(scoring.arguments[1]) == BATCH
+    with evaluation.partitioner.context():
         scores = answering.score(model, params, batch, first)
     np.testing.assert_array_equal(scoring.compile()(params, batch, first), scores)
-    decoding = programs.decoding(asked)
-    wanted = ("encoder_input_tokens", "decoder_input_tokens")
-    assert _facts(decoding.arguments[1]) == {name: BATCH[name] for name in wanted}
-    batch = {name: batch[name] for name in wanted}
-    found = decoding.compile()(params, batch, first)
-    with asked.partitioner.context():
-        np.testing.assert_array_equal(found, answering.predict(model, params, batch, first))
-    assert found.shape == (ROWS, U) and math.prod(found.shape) > np.sum(np.asarray(found) == 0)
+    decoding = programs.decoding(evaluation)
+    features = ("encoder_input_tokens", "decoder_input_tokens")
+    assert _shapes(decoding.arguments[1]) == {name: BATCH[name] for name in features}
+    batch = {name: batch[name] for name in features}
+    answers = decoding.compile()(params, batch, first)
+    with evaluation.partitioner.context():
+        np.testing.assert_array_equal(answers, answering.predict(model, params, batch, first))
+    assert answers.shape == (ROWS, U) and math.prod(answers.shape) > np.sum(np.asarray(answers) == 0)
     for traced in (scoring, decoding):
         assert traced.larger is None
         assert not any(name.startswith("soft_prompt") for name in parameter_names.flatten(traced.arguments[0]))

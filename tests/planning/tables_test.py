@@ -12,6 +12,7 @@ from promot_t5x.planning import chips, tables
 from promot_t5x.planning.hlo_costs import Collective
 from promot_t5x.planning.measures import GIB, Measured
 from promot_t5x.training.parameter_table import Group
+from tests import absent_devices
 
 PROMPT_TUNING = Measured(
     arguments=int(1.5 * GIB),
@@ -126,18 +127,9 @@ def test_stages_with_different_parameters():
     assert _rows(text, "parameters ")["soft_prompt"][-2:] == ["-", "trained float32"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """A device that is not there."""
-
-    slice_index: int
-    platform: str = "cpu"
-    device_kind: str = "a kind without rules of its own"
-
-
 def test_names_of_meshes():
     assert tables.mesh_name(_partitioner(preset="data")) == "preset data, mesh data 1 x model 1"
-    devices = tuple(Device(i // 4) for i in range(8))
+    devices = (*absent_devices.devices(4, 0), *absent_devices.devices(4, 1))
     partitioner = Partitioner("tensor", 2, devices=devices)
     assert tables.mesh_name(partitioner) == "preset tensor, mesh replica 2 x data 2 x model 2"
 
@@ -168,11 +160,11 @@ def _strict(value):
 
 def test_the_json_of_a_plan():
     written = tables.as_json(_plan())
-    found = _strict(written)
-    assert found["topology"] == "v4:4x4x4" and found["cloud_name"] == "v4-128" and found["slices"] == 1
-    assert found["mesh"] == {"preset": "mixed", "replica": 1, "data": 1, "model": 1}
-    assert found["parameters"]["count"] == 5_000_409_600
-    assert found["parameters"]["groups"]["model_tuning"][1] == {
+    parsed = _strict(written)
+    assert parsed["topology"] == "v4:4x4x4" and parsed["cloud_name"] == "v4-128" and parsed["slices"] == 1
+    assert parsed["mesh"] == {"preset": "mixed", "replica": 1, "data": 1, "model": 1}
+    assert parsed["parameters"]["count"] == 5_000_409_600
+    assert parsed["parameters"]["groups"]["model_tuning"][1] == {
         "name": "soft_prompt",
         "state": "frozen",
         "count": 409_600,
@@ -180,8 +172,8 @@ def test_the_json_of_a_plan():
         "dtype": "float32",
         "sharding": "-x-xdata",
     }
-    fits, too_large = found["stages"]["prompt_tuning"], found["stages"]["model_tuning"]
-    assert STAGE_KEYS <= set(fits) == set(too_large) == set(found["evaluation"]["scoring"])
+    fits, too_large = parsed["stages"]["prompt_tuning"], parsed["stages"]["model_tuning"]
+    assert STAGE_KEYS <= set(fits) == set(too_large) == set(parsed["evaluation"]["scoring"])
     assert {key: fits[key] for key in STAGE_KEYS} == {
         "arguments_gib": 1.5,
         "temporaries_gib": 0.5,
