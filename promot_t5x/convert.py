@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.flag_parser("promot-t5x convert", __doc__)
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
-    parser.add_argument("--to_format", required=True, choices=(*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS))
+    parser.add_argument(
+        "--to_format",
+        required=True,
+        choices=(*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS),
+        help=f"{', '.join(checkpoints.SOFT_PROMPT_FORMATS)} write the soft prompt alone",
+    )
     parser.add_argument(
         "--network",
         action="append",

@@ -66,6 +66,8 @@ def convert_checkpoint(
     print(f"{source.folder} ({source.format}) -> {folder} ({to_format})")
     if line := sources.assumptions(source):
         print(f"{line} (--network FIELD=VALUE gives another)")
+    if prompt_path is None and (unread := source.folder / formats.ADAPTER).exists():
+        print(f"the soft prompt in {unread} is left out (--soft_prompt={unread} attaches it)")
     if dry_run:
         print(_table(source, to_format))
         return

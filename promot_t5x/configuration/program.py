@@ -64,7 +64,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
     Returns:
       The exit code. Errors of the program itself keep their traceback, and with PROMOT_TRACEBACK=1 all errors do.
     """
-    _show_progress()
+    show_progress()
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except Exception as error:
@@ -84,8 +84,11 @@ def _is_from_library(error: Exception) -> bool:
     return isinstance(error, ValueError) and not raised_in.startswith(_PACKAGE)
 
 
-def _show_progress() -> None:
-    """Shows this package's progress lines, and warnings from anywhere; hides the notices of libraries."""
+def show_progress() -> None:
+    """Shows this package's progress lines, and warnings from anywhere; hides the notices of libraries.
+
+    Commands call it first. A script or notebook that does not sees no line of a run before its end.
+    """
     if not absl_flags.FLAGS.is_parsed():
         absl_flags.FLAGS(["promot_t5x"])  # absl logs nothing below warnings before its flags are parsed
     logging.set_verbosity(logging.INFO)

@@ -43,7 +43,7 @@ def headline(results: Mapping[str, Any]) -> str:
     opening = f"At learning rate {tables.rate(key)} {_target_clause(middle, scores)}, "
     gain = middle.in_context_difference
     if gain is None:
-        return opening + "the in-context tasks were not measured for both methods."
+        return opening + "there are no in-context scores of both methods to compare."
     reference = next((e["in_context_mean"] for e in comparison.rates(results, names.reference).values()), None)
     kept = tables.number(judged["in_context_mean"])
     kept += "" if reference is None else f" ({before} {tables.number(reference)})"

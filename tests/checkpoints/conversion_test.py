@@ -270,6 +270,19 @@ def test_fingerprint_is_that_of_the_loaded_model(t5):
         assert sources.open_source(t5).fingerprint == loaded.base_fingerprint
 
 
+def test_a_prompt_next_to_huggingfaces_weights_is_left_out_aloud_or_attached(t5, tuned, tmp_path, capsys):
+    prompt, folder = tuned
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "hf"), "huggingface", prompt_path=str(folder))
+    adapter = tmp_path / "hf" / "soft_prompt_adapter"
+    assert "left out" not in capsys.readouterr().out
+    conversion.convert_checkpoint(str(tmp_path / "hf"), str(tmp_path / "alone"), "promot")
+    assert f"the soft prompt in {adapter} is left out" in capsys.readouterr().out
+    conversion.convert_checkpoint(str(tmp_path / "hf"), str(tmp_path / "both"), "promot", prompt_path=str(adapter))
+    assert "left out" not in capsys.readouterr().out
+    conversion.convert_soft_prompt(str(tmp_path / "both"), str(tmp_path / "again.npy"), "npy")
+    assert np.load(tmp_path / "again.npy").tobytes() == prompt.tobytes()
+
+
 @pytest.mark.parametrize("to_format", THROUGH)
 def test_an_attached_prompt_travels_with_the_model(t5, tuned, tmp_path, to_format):
     prompt, folder = tuned
