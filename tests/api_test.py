@@ -122,3 +122,11 @@ def test_the_quickstart_runs(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "ProMoT" in done.stdout and "prompt None" in done.stdout
+
+
+def test_progress_shows_also_where_the_package_is_reached_through_a_link(tmp_path):
+    (tmp_path / "promot_t5x").symlink_to(ROOT / "promot_t5x")
+    script = "import promot_t5x; promot_t5x.show_progress(); import promot_t5x.runtime.processes as shown; "
+    script += "exec(compile('logging.info(\"a line\")', shown.__file__, 'exec'), vars(shown))"
+    arguments = dict(capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert subprocess.run([sys.executable, "-c", script], **arguments).stderr.endswith(" a line\n")

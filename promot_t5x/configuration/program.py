@@ -20,7 +20,7 @@ from promot_t5x.configuration import gin_checks, gin_files, gin_statements
 from promot_t5x.configuration.flags import Invocation, parse_flags
 from promot_t5x.runtime import files, processes
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = str(Path(__file__).parents[1])  # as records and tracebacks name it, so not resolved
 
 
 def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
