@@ -202,7 +202,7 @@ def test_a_damaged_predictions_file_is_made_again(tiny_model, tmp_path, caplog):
     file = tmp_path / "out" / "toy_enfr.test.removed.jsonl"
     file.write_bytes(file.read_bytes()[:-30])
     assert _run(tiny_model, tmp_path / "out") == 0
-    assert f"{file} is damaged; all answers of this task are made again" in caplog.text
+    assert f"{file} is damaged; all examples of this task are answered again" in caplog.text
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
 
 
@@ -436,4 +436,4 @@ def test_all_checkpoints_of_what_is_no_run(path, expected, tiny_model, tmp_path,
 
 def test_an_unknown_checkpoint_mode(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out", CHECKPOINT_MODE="latest") == 1
-    assert "CHECKPOINT_MODE is 'latest': expected 'best' (of a run's folder) or 'all'" in capsys.readouterr().err
+    assert "CHECKPOINT_MODE is 'latest': expected 'best' or 'all'" in capsys.readouterr().err

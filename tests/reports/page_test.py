@@ -196,7 +196,7 @@ def test_headline_admits_noise_and_missing_methods():
     runs = [run("fine_tuning", 1e-3, seed, 90.0, {"qa": 50.0 + 20 * seed}) for seed in (0, 1)]
     runs += [run("promot", 1e-3, seed, 90.0, {"qa": 60.0 + 20 * seed}) for seed in (0, 1)]
     assert "a difference within the spread over seeds" in page.headline(compare(runs, {}, {}))
-    assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores of standard fine-tuning."
+    assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores for standard fine-tuning."
 
 
 def test_summary_counts_where_the_claim_holds():
