@@ -195,7 +195,7 @@ def test_a_whole_plan(tiny, tmp_path, capsys, without_compiler):
     shown = capsys.readouterr().out
     assert shown.startswith("2 x v5e:2x4 (v5litepod-8 in Google Cloud, 8 chips), preset mixed, mesh ")
     assert "\nprompt_tuning " in shown and "\nscoring " in shown and "\ndecoding " in shown
-    assert "model_tuning does not fit: 20.00 GiB needed, 15.75 GiB there\n  1. --gin.T5Config.remat=full" in shown
+    assert "model_tuning does not fit: 20.00 GiB needed, 15.75 GiB available\n  1. --gin.T5Config.remat=full" in shown
     written = json.loads(file.read_text())
     assert (written["topology"], written["slices"]) == ("v5e:2x4", 2)
     assert [written["stages"][name]["fits"] for name in ("prompt_tuning", "model_tuning")] == [True, False]
@@ -260,7 +260,7 @@ def test_without_the_compiler(tiny, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     assert cli.main(["plan", tiny, "--topology=v5e:2x2"]) == 1
     shown = capsys.readouterr().err
-    assert "error: promot-t5x plan needs the TPU compiler, no TPU: pip install 'promot-t5x[tpu]', on Linux." in shown
+    assert "error: A plan needs the TPU compiler (but no TPU), which is not installed: pip install" in shown
 
 
 # What the TPU's compiler says to a small network
@@ -419,7 +419,9 @@ def test_a_network_that_is_too_large(tmp_path):
     for stage, step in large.written["stages"].items():
         assert not step["fits"] and 64 < step["arguments_gib"] < 66, "two matrices of 2**28 x 128 in four pieces"
         assert step["temporaries_gib"] is step["flops_hlo"] is step["traffic_bytes"] is None
-        assert re.search(rf"^{stage} does not fit: 6[45]\.\d\d GiB needed, 15.75 GiB there$", large.shown, re.MULTILINE)
+        assert re.search(
+            rf"^{stage} does not fit: 6[45]\.\d\d GiB needed, 15.75 GiB available$", large.shown, re.MULTILINE
+        )
     assert "\n  1. --gin.NUM_MICROBATCHES=2: " in large.shown and "\n  2. --gin.FROZEN_WEIGHTS_DTYPE=" in large.shown
 
 

@@ -183,7 +183,7 @@ def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
         return {**leaves, "token_embedder/embedding": stored_leaves.from_array(array, "the copy")}
 
     monkeypatch.setattr(formats, "written_leaves", changed)
-    with pytest.raises(ValueError, match="the copy was written with other numbers"):
+    with pytest.raises(ValueError, match="The numbers written to the copy differ from those in"):
         conversion.convert_checkpoint(str(t5), str(tmp_path / "out"), "promot")
 
 
@@ -285,7 +285,9 @@ def test_an_attached_prompt_travels_with_the_model(t5, tuned, tmp_path, to_forma
 
 def test_a_prompt_of_another_model_is_refused_and_can_be_forced(scalable, tuned, tmp_path):
     prompt, folder = tuned
-    with pytest.raises(ValueError, match="was trained on a model with fingerprint .* give its own model, or --force"):
+    with pytest.raises(
+        ValueError, match="was trained on a model with fingerprint .* give the prompt.s own model, or --force"
+    ):
         conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder))
     conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder), force=True)
     assert (

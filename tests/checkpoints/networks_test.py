@@ -44,7 +44,7 @@ def test_every_field_is_of_one_kind():
     "key,change,message",
     [
         ("network", {"class": "Mamba"}, "here holds a network of the class 'Mamba'; expected T5Config"),
-        ("network", {"experts": 8}, "here is of another version, its T5Config has experts"),
+        ("network", {"experts": 8}, "here was written by another version, whose T5Config has experts"),
         ("token_ids", {"padding": 5}, "here has the token ids padding 5; the network computes with .*padding 0"),
     ],
 )

@@ -61,8 +61,8 @@ def test_a_run_knows_its_files_prompt_and_start():
 @pytest.mark.parametrize(
     "methods,expected",
     [
-        ((Method("a", ("a.gin",), ("b",)), Method("b", ("b.gin",), ("a",))), "in a circle: (a -> b -> a|b -> a -> b)"),
-        ((Method("a", ("a.gin",), ("a",)),), "in a circle: a -> a"),
+        ((Method("a", ("a.gin",), ("b",)), Method("b", ("b.gin",), ("a",))), "in a cycle: (a -> b -> a|b -> a -> b)"),
+        ((Method("a", ("a.gin",), ("a",)),), "in a cycle: a -> a"),
         ((Method("a", ("a.gin",), ("b",)),), "The method a starts from 'b'; expected a method of the recipe"),
         ((Method("a", ("a.gin",), ("promot",)),), "Recipe.methods has a without promot, which it starts from"),
         ((Method("a", ("a.gin",), ()),), "The method a starts from nothing"),

@@ -72,7 +72,9 @@ def test_adapters_of_another_kind(values, message, adapter):
 
 
 def test_missing_and_damaged_files(adapter):
-    with pytest.raises(FileNotFoundError, match="adapter_config.json does not exist: give the folder of an adapter"):
+    with pytest.raises(
+        FileNotFoundError, match="adapter_config.json does not exist: give the folder of a PEFT adapter"
+    ):
         peft.read_adapter(adapter / "nothing")
     weights = adapter / "adapter_model.safetensors"
     data = weights.read_bytes()

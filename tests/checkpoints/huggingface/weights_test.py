@@ -425,7 +425,9 @@ def sharded_folder(tmp_path) -> Path:
 def test_missing_shard(sharded_folder):
     files = sorted(sharded_folder.glob("*.safetensors"))
     files[1].unlink()
-    with pytest.raises(FileNotFoundError, match=rf"lacks 1 of the {len(files)} files .*\({files[1].name}\): copy"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"lacks 1 of the {len(files)} weight files .*\({files[1].name}\): copy"
+    ):
         weights.read(sharded_folder)
 
 
@@ -469,9 +471,9 @@ def test_leaves_of_another_network_are_not_written(tmp_path):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, logits_via_embedding=True))
     with pytest.raises(ValueError, match=r"token_embedder/embedding \(\(20, 8\) for \(21, 8\)\)"):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, vocab_size=21))
-    with pytest.raises(ValueError, match="soft_prompt/embedding has no place .* an adapter of PEFT"):
+    with pytest.raises(ValueError, match="soft_prompt/embedding has no place .* a PEFT adapter"):
         weights.write(tmp_path, as_leaves(params | {parameter_names.PROMPT: np.zeros((1, 2, 8))}), T5_1_1)
-    with pytest.raises(ValueError, match=r"mlp_activations is \('silu', 'gelu'\), which config.json cannot say"):
+    with pytest.raises(ValueError, match=r"mlp_activations is \('silu', 'gelu'\), which config.json cannot express"):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, mlp_activations=("silu", "gelu")))
     with pytest.raises(ValueError, match="is of int32, which cannot be written"):
         whole_numbers = {name: array.astype(np.int32) for name, array in params.items()}
