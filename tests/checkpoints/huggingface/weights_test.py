@@ -311,7 +311,7 @@ def test_buckets_are_refused(model_folder):
         (dict(model_type=None), "model of type None"),
         (dict(model_type=["t5"]), "model of type ..t5.., expected one of t5"),
         (dict(feed_forward_proj=["relu"]), "feed_forward_proj is ..relu.. in .*config.json, expected one of relu"),
-        (dict(num_layers=10**9), "config.json has 100000000. layers, the weights next to it are .* tensors in all"),
+        (dict(num_layers=10**9), "config.json has 100000000. layers, but the weights next to it are only .* tensors"),
         (
             dict(feed_forward_proj="gated-tanh"),
             "feed_forward_proj is 'gated-tanh' in .*config.json, expected one of relu",
