@@ -293,7 +293,7 @@ def test_sampling_is_the_same_after_an_interruption(tiny_model, tmp_path):
 
 def test_show_of_nothing(capsys):
     assert program.run_main(eval.main, ["--show=0"]) == 1
-    assert "error: --show=0 shows nothing: write a number from 1 on" in capsys.readouterr().err
+    assert "error: --show=0 shows nothing: give a number from 1 on" in capsys.readouterr().err
 
 
 def test_more_exemplars_than_training_rows(tiny_model, own, tmp_path, monkeypatch, capsys):
