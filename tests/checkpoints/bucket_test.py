@@ -20,6 +20,7 @@ from typing import NamedTuple
 from urllib import parse
 
 import pytest
+from etils import epath
 
 from promot_t5x.checkpoints import formats, sources, stored_leaves
 from promot_t5x.checkpoints.t5x import reader, writer
@@ -31,7 +32,10 @@ WRITTEN = "written/checkpoint_7"
 LOST_IN_LEGACY, LOST_IN_ORBAX = "lost_in_legacy/checkpoint_0", "lost_in_orbax/checkpoint_0"
 SEVERAL = "several"
 PATHS = (LEGACY, ORBAX, SCANNED, WRITTEN, LOST_IN_LEGACY, LOST_IN_ORBAX, SEVERAL)
-READERS = {"t5x_checkpoint": reader.read, "formats": lambda path: sources.open_source(path).leaves}
+READERS = {
+    "t5x_checkpoint": lambda path: reader.read(epath.Path(path)),
+    "formats": lambda path: sources.open_source(path).leaves,
+}
 
 both_readers = pytest.mark.parametrize("reader", READERS)
 
