@@ -284,9 +284,11 @@ def test_arguments_without_the_call(write, library):
     arguments = gin_files.bound_arguments(library.run)
     assert arguments == {"config": library.Config(32, 0.1), "steps": 10, "seed": 5, "model_dir": "/m"}
     assert gin_files.bound_arguments(library.Config) == {"embed_dim": 32, "dropout_rate": 0.1}
-    # What nothing binds is left to the function's own defaults; what it needs is not asked for.
+    # What nothing binds is left to the function's own defaults; what has none is the caller's, or is asked for.
     gin_files.parse([write(HEADER + "core.run.seed = 3\n")])
-    assert gin_files.bound_arguments(library.run) == {"seed": 3}
+    assert gin_files.bound_arguments(library.run, given=("config", "steps")) == {"seed": 3}
+    with pytest.raises(gin_files.ConfigError, match="run needs steps and .* pass --gin.run.steps=VALUE"):
+        gin_files.bound_arguments(library.run, given=("config",))
     with pytest.raises(gin_files.ConfigError, match="the gin files never mention core.unmentioned"):
         gin_files.bound_arguments(library.unmentioned)
 
