@@ -29,8 +29,8 @@ def _lint(folder: Path) -> tuple[int, str]:
 
 
 def test_the_package_keeps_its_contracts(copy):
-    code, shown = _lint(copy)
-    assert code == 0 and "2 kept, 0 broken" in shown, shown
+    code, output = _lint(copy)
+    assert code == 0 and "2 kept, 0 broken" in output, output
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,5 @@ def test_a_forbidden_import_is_noticed(file, line, said, copy):
     (copy / file).parent.mkdir(exist_ok=True)
     with (copy / file).open("a") as stream:
         stream.write(f"\n{line}\n")
-    code, shown = _lint(copy)
-    assert code == 1 and said in shown, shown
+    code, output = _lint(copy)
+    assert code == 1 and said in output, output

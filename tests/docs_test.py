@@ -45,8 +45,8 @@ def head_comment(file: Path) -> str:
 def commands(page: Path) -> list[list[str]]:
     """The indented commands of a page that take gin files, split as a shell does."""
     joined = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.findall(r"^    ((?:python -m promot_t5x\.|promot-t5x )\w+.*)$", joined, re.MULTILINE)
-    return [shlex.split(command) for command in found if "--gin" in command]
+    lines = re.findall(r"^    ((?:python -m promot_t5x\.|promot-t5x )\w+.*)$", joined, re.MULTILINE)
+    return [shlex.split(command) for command in lines if "--gin" in command]
 
 
 def python_snippets(page: Path) -> list[str]:
@@ -117,12 +117,12 @@ def test_commands_parse(argv):
         parser = flags.flag_parser()
         parser.add_argument("--out")
         invocation = flags.parse_flags(arguments, parser)
-    given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if {"demo", "plan"} & set(argv) else ()
+    bindings = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if {"demo", "plan"} & set(argv) else ()
     files = [file for file in invocation.gin_files if not file.startswith("my")]
-    gin_files.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
+    gin_files.parse(files, (*invocation.gin_bindings, *bindings), invocation.gin_search_paths)
     gin_checks.check_macros()
     from_flags = {origin.written for origin in gin_statements.ORIGINS.values() if origin.from_flag}
-    assert len(from_flags) == len({line.split(" = ")[0] for line in (*invocation.gin_bindings, *given)})
+    assert len(from_flags) == len({line.split(" = ")[0] for line in (*invocation.gin_bindings, *bindings)})
 
 
 @pytest.mark.parametrize("snippet", [snippet for page in PAGES for snippet in snippets(page)], ids=lambda s: s[-60:])

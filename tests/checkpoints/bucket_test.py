@@ -59,14 +59,14 @@ class _Storage(http.server.BaseHTTPRequestHandler):
             self._answer_json({"name": "bucket"})
         elif url.path == "/storage/v1/b/bucket/o":
             self._answer_json(self._listing(query.get("prefix", ""), query.get("delimiter")))
-        elif not (asked := re.fullmatch("(/storage/v1/b/bucket/o|/bucket)/([^/]+)", url.path)):
+        elif not (match := re.fullmatch("(/storage/v1/b/bucket/o|/bucket)/([^/]+)", url.path)):
             self._answer(400)
-        elif (name := parse.unquote(asked[2])) not in self.server.objects:
+        elif (name := parse.unquote(match[2])) not in self.server.objects:
             self._answer(404)
-        elif asked[1] == "/bucket" or query.get("alt") == "media":
+        elif match[1] == "/bucket" or query.get("alt") == "media":
             self._answer_data(self.server.objects[name])
         else:
-            self._answer_json(self._facts(name))
+            self._answer_json(self._metadata(name))
 
     def do_POST(self):
         url = parse.urlsplit(self.path)
@@ -79,7 +79,7 @@ class _Storage(http.server.BaseHTTPRequestHandler):
             self._answer(200, headers={"Location": f"https://www.googleapis.com{place}"})
         else:
             self.server.objects[query["name"]] = data
-            self._answer_json(self._facts(query["name"]))
+            self._answer_json(self._metadata(query["name"]))
 
     do_PUT = do_POST
 
@@ -101,9 +101,9 @@ class _Storage(http.server.BaseHTTPRequestHandler):
                 folders.add(prefix + inside.split(delimiter)[0] + delimiter)
             else:
                 names.append(name)
-        return {"items": [self._facts(name) for name in names], "prefixes": sorted(folders)}
+        return {"items": [self._metadata(name) for name in names], "prefixes": sorted(folders)}
 
-    def _facts(self, name):
+    def _metadata(self, name):
         size = str(len(self.server.objects[name]))
         return {"name": name, "size": size, "generation": "1", "updated": "2020-01-01T00:00:00.000Z"}
 
@@ -169,19 +169,19 @@ def _answer(read, path):
 
 def _objects(testdata):
     tiny = testdata / "t5x_tiny"
-    found = {}
+    objects = {}
     for path in (LEGACY, ORBAX, SCANNED):
-        found |= {f.relative_to(tiny).as_posix(): f.read_bytes() for f in (tiny / path).rglob("*") if f.is_file()}
-    for name, data in list(found.items()):
+        objects |= {f.relative_to(tiny).as_posix(): f.read_bytes() for f in (tiny / path).rglob("*") if f.is_file()}
+    for name, data in list(objects.items()):
         if name.startswith(LEGACY) and "target.token_embedder.embedding/" not in name:
-            found[name.replace(LEGACY, LOST_IN_LEGACY)] = data
+            objects[name.replace(LEGACY, LOST_IN_LEGACY)] = data
         if name.startswith(ORBAX):
-            found[name.replace(ORBAX, LOST_IN_ORBAX)] = data
+            objects[name.replace(ORBAX, LOST_IN_ORBAX)] = data
     metadata = f"{LOST_IN_ORBAX}/state/_METADATA"
-    found[metadata] = found[metadata].replace(b'"scale"', b'"weight"')
+    objects[metadata] = objects[metadata].replace(b'"scale"', b'"weight"')
     for folder in ("checkpoint_1000", "checkpoint_20", "checkpoint_3", "checkpoint_40.tmp-123"):
-        found[f"{SEVERAL}/{folder}/checkpoint"] = found[f"{LEGACY}/checkpoint"]
-    return found
+        objects[f"{SEVERAL}/{folder}/checkpoint"] = objects[f"{LEGACY}/checkpoint"]
+    return objects
 
 
 @pytest.fixture(scope="module")

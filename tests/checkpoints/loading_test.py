@@ -49,11 +49,11 @@ def _prompt_run(folder, base_folder, base_params, scores=(0.5,)):
 
 
 def _same(params, expected):
-    found, wanted = parameter_names.flatten(params), parameter_names.flatten(expected)
-    assert set(found) == set(wanted)
+    leaves, wanted = parameter_names.flatten(params), parameter_names.flatten(expected)
+    assert set(leaves) == set(wanted)
     for name, leaf in wanted.items():
-        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
-        assert isinstance(found[name], jax.Array) and found[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(leaves[name], leaf, err_msg=name)
+        assert isinstance(leaves[name], jax.Array) and leaves[name].dtype == leaf.dtype
 
 
 def test_our_own_checkpoint(tmp_path):
@@ -312,6 +312,6 @@ def test_no_model_is_ever_whole_on_one_of_four_devices(tmp_path):
     # A quarter of everything, norms and biases on all devices, and the parts of one leaf in both layouts.
     limit = 0.25 + 0.05 + 0.25 * report.pop("largest")
     assert len(report) == 6
-    for case, facts in report.items():
-        assert facts["placed"] and facts["same"], case
-        assert 0.25 <= facts["peak"] < limit, (case, facts["peak"], limit)
+    for case, result in report.items():
+        assert result["placed"] and result["same"], case
+        assert 0.25 <= result["peak"] < limit, (case, result["peak"], limit)

@@ -74,9 +74,9 @@ def change_weights(folder: Path, change) -> None:
 def test_round_trip_bit_for_bit(config, dtype, tmp_path):
     params = random_params(config, dtype)
     weights.write(tmp_path, as_leaves(params), config)
-    found = weights.read(tmp_path)
-    assert list(found) == list(params)
-    for name, leaf in found.items():
+    leaves = weights.read(tmp_path)
+    assert list(leaves) == list(params)
+    for name, leaf in leaves.items():
         assert (leaf.shape, leaf.dtype) == (params[name].shape, params[name].dtype), name
         whole = stored_leaves.whole(leaf)
         assert (whole.dtype, whole.tobytes()) == (params[name].dtype, params[name].tobytes()), name
@@ -215,9 +215,9 @@ def test_config_json_of_the_first_t5(tmp_path):
     change_weights(tmp_path, as_of_old)
     assert T5Config(**weights.read_config(tmp_path)) == config
     params = random_params(config)
-    found = weights.read(tmp_path)
-    assert list(found) == list(params)
-    assert all(stored_leaves.whole(leaf).tobytes() == params[name].tobytes() for name, leaf in found.items())
+    leaves = weights.read(tmp_path)
+    assert list(leaves) == list(params)
+    assert all(stored_leaves.whole(leaf).tobytes() == params[name].tobytes() for name, leaf in leaves.items())
 
 
 @pytest.mark.parametrize("kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
@@ -262,10 +262,10 @@ def test_shared_output_matrix_with_and_without_scale(values, is_scaled, tmp_path
     weights.write(tmp_path, as_leaves(params), T5)
     change_config(tmp_path, **values)
     assert weights.read_config(tmp_path)["logits_via_embedding"] is is_scaled
-    found = weights.read(tmp_path)
-    assert ("decoder/logits_dense/kernel" in found) is not is_scaled
+    leaves = weights.read(tmp_path)
+    assert ("decoder/logits_dense/kernel" in leaves) is not is_scaled
     if not is_scaled:
-        kernel = stored_leaves.whole(found["decoder/logits_dense/kernel"])
+        kernel = stored_leaves.whole(leaves["decoder/logits_dense/kernel"])
         np.testing.assert_array_equal(kernel, params["token_embedder/embedding"].T)
 
 
@@ -278,9 +278,9 @@ def test_no_weight_is_read_before_it_is_asked_for(tmp_path, monkeypatch):
         return leaf._replace(read=lambda index: (reads.append(name), leaf.read(index))[1])
 
     monkeypatch.setattr(safetensors_file, "_leaf", counted)
-    found = weights.read(tmp_path)
+    leaves = weights.read(tmp_path)
     assert not reads
-    stored_leaves.whole(found["decoder/logits_dense/kernel"])
+    stored_leaves.whole(leaves["decoder/logits_dense/kernel"])
     assert reads == ["lm_head.weight"]
 
 
