@@ -11,7 +11,7 @@ import pytest
 import promot_t5x
 from promot_t5x import checkpoints, cli, demo
 from promot_t5x.configuration import flags, gin_checks, gin_files
-from promot_t5x.recipes import running
+from promot_t5x.recipes import from_command
 from promot_t5x.reports import comparison
 from promot_t5x.reports.method_rows import MethodRow
 from promot_t5x.runtime import files, processes
@@ -151,7 +151,7 @@ def invocations(monkeypatch) -> list[flags.Invocation]:
         gin_checks.check_macros()
         followed.append(invocation)
 
-    monkeypatch.setattr(running, "follow", follow)
+    monkeypatch.setattr(from_command, "follow", follow)
     return followed
 
 

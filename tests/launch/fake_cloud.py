@@ -148,8 +148,8 @@ class Cloud:
     def workers(self, node: str = "my-tpu") -> list[Path]:
         return [self.folder / f"{node}-w-{number}" for number in range(2)]
 
-    def asked(self, node: str = "my-tpu") -> list[dict]:
-        """What promot-t5x was asked for on each worker of a slice, as soon as it was."""
+    def invocations(self, node: str = "my-tpu") -> list[dict]:
+        """The arguments, folder and environment of promot-t5x on each worker of a slice, as soon as it has started."""
         files = [home / "asked.json" for home in self.workers(node)]
         wait_for(lambda: all(file.exists() and file.read_text().endswith("}") for file in files))
         return [json.loads(file.read_text()) for file in files]

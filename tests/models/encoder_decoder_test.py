@@ -135,8 +135,8 @@ def test_loss_sums_of_parts_add_up_to_the_loss_of_the_batch(params, model):
 
     (loss, sums), parts = whole_and_parts(params)
     total, added = jax.tree.map(jnp.add, *parts)
-    for found, expected in zip((total, *added), (sums.loss, *sums), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for actual, expected in zip((total, *added), (sums.loss, *sums), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
     np.testing.assert_allclose(total / model.loss_normalizer(added), loss, rtol=1e-6)
 
 

@@ -31,8 +31,8 @@ def test_cells_are_shown_as_they_are():
 
 
 def test_nearest_names():
-    known = ["prompt_tuning", "model_tuning", "fine_tuning"]
-    assert nearest("promt_tuning", iter(known), count=1) == ["prompt_tuning"]
-    assert set(nearest("tuning", known)) == set(known) and nearest("xyz", known) == []
-    assert did_you_mean("promt_tuning", known) == " (did you mean 'prompt_tuning'?)"
-    assert did_you_mean("xyz", known) == ""
+    names = ["prompt_tuning", "model_tuning", "fine_tuning"]
+    assert nearest("promt_tuning", iter(names), count=1) == ["prompt_tuning"]
+    assert set(nearest("tuning", names)) == set(names) and nearest("xyz", names) == []
+    assert did_you_mean("promt_tuning", names) == " (did you mean 'prompt_tuning'?)"
+    assert did_you_mean("xyz", names) == ""

@@ -71,10 +71,11 @@ def test_exemplars_are_distinct_and_never_the_question(sizes, free, seed, mode, 
 def test_the_order_of_questions_and_what_else_is_drawn_play_no_part(sizes, seed, mode, rng, data):
     pool = _pool(sizes)
     shots = data.draw(st.integers(0, len(pool) - 1))
-    asked = [*_texts(pool), *(f"Q: new {i} A:" for i in range(5))]
-    drawn = {q: exemplars.Sampler("task", pool, shots, seed, mode).draw(q) for q in asked}  # a new sampler each time
+    questions = [*_texts(pool), *(f"Q: new {i} A:" for i in range(5))]
+    # A new sampler each time.
+    drawn = {q: exemplars.Sampler("task", pool, shots, seed, mode).draw(q) for q in questions}
     sampler = exemplars.Sampler("task", pool, shots, seed, mode)
-    for question in rng.sample(asked, len(asked)):
+    for question in rng.sample(questions, len(questions)):
         random.random()
         assert sampler.draw(question) == drawn[question] == sampler.draw(question)
 
@@ -139,11 +140,11 @@ def test_fixed_is_one_set_and_a_question_inside_it_keeps_the_others(sizes, seed,
         assert question in fixed or drawn == fixed
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"name": "other"}, {"asked": "Q: other {} A:"}, {"seed": -1}])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"name": "other"}, {"template": "Q: other {} A:"}, {"seed": -1}])
 def test_other_seeds_tasks_and_questions_get_others(other):
-    def draw(name="task", seed=0, asked="Q: new {} A:"):
+    def draw(name="task", seed=0, template="Q: new {} A:"):
         sampler = exemplars.Sampler(name, _pool([20], free=True), 2, seed)
-        return [_texts(sampler.draw(asked.format(i))) for i in range(300)]
+        return [_texts(sampler.draw(template.format(i))) for i in range(300)]
 
     same = sum(a == b for a, b in zip(draw(), draw(**other), strict=True))
     assert same < 10  # expected: 300 / (20 * 19) = 0.8
