@@ -226,12 +226,12 @@ def test_methods_that_train_the_model_are_treated_alike(name):
             assert planned.learning_rate is None
             continue
         rates.setdefault(planned.method, set()).add(gin.query_parameter("LEARNING_RATE/gin.macro.value"))
-        found = tuple(gin.query_parameter(f"{macro}/gin.macro.value") for macro in compared)
-        found += (gin.query_parameter("optimizers.adafactor.multiply_by_parameter_scale"),)
-        settings[planned.method] = found
+        values = tuple(gin.query_parameter(f"{macro}/gin.macro.value") for macro in compared)
+        values += (gin.query_parameter("optimizers.adafactor.multiply_by_parameter_scale"),)
+        settings[planned.method] = values
     assert {"fine_tuning", "promot"} <= set(settings)
     assert len(set(settings.values())) == 1, settings
-    assert all(found == grid for found in rates.values()), rates
+    assert all(tried == grid for tried in rates.values()), rates
 
 
 def test_the_demo_is_what_the_results_compare():

@@ -151,8 +151,8 @@ def test_equal_vocabularies_are_the_same_argument():
 
 def test_the_zero_shot_task_is_known_to_the_catalogue_s_registry():
     jsonl.jsonl_task("jsonl_known", "folder", vocabulary=VOCABULARY)
-    known = few_shot.registered("jsonl_known")
-    assert (known.task.name, known.prompting.sentinels, known.shots) == ("jsonl_known", False, 0)
+    registered = few_shot.registered("jsonl_known")
+    assert (registered.task.name, registered.prompting.sentinels, registered.shots) == ("jsonl_known", False, 0)
 
 
 def test_docstring_examples_hold_and_leave_nothing_behind():

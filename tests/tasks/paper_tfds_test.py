@@ -198,8 +198,8 @@ def _scores(task, examples, outputs):
     targets = [task.postprocess_fn("", example=row, is_target=True) for row in examples]
     pairs = zip(outputs, examples, strict=True)
     predictions = [task.postprocess_fn(output, example=row, is_target=False) for output, row in pairs]
-    found = {key: value for metric in task.metric_fns for key, value in metric(targets, predictions).items()}
-    return {key: value for key, value in found.items() if key.split("_")[-1] not in ("stderr", "signature")}
+    scores = {key: value for metric in task.metric_fns for key, value in metric(targets, predictions).items()}
+    return {key: value for key, value in scores.items() if key.split("_")[-1] not in ("stderr", "signature")}
 
 
 def _bleu_of_one(hit, texts):
@@ -261,12 +261,12 @@ def test_splits_of_tfds(name):
 
 
 def test_rte_trains_on_nine_tenths_of_the_training_split_and_chooses_on_the_rest(tfds_folder):
-    found = {split: _worded("rte", split) for split in paper.text_task("rte").source.splits}
-    assert {split: len(rows) for split, rows in found.items()} == {"train": 9, "validation": 1, "test": 4}
+    by_split = {split: _worded("rte", split) for split in paper.text_task("rte").source.splits}
+    assert {split: len(rows) for split, rows in by_split.items()} == {"train": 9, "validation": 1, "test": 4}
     stored = tfds.load("super_glue/rte:1.0.2", split="train", data_dir=tfds_folder, download=False)
-    asked = list(_asked("rte", "train"))
-    assert found["train"] + found["validation"] == [asked[row["idx"]] for row in stored.as_numpy_iterator()]
-    assert sorted(found["test"]) == sorted(_asked("rte", "test"))
+    questions = list(_asked("rte", "train"))
+    assert by_split["train"] + by_split["validation"] == [questions[row["idx"]] for row in stored.as_numpy_iterator()]
+    assert sorted(by_split["test"]) == sorted(_asked("rte", "test"))
 
 
 def test_splits_may_be_slices():
@@ -293,16 +293,16 @@ def test_jsonl_files_give_the_prompts_that_tfds_gives(tmp_path, name):
     def prompts(**kwargs):
         task = paper.text_task(name, **kwargs)
         rows = task.source.get_dataset("test", shuffle=False)
-        asked = few_shot.prompts(rows, task=task, prompting=few_shot.Prompting(BYTES), shots=4, seed=0)
-        return sorted(tuple(row[key].decode() for key in few_shot.TEXT_FEATURES) for row in asked.as_numpy_iterator())
+        dataset = few_shot.prompts(rows, task=task, prompting=few_shot.Prompting(BYTES), shots=4, seed=0)
+        return sorted(tuple(row[key].decode() for key in few_shot.TEXT_FEATURES) for row in dataset.as_numpy_iterator())
 
     whole = {table: split for split, table in tables.items() if table != "other"}  # RTE's own leave a tenth out
-    found = prompts(splits=whole)
-    assert found == prompts(data_dir=str(tmp_path))
-    asked, exemplars = sorted(_asked(name, "test")), [" ".join(row) for row in _asked(name, "train")]
-    for prompt, _, _ in found:
+    from_tfds = prompts(splits=whole)
+    assert from_tfds == prompts(data_dir=str(tmp_path))
+    questions, exemplars = sorted(_asked(name, "test")), [" ".join(row) for row in _asked(name, "train")]
+    for prompt, _, _ in from_tfds:
         assert sum(exemplar in prompt for exemplar in exemplars) == 4
-        assert sum(prompt.endswith(" " + question) for question, _ in asked) == 1
+        assert sum(prompt.endswith(" " + question) for question, _ in questions) == 1
 
 
 def test_rows_of_snli_without_a_gold_label_are_left_out(tfds_folder):
@@ -322,8 +322,8 @@ def test_rows_of_snli_without_a_gold_label_are_left_out(tfds_folder):
 @pytest.mark.parametrize("name", ("trivia_qa", "web_questions"))
 def test_any_accepted_answer_scores_in_its_normal_form(name):
     task, examples = _read(paper.task(name, BYTES))
-    for which in ("answer test {}", "  the TEST{}. ", "Another name, of test {}!", "test{} Q: what else? A: nothing"):
-        outputs = [which.format(re.search(r"test (\d)", str(row["inputs_pretokenized"]))[1]) for row in examples]
+    for wording in ("answer test {}", "  the TEST{}. ", "Another name, of test {}!", "test{} Q: what else? A: nothing"):
+        outputs = [wording.format(re.search(r"test (\d)", str(row["inputs_pretokenized"]))[1]) for row in examples]
         assert _scores(task, examples, outputs) == {"exact_match": 100}
     assert _scores(task, examples, ["answer test"] * 4) == {"exact_match": 0}
 
