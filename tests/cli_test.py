@@ -108,7 +108,7 @@ def test_plan_needs_a_topology(capsys):
 
 @pytest.mark.parametrize("verb", ["train", "eval", "infer", "pipeline"])
 def test_a_verb_waits_for_its_other_processes_first(verb, capsys, monkeypatch):
-    """Before anything is read: that a gin file is missing is told by each process, or by none."""
+    """Before anything is read: each process reports a missing gin file, or none does."""
 
     def start(processes):
         raise TimeoutError(f"waiting for {processes.count} in vain")
@@ -143,7 +143,7 @@ def test_demo_dry_run(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def invocations(monkeypatch) -> list[flags.Invocation]:
-    """What the demo asks the pipeline for; nothing runs."""
+    """The invocations that the demo hands to the pipeline; nothing runs."""
     followed = []
 
     def follow(invocation):

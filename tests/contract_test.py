@@ -1,4 +1,4 @@
-"""The contracts of pyproject.toml: imports go down, and only the top knows gin; broken ones are noticed."""
+"""The contracts of pyproject.toml: imports go down, and only the top knows gin; a broken contract is noticed."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""README, docs, docstrings and the heads of gin files say what is there: links, commands, snippets, examples."""
+"""README, docs, docstrings and the heads of gin files hold: links, commands, snippets, examples."""
 
 import doctest
 import importlib

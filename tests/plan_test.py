@@ -138,7 +138,7 @@ TOO_LARGE = dataclasses.replace(
 
 @pytest.fixture
 def without_compiler(monkeypatch):
-    """Devices that are not there, and one answer for every program."""
+    """Devices that this machine lacks, and one answer for every program."""
     monkeypatch.setattr(chips.Topology, "devices", lambda self: DEVICES[: self.chips * self.slices])
     seen = []
 

@@ -1,4 +1,4 @@
-"""The shipped gin files: each parses, says what it is, and says what the paper says."""
+"""The shipped gin files: each parses, describes itself, and agrees with the paper."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ FILES = {str(path.relative_to(gin_files._PACKAGED)): path for path in gin_files.
 # T5X's binaries parse gin/t5x, in training/t5x_binary_peer_test.py: it imports T5X and names their entry points.
 OURS = [name for name in FILES if not name.startswith("t5x/")]
 
-# What a file needs beside itself: other files and values, as its head comment says.
+# What a file needs next to itself: other files and values, as its head comment says.
 _RUN = ["models/mt5_small.gin", "tasks/rte.gin"]
 _RUN_VALUES = ["MODEL_DIR = '/m'", "INITIAL_CHECKPOINT_PATH = '/c'"]
 _EVAL_VALUES = ["CHECKPOINT_PATH = '/c'", "EVAL_OUTPUT_DIR = '/o'"]

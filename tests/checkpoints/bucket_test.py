@@ -1,8 +1,8 @@
-"""T5X checkpoints in a bucket (gs://) are read and written by the code that reads and writes local ones.
+"""T5X checkpoints in a bucket (gs://) are read and written as local ones are.
 
 The bucket is a server in this process that speaks as much of Google Cloud Storage as TensorFlow, which is epath's file
-system for gs://, and tensorstore need. Both read the environment once, so another process reads, of this file as a
-program, and does there what the tests do with a folder of the same files here.
+system for gs://, and tensorstore need. Both read the environment once, so another process (this file as a program)
+reads the bucket, and does with it what the tests do with a local folder of the same files.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ both_readers = pytest.mark.parametrize("reader", READERS)
 class _Storage(http.server.BaseHTTPRequestHandler):
     """Google Cloud Storage with one bucket, `bucket`, whose objects are the server's dict `objects`.
 
-    TensorFlow knows no other address than Google's. But it goes there through the proxy, and trusts the certificate,
-    that the environment names: so this is a proxy, too, that answers in Google's place.
+    TensorFlow knows no other address than Google's. But it takes the proxy, and trusts the certificate,
+    that the environment names: so this is also a proxy, which answers in Google's place.
     """
 
     protocol_version = "HTTP/1.1"
@@ -139,7 +139,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class Outcome(NamedTuple):
-    """What came of all paths in the bucket and here, as `_answers` gives it, and the files under WRITTEN."""
+    """The answers for all paths, in the bucket and locally, and the files under WRITTEN."""
 
     bucket: dict[str, dict]
     here: dict[str, dict]
@@ -237,7 +237,7 @@ def test_a_trailing_slash_changes_nothing(outcome, reader, path):
     assert outcome.bucket[reader][f"{path}/"] == outcome.bucket[reader][path]
 
 
-def test_a_checkpoint_is_written_to_a_bucket_as_here(outcome):
+def test_a_checkpoint_is_written_to_a_bucket_as_locally(outcome):
     assert outcome.bucket_files == outcome.files_here
     assert len(outcome.bucket_files) == 1 + 2 * 52
 
@@ -263,7 +263,7 @@ def test_a_folder_of_several_checkpoints_lists_them(outcome):
         (LOST_IN_ORBAX, "state/target.decoder.decoder_norm.weight of the parameter decoder/decoder_norm/weight"),
     ],
 )
-def test_a_missing_array_is_the_error_that_it_is_here(outcome, reader, path, array):
+def test_a_missing_array_is_the_same_error_as_locally(outcome, reader, path, array):
     sentence = outcome.bucket[reader][path]
     assert sentence.startswith(f"FileNotFoundError: The array {BUCKET}/{path}/{array} does not exist, though the")
     assert sentence == outcome.here[reader][path]

@@ -301,7 +301,7 @@ print(json.dumps(report))
 
 
 def test_no_model_is_ever_whole_on_one_of_four_devices(tmp_path):
-    """From either layout to either, and from T5X: each leaf goes to where its parts belong."""
+    """From either layout to either, and from T5X: each part of a leaf goes straight to its device."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", _FOUR_DEVICES, str(tmp_path)]

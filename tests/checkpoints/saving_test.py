@@ -96,7 +96,7 @@ def test_what_was_saved_comes_back(tmp_path):
 
 
 def test_values_are_those_of_the_moment_of_saving(tmp_path):
-    """Saving goes on in the background while the next step writes into the donated buffers."""
+    """Saving continues in the background while the next step writes into the donated buffers."""
     step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1.0, x), donate_argnums=0)
     params = {"w": {"kernel": jnp.zeros((2000, 1000))}, "soft_prompt": {"embedding": jnp.zeros((1, 100, 64))}}
     run = saving.RunCheckpoints(tmp_path, saving.CheckpointConfig(keep_latest=3))
@@ -129,7 +129,7 @@ def test_unfinished_and_foreign_folders_are_no_checkpoints(tmp_path):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """A folder here that epath takes for gs://bucket."""
+    """A local folder that epath takes for gs://bucket."""
     (tmp_path / "bucket").mkdir()
     for name in ("exists", "isdir", "listdir"):
         function = getattr(tf.io.gfile, name)

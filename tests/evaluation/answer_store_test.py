@@ -55,7 +55,7 @@ def test_what_is_finished_is_found_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"], "no part is left"
     other = answer_store.keys(_examples(), {**MADE_BY, "checkpoint": "ba5"})
     assert _kept(tmp_path, other).by_number == {}
-    assert _kept(tmp_path, [other[0], KEYS[2]]).by_number == {1: ANSWERS[2]}, "in another order, beside new ones"
+    assert _kept(tmp_path, [other[0], KEYS[2]]).by_number == {1: ANSWERS[2]}, "in another order, next to new ones"
 
 
 def test_in_sampling_an_examples_place_is_part_of_its_key():

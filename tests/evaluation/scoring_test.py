@@ -48,7 +48,7 @@ def _tasks():
 
 @dataclasses.dataclass(frozen=True)
 class _Oracle:
-    """Answers with the targets, which it is given, but for rows whose input has `wrong_length` tokens."""
+    """Answers with the targets, which it has, except for rows whose input has `wrong_length` tokens."""
 
     wrong_length: int = 0
     config: T5Config = CONFIG

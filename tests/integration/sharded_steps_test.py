@@ -1,7 +1,7 @@
 """Training is the same on every mesh: eight devices of the CPU, cut in every way that a preset knows, against one.
 
 The cases run in processes of their own, which make eight devices before JAX starts (`python sharded_steps_test.py` runs
-the cases that it reads, and writes what it found).
+the cases in its argument and prints the reports).
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Case:
     remat: str = "none"
     num_microbatches: int = 1
     factored: bool = False  # matrices large enough for Adafactor's factored second moments, some of them square
-    begun: tuple[str, str] | None = None  # mesh and preset of the first steps, behind which the run was stopped
+    begun: tuple[str, str] | None = None  # mesh and preset of the first steps, after which the run was stopped
 
     def __str__(self) -> str:
         words = [self.stage, self.preset, self.mesh, "scanned" if self.scan_layers else "looped", f"remat {self.remat}"]
@@ -173,7 +173,7 @@ def _batch(number: int) -> dict[str, Any]:
 
 
 def _compare(cases: list[Case]) -> list[dict[str, Any]]:
-    """How far each case ends from its reference."""
+    """How far each case is from its reference at the end."""
     import jax
     import numpy as np
 
@@ -207,7 +207,7 @@ def _compare(cases: list[Case]) -> list[dict[str, Any]]:
 
 
 def _reports(cases: list[Case]) -> list[dict[str, Any]]:
-    """What `_compare` finds in a process with eight devices."""
+    """The reports of `_compare`, run in a process with eight devices."""
     flags = ["--xla_force_host_platform_device_count=8"]
     # Every program runs five times: most of the time is compilation, which needs no optimisation.
     flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]

@@ -1,4 +1,4 @@
-"""Every checkpoint that T5X wrote, loaded as INITIAL_CHECKPOINT_PATH would, against what T5X computed with it."""
+"""Every checkpoint that T5X wrote, loaded as INITIAL_CHECKPOINT_PATH is, against what T5X computed with it."""
 
 import dataclasses
 

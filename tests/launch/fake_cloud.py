@@ -30,11 +30,11 @@ FAKE_GCLOUD = """
 
     def homes(node, worker):
         numbers = [0, 1] if worker == "all" else [int(worker)]
-        found = [f"{cloud}/{node}-w-{number}" for number in numbers]
+        folders = [f"{cloud}/{node}-w-{number}" for number in numbers]
         assert node in state["nodes"] and state["states"] == ["ACTIVE"], (node, state)
-        for home in found:
+        for home in folders:
             os.makedirs(home, exist_ok=True)
-        return found
+        return folders
 
     if what == ["queued-resources", "list"]:
         if os.environ.get("FAKE_DENIES"):
@@ -139,7 +139,7 @@ class Cloud:
         return sentence
 
     def calls(self) -> list[list[str]]:
-        """The calls of gcloud since this was last asked."""
+        """The calls of gcloud since this was last called."""
         file = self.folder / "calls.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh: the life of a slice, its types, and mistakes told before anything is made."""
+"""launch/tpu_vm.sh: the life of a slice, its types, and mistakes reported before anything is made."""
 
 import re
 import shlex

@@ -98,7 +98,7 @@ def _numpy(problem):
 
 
 def _difference(actual, expected):
-    """|found - expected| / |expected|, norms over the whole array."""
+    """|actual - expected| / |expected|, norms over the whole array."""
     actual, expected = np.float64(actual), np.float64(expected)
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
@@ -157,7 +157,7 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(cut, vocab_axis):
         assert _difference(value, plain_value) <= 1e-6
         for gradient, plain_gradient in zip(gradients, plain_gradients, strict=True):
             assert gradient.dtype == jnp.bfloat16
-            # Next to no sum lies so near the middle of two numbers that float32's own rounding decides.
+            # Hardly any sum is so near the middle of two numbers that float32's own rounding decides.
             assert np.mean(gradient == plain_gradient.astype(gradient.dtype)) > 0.99
 
 
@@ -183,7 +183,7 @@ def test_large_logits_neither_overflow_nor_lose_the_probabilities(cut, pieces):
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
-def test_words_that_are_as_good_as_impossible(cut, pieces):
+def test_words_that_are_all_but_impossible(cut, pieces):
     """Chunks, pieces and rows of logits as a mask would leave them."""
     cut(4)
     logits, *_ = _problem(44, 3, (2, 2, 44))
@@ -381,8 +381,8 @@ batch = {
 }
 
 def sizes(text):
-    found = re.findall(r"[a-z]+[0-9]*\\[([0-9,]+)\\]", text)
-    return [int(np.prod([int(size) for size in shape.split(",")])) for shape in found]
+    shapes = re.findall(r"[a-z]+[0-9]*\\[([0-9,]+)\\]", text)
+    return [int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes]
 
 report = {"devices": len(jax.devices()), "cases": []}
 for preset, vocab_axis, width in CASES:
@@ -405,13 +405,13 @@ for preset, vocab_axis, width in CASES:
         placed = partitioner.place_batch(batch)
         args = placed["hidden"], jax.device_put(matrix, place), placed["targets"], placed["weights"]
         compiled = jax.jit(step).lower(*args).compile()
-        found = compiled(*args)
+        actual = compiled(*args)
     text = compiled.as_text()
     gathered = [line.split("all-gather")[0] for line in re.findall(r"= (.* all-gather(?:-start)?\\(.*)", text)]
     rows = B // (2 if preset == "mixed" else 4)
     differences = [
         float(np.linalg.norm(np.float64(a) - np.float64(b)) / np.linalg.norm(np.float64(b)))
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected))
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
     ]
     report["cases"].append({
         "pieces": int(pieces),
@@ -421,8 +421,8 @@ for preset, vocab_axis, width in CASES:
         "gathered": [size for line in gathered for size in sizes(line)],
         "chunk": D * width,
         "piece": D * V // int(pieces),
-        "gradient_lies_as_the_matrix": found[1][1].sharding.is_equivalent_to(place, 2),
-        "shard": found[1][1].addressable_shards[0].data.size,
+        "gradient_is_cut_as_the_matrix": actual[1][1].sharding.is_equivalent_to(place, 2),
+        "shard": actual[1][1].addressable_shards[0].data.size,
     })
 print(json.dumps(report))
 """
@@ -465,5 +465,5 @@ def test_no_device_holds_all_its_logits_or_the_whole_matrix(four_devices, case):
 
 @pytest.mark.parametrize("case", _CASES)
 def test_the_matrix_gradient_is_cut_as_the_matrix_is(four_devices, case):
-    assert four_devices[case]["gradient_lies_as_the_matrix"]
+    assert four_devices[case]["gradient_is_cut_as_the_matrix"]
     assert four_devices[case]["shard"] == 8 * 128 // 4

@@ -39,7 +39,7 @@ class _Client:
 
 @dataclasses.dataclass(frozen=True)
 class _Device:
-    """A device that this machine lacks, of another process or of process 1, in which the test stands."""
+    """A device that this machine lacks, of another process or of process 1, as which the test runs."""
 
     id: int
     process_index: int
@@ -354,7 +354,7 @@ def states(parameters):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_slot_lies_as_the_dimensions_it_has(name, preset, parameters, states):
+def test_a_slot_is_cut_as_the_dimensions_it_has(name, preset, parameters, states):
     like, leaves = parameter_names.flatten(_placed(parameters, preset)), parameter_names.flatten(parameters)
     state = states[name]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
@@ -366,7 +366,7 @@ def test_a_slot_lies_as_the_dimensions_it_has(name, preset, parameters, states):
     ):
         words = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         owner = next((leaf for leaf in leaves if words.endswith(leaf)), None)
-        if owner is None or slot.size <= 3:  # counters, one for each layer of a stack, and what stands for no slot
+        if owner is None or slot.size <= 3:  # counters, one for each layer of a stack, and placeholders of no slot
             assert sharding.spec == P(), words
             continue
         squares, spec = np.float64(leaves[owner]) ** 2, _full(like[owner].sharding, leaves[owner].ndim)
@@ -387,7 +387,7 @@ def test_a_slot_lies_as_the_dimensions_it_has(name, preset, parameters, states):
     assert all(len(lacking) == 2 for lacking in seen.values()), "a row and a column"
 
 
-def test_slots_of_one_device_lie_with_the_parameters(parameters):
+def test_slots_of_one_device_are_with_the_parameters(parameters):
     trainable, _ = stages.partition(parameters, stages.stage("prompt_tuning"))
     slots = jax.eval_shape(optax.adam(0.1).init, trainable)
     shardings = set(jax.tree.leaves(slot_shardings(slots, trainable)))

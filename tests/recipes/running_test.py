@@ -1,4 +1,4 @@
-"""The recipe: what it plans, the dry run that touches nothing, a small recipe from end to end, and going on with it."""
+"""The recipe: what it plans, the dry run that touches nothing, a small recipe from end to end, and running it again."""
 
 import json
 
@@ -268,7 +268,7 @@ def test_another_setting_in_the_same_folder_is_refused(tiny, finished, capsys):
 
 
 def test_other_settings_of_the_evaluation_are_measured_again(tiny, finished, monkeypatch):
-    """Also settings that only a task knows: the same names may stand for other data."""
+    """Also settings that only a task knows: the same names may mean other data."""
     evaluated = _count(monkeypatch, suite, "score_task")
     methods = "pipeline.Recipe.methods=('pretrained',)"
     assert _run(tiny, finished, methods) == 0 and not evaluated
@@ -403,7 +403,7 @@ def test_the_same_recipe_from_python(tiny, finished, tmp_path):
 
 
 def test_a_run_starts_from_the_mean_of_two(tiny, tmp_path):
-    """One row of the table names two checkpoints; numpy's mean of them is what the run is trained from."""
+    """One row of the table names two checkpoints; numpy's mean of them is what the run starts from."""
     _write_base(tmp_path / "other", seed=1)
     recipe = Recipe(
         (

@@ -1,4 +1,4 @@
-"""promot_t5x.runtime.processes: the roll call, whoever is missing or knocks beside, and processes that start as one."""
+"""promot_t5x.runtime.processes: the roll call, missing processes, strangers at the port, and a joint start."""
 
 import concurrent.futures
 import contextlib
@@ -43,7 +43,7 @@ def _called(port, count, indices, timeout, delays=()):
 
 
 def _connected(port):
-    """A connection to process 0 by hand, as soon as it listens."""
+    """A plain connection to process 0, as soon as it listens."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -57,7 +57,7 @@ def _connected(port):
 
 
 @pytest.mark.parametrize("delays", [(0, 0, 0, 0), (0.6, 0, 0.1, 0.3), (0, 0.5, 0.2, 0)], ids=str)
-def test_all_come(port, delays):
+def test_all_join(port, delays):
     started = time.monotonic()
     assert _called(port, 4, (0, 1, 2, 3), 20, delays) == dict.fromkeys(range(4))
     assert time.monotonic() - started < 5
@@ -70,14 +70,14 @@ def test_a_run_of_one_process_waits_for_nobody(port):
     assert _called(port, 1, (0,), 20) == {0: None}
 
 
-def test_all_that_came_learn_who_is_missing(port):
+def test_all_who_joined_learn_who_is_missing(port):
     sentence = (
         "Only 3 of 5 processes joined within 1.5 s; missing: 1, 3; look at their logs, or raise --multiprocess_timeout."
     )
     assert _called(port, 5, (0, 2, 4), 1.5) == dict.fromkeys((0, 2, 4), sentence)
 
 
-def test_nobody_else_came(port):
+def test_nobody_else_joined(port):
     messages = _called(port, 3, (0,), 0.5)
     assert messages[0].startswith("Only 1 of 3 processes joined within 0.5 s; missing: 1, 2;")
 
@@ -102,8 +102,8 @@ def test_a_port_that_is_taken(port):
     assert messages[0].endswith("; choose another one.")
 
 
-def test_whatever_else_knocks_at_the_port(port):
-    """Scanners and health checks say anything, or nothing and stay: they neither count nor hold anybody up."""
+def test_strangers_at_the_port(port):
+    """Scanners and health checks send anything, or nothing and stay connected: they neither count nor delay anyone."""
     said = (
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\xff\xfe\n",
@@ -182,7 +182,7 @@ def test_timeouts():
         Processes(timeout=0)
 
 
-def test_one_process_speaks_for_itself():
+def test_one_process_prints_and_agrees_with_itself():
     processes.start(None)
     assert not jax.distributed.is_initialized() and processes.speaks()
     processes.barrier("nobody else")
@@ -254,7 +254,7 @@ sys.exit(program.run_main(main))
 """
 
 
-def test_two_processes_of_which_one_speaks(port, tmp_path):
+def test_of_two_processes_one_prints(port, tmp_path):
     commands = [[sys.executable, "-c", _PROGRAM, f"127.0.0.1:{port}", str(i), str(tmp_path)] for i in range(2)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = [subprocess.Popen(command, env=_ENVIRONMENT, text=True, **pipes) for command in commands]

@@ -77,7 +77,7 @@ def test_a_jsonl_task_with_exemplars_is_one_thing_under_its_own_name(tmp_path):
 
 
 def test_a_jsonl_task_may_be_asked_with_fixed_exemplars(own):
-    """Without exemplars there is nothing to be fixed, and the task is the registered one."""
+    """Without exemplars there is nothing to fix, and the task is the registered one."""
     assert _names((own,), shots=(0, 1), exemplars="fixed") == [own, f"{own}_1shot_seed0_fixed"]
 
 

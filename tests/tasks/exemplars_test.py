@@ -82,7 +82,7 @@ def test_the_order_of_questions_and_what_else_is_drawn_play_no_part(sizes, seed,
 
 @pytest.mark.parametrize("mode,drawn", [("per_example", ["0.5", "0.3", "0.2"]), ("fixed", ["0.5", "0.7", "0.8"])])
 def test_a_draw_stays_what_it_was(mode, drawn):
-    """Numbers that were reported hang on it, and every host must draw the same."""
+    """Reported numbers depend on it, and every host must draw the same."""
     sampler = exemplars.Sampler("task", _pool([9], free=True), 3, 0, mode)
     assert [example.body for example in sampler.draw("Q: x A:")] == drawn
 

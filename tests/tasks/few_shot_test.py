@@ -38,7 +38,7 @@ def _rows(count, rng=None):
 
 
 def _text_task(folder, name, rows, *, wording=QA, splits=None, columns=("question", "target")):
-    """A task whose rows are drawn from train.jsonl and asked from test.jsonl."""
+    """A task with exemplars from train.jsonl and questions from test.jsonl."""
     folder.mkdir(exist_ok=True)
     for split, part in rows.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))

@@ -1,4 +1,4 @@
-"""promot_t5x.tasks.jsonl: a task of one's own in three lines, and how its arguments are refused."""
+"""promot_t5x.tasks.jsonl: a custom task in three lines, and which arguments are refused."""
 
 import doctest
 import json

@@ -1,4 +1,4 @@
-"""The prompts of the paper's tasks as golden_prompts.md has them, to be read, and how a task is refused.
+"""The prompts of the paper's tasks are those of golden_prompts.md, and bad tasks are refused.
 
 The rows are invented.
 """

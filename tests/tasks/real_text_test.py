@@ -32,7 +32,7 @@ SUMMARY, TRANSLATE = "Article: {document} One sentence summary:", "Translate Eng
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A task on files, one after another: rows before `cut` give the exemplars, those from `cut` to `stop` are asked.
+    """A task on files, one after another: rows before `cut` are exemplars, those from `cut` to `stop` questions.
 
     `answers` are a row's accepted answers, the one to learn first; `unknown` are letters that the vocabulary loses.
     """
@@ -176,7 +176,7 @@ def test_prompts_and_targets(built, vocabulary):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.task)
 def test_no_question_is_its_own_exemplar(case, tmp_path, shared_dir, vocabulary):
-    """Exemplars come from the twelve rows that are asked, so few that most would be drawn for themselves."""
+    """Exemplars come from the same twelve rows as the questions, so few that most would be drawn for themselves."""
     rows = (case.cut - 6, case.cut + 6)
     built = _build(case, 4, rows, rows, (None,), tmp_path, shared_dir, vocabulary)
     assert len({shot for shots, _ in _check_free_prompts(built, vocabulary) for shot in shots}) > 6
@@ -189,7 +189,7 @@ def test_fixed_words_are_known(vocabulary):
 
 
 def _scores(built: Built, outputs: Mapping[int, str]) -> dict[str, float]:
-    """The task's own metrics of some rows' outputs, as seqio computes them; standard errors and notes aside."""
+    """The task's own metrics of some rows' outputs, as seqio computes them; without standard errors and notes."""
     pairs, scores = [(output, built.examples[512][i]) for i, output in outputs.items()], {}
     targets = [built.task.postprocess_fn("", example=example, is_target=True) for _, example in pairs]
     predictions = [built.task.postprocess_fn(text, example=example, is_target=False) for text, example in pairs]

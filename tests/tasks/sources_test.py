@@ -1,4 +1,4 @@
-"""promot_t5x.tasks.sources: what is read from JSONL files, and the sentences for what is wrong with them."""
+"""promot_t5x.tasks.sources: what is read from JSONL files, and the errors for what is wrong in them."""
 
 import functools
 import json
@@ -195,7 +195,7 @@ def test_text_takes_texts_and_numbers_only(value):
 
 
 def test_the_identity_follows_content_slice_and_columns(tmp_path):
-    """What is kept on disk of a split is out of date when any of these changes."""
+    """What is cached of a split is stale when any of these changes."""
     seen = []
     for content, file, columns in [
         (GOOD, "train.jsonl", PAIR),

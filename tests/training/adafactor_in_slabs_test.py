@@ -1,4 +1,4 @@
-"""promot_t5x.training.adafactor_in_slabs against optax' own two transformations, and what the slabs are for: memory."""
+"""promot_t5x.training.adafactor_in_slabs against optax's two transformations, and what the slabs save: memory."""
 
 import jax
 import jax.numpy as jnp

@@ -62,7 +62,7 @@ def _export(folder, **sizes):
 
 
 def _flags(world, stage, model_dir=None, base="base", **macros) -> list[str]:
-    """A command line without shell quotes, as the shell hands it on."""
+    """A command line without shell quotes, as the program gets it."""
     values = {**SHORT, **macros}
     values |= {} if model_dir is None else {"MODEL_DIR": model_dir}
     values |= {} if base is None else {"INITIAL_CHECKPOINT_PATH": world / base}
@@ -226,7 +226,7 @@ def test_gin_and_python_make_the_same_run(scheduled, world, stage_1, tmp_path, c
 
 
 def test_a_run_from_python_is_guarded_as_one_from_gin(world, stage_1, monkeypatch, capsys):
-    """The learning rate, the seed and the length of a finished run, on either way."""
+    """The learning rate, the seed and the length of a finished run, either way."""
     _forbid_training(monkeypatch)
     changes = "optimizer.learning_rate is 0.3, was 0.2; dataset.seed is 5, was 0; loop.total_steps is 6, was 4"
     sentence = f"{stage_1} holds a run with other settings: {changes}; loop.seed is 5, was 0; use a new MODEL_DIR or"
@@ -326,7 +326,7 @@ def test_flags_reach_the_configuration_in_every_spelling(world, tmp_path, capsys
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What every step of a run is given: [trainable leaves, frozen leaves], flat, as numpy arrays."""
+    """The arguments of every step of a run: [trainable leaves, frozen leaves], flat, as numpy arrays."""
     leaves_by_step, original = [], trainer.make_step
 
     def make_step(*args):
@@ -509,7 +509,7 @@ def test_a_changed_base_is_noticed(world, stage_1, tmp_path, capsys):
     assert "put the original model back" in _assert_one_sentence(code, stderr)
 
 
-def test_after_a_mended_mistake_the_folder_is_used(world, tmp_path, capsys):
+def test_after_a_fixed_mistake_the_folder_is_used(world, tmp_path, capsys):
     """The mistake shows only when the data are read, after the folder was made; nothing was trained in it."""
     code, _ = _run(_flags(world, "prompt_tuning", tmp_path / "run", TRAIN_SPLIT="trian"), capsys)
     assert code == 1

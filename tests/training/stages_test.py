@@ -1,4 +1,4 @@
-"""promot_t5x.training.stages against T5X's own Adafactor, and the split of a tree into what trains and what not."""
+"""promot_t5x.training.stages against T5X's own Adafactor, and the split of a tree into trainable and frozen leaves."""
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +194,7 @@ def test_held_in_the_same_dtype_or_none_is_the_same():
 
 
 def test_abstract_leaves_are_held_where_they_are():
-    """A checkpoint is restored into them: they say dtype and place of what is read."""
+    """A checkpoint is restored into them: they give the dtype and device of what is read."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _tree(0))
     _, frozen = stages.partition(like, stages.stage("joint_tuning"))

@@ -27,7 +27,7 @@ pytestmark = [
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-_PEERS = "this test compares with torch, transformers and peft, which must be installed beside promot_t5x"
+_PEERS = "this test compares with torch, transformers and peft, which must be installed next to promot_t5x"
 torch = pytest.importorskip("torch", reason=_PEERS)
 transformers = pytest.importorskip("transformers", reason=_PEERS)
 
@@ -47,7 +47,7 @@ OURS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One family: how transformers is told of it, and our network."""
+    """One family: the arguments of its transformers config, and our network."""
 
     model_type: str
     feed_forward: str

@@ -1,4 +1,4 @@
-"""Folders of transformers in and out: bits, names, shards, what config.json says, and everything that may be wrong."""
+"""Folders of transformers in and out: bits, names, shards, what config.json says, and every mistake in them."""
 
 import dataclasses
 import errno
@@ -50,7 +50,7 @@ def in_file(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def model_folder(tmp_path) -> Path:
-    """An untied T5 1.1 in one file, to be changed."""
+    """An untied T5 1.1 in one file, for tests to change."""
     weights.write(tmp_path / "model", as_leaves(random_params(T5_1_1)), T5_1_1)
     return tmp_path / "model"
 
@@ -199,7 +199,7 @@ def test_model_types():
 
 
 def test_config_json_of_the_first_t5(tmp_path):
-    """It has no feed_forward_proj, no tie_word_embeddings, no decoder's depth; its weights have a table too many."""
+    """It has no feed_forward_proj, no tie_word_embeddings, no decoder's depth; its weights have one table too many."""
     config = dataclasses.replace(T5, num_decoder_layers=2, relative_bias_buckets=32, relative_bias_max_distance=128)
     weights.write(tmp_path, as_leaves(random_params(config)), config)
     gone = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance", "torch_dtype")
@@ -488,7 +488,7 @@ def test_a_model_is_not_written_over(model_folder):
 
 @pytest.mark.parametrize("where", ["lm_head", "config.json"])
 def test_nothing_half_written_stays(where, tmp_path, monkeypatch):
-    """Neither when a source cannot be read nor when the disk is full; the tokenizer that lay there does."""
+    """Neither when a source cannot be read nor when the disk is full; the tokenizer that was there stays."""
     leaves = as_leaves(random_params(T5_1_1))
     (tmp_path / "spiece.model").write_text("kept")
 

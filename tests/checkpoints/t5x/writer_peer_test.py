@@ -6,7 +6,7 @@ import pytest
 from promot_t5x.checkpoints import conversion
 
 checkpoints = pytest.importorskip(
-    "t5x.checkpoints", reason="needs T5X beside this package: see docs/t5x.md", exc_type=ImportError
+    "t5x.checkpoints", reason="needs T5X next to this package: see docs/t5x.md", exc_type=ImportError
 )
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]  # T5X and its dependencies warn of their own
 
