@@ -34,7 +34,7 @@ def test_the_package_keeps_its_contracts(copy):
 
 
 @pytest.mark.parametrize(
-    "file,line,said",
+    "file,line,message",
     [
         (
             "promot_t5x/partitioning/meshes.py",
@@ -65,9 +65,9 @@ def test_the_package_keeps_its_contracts(copy):
         ("promot_t5x/loose/__init__.py", '"""A room on no floor."""', "promot_t5x.loose"),
     ],
 )
-def test_a_forbidden_import_is_noticed(file, line, said, copy):
+def test_a_forbidden_import_is_noticed(file, line, message, copy):
     (copy / file).parent.mkdir(exist_ok=True)
     with (copy / file).open("a") as stream:
         stream.write(f"\n{line}\n")
     code, output = _lint(copy)
-    assert code == 1 and said in output, output
+    assert code == 1 and message in output, output

@@ -308,7 +308,7 @@ PROMPT_BYTES = 4 * P * D
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the verb said of the small recipe, and the programs that it compiled."""
+    """What the verb printed and wrote for a recipe, and the programs that it compiled."""
 
     code: int
     stdout: str

@@ -75,7 +75,7 @@ SIZES = {
     "xl": (32, 24, 2048, 5120),
     "xxl": (64, 24, 4096, 10240),
 }
-# Rows of the vocabulary, and the millions of parameters that are told of the public checkpoints.
+# Rows of the vocabulary, and the millions of parameters as published for the public checkpoints.
 FAMILIES = {
     "mt5": (250112, {"small": 300.2, "base": 582.4, "large": 1229.6, "xl": 3742.6, "xxl": 12921.1}),
     "umt5": (256384, {"small": 306.6, "base": 592.0, "xl": 3768.4, "xxl": 12972.5}),

@@ -41,7 +41,7 @@ def scalable(testdata):
 
 
 @pytest.mark.parametrize("through", THROUGH)
-def test_there_and_back_again(t5, tmp_path, through):
+def test_round_trip(t5, tmp_path, through):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "there" / "checkpoint_5"), through)
     conversion.convert_checkpoint(
         str(tmp_path / "there" / "checkpoint_5"), str(tmp_path / "checkpoint_9"), "t5x_legacy"
@@ -238,7 +238,7 @@ def test_what_a_format_does_not_state_can_be_given(t5, tmp_path, capsys):
             convert.network_fields([wrong])
 
 
-def test_a_checkpoint_written_without_its_network_needs_what_shapes_do_not_tell(t5, tmp_path):
+def test_a_checkpoint_written_without_its_network_needs_what_shapes_do_not_show(t5, tmp_path):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "ours"), "promot")
     file = tmp_path / "ours" / "metadata" / "metadata"
     metadata = json.loads(file.read_text())
@@ -310,7 +310,7 @@ def test_a_checkpoint_of_a_prompt_alone_brings_its_model_and_no_other(t5, tuned,
         conversion.convert_checkpoint(str(tmp_path / "moved"), str(tmp_path / "never"), "promot")
 
 
-def test_a_prompt_of_another_width_is_refused_even_so(t5, tmp_path):
+def test_a_prompt_of_another_width_is_refused_even_if_forced(t5, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((8, 64), np.float32))
     with pytest.raises(ValueError, match="is 64 wide, the model in .* is 32 wide"):
         conversion.convert_checkpoint(

@@ -47,7 +47,7 @@ def test_a_key_is_made_of_all_that_makes_an_answer():
     assert answer_store.keys(_examples("aab"), MADE_BY) == [KEYS[0], KEYS[0], KEYS[1]]
 
 
-def test_what_is_finished_is_found_again(tmp_path):
+def test_finished_answers_are_reused(tmp_path):
     file = _finished(tmp_path)
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
     rows = [json.loads(line) for line in file.read_text().strip().split("\n")]
@@ -62,7 +62,7 @@ def test_in_sampling_an_examples_place_is_part_of_its_key():
     assert len(set(answer_store.keys(_examples("aab"), MADE_BY, numbered=True))) == 3
 
 
-def test_answers_that_are_not_asked_for_stay(tmp_path):
+def test_answers_that_are_not_needed_stay(tmp_path):
     """A limited evaluation, or one of another checkpoint, in the same folder."""
     _finished(tmp_path)
     for keys in ([KEYS[1]], answer_store.keys(_examples(), {**MADE_BY, "checkpoint": "ba5"})):
@@ -108,7 +108,7 @@ def test_answers_wait_a_few_seconds_for_their_part(tmp_path):
         lambda data: b"3\n",
     ],
 )
-def test_a_damaged_file_is_told_and_its_task_made_again(damage, tmp_path, caplog):
+def test_a_damaged_file_is_reported_and_its_task_made_again(damage, tmp_path, caplog):
     file = _finished(tmp_path)
     file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(python_logging.WARNING, logger="absl"):
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_told_and_its_task_made_again(damage, tmp_path, caplog
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
 
 
-def test_a_damaged_part_is_not_found_a_second_time(tmp_path, caplog):
+def test_a_damaged_part_is_reported_once(tmp_path, caplog):
     kept = _kept(tmp_path)
     kept.add([0], [ANSWERS[0]])
     kept.flush()

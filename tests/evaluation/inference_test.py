@@ -103,7 +103,7 @@ def test_mistakes_in_the_inputs(text, expected, tiny_model, folder, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_a_prompt_that_is_not_there(tiny_model, folder, tmp_path, capsys):
+def test_a_missing_prompt(tiny_model, folder, tmp_path, capsys):
     assert _run(tiny_model, folder, tmp_path / "out", PROMPT_ID=1) == 1
     assert "error: The prompt 1 was to be attached, but the checkpoint has 1, from 0 on." in capsys.readouterr().err
 

@@ -108,7 +108,7 @@ def _score(metric_fns, outputs=("1", "2", "3", "4")):
     return outcome, scoring.standard_error(outcome, alone), alone
 
 
-def test_a_metric_may_know_its_own_error_and_say_things_in_words():
+def test_a_metric_may_return_its_own_error_and_text():
     def corpus(targets, predictions):
         values = {"corpus": seqio.metrics.Scalar(40.0), "corpus_stderr": 2.5, "signature": seqio.metrics.Text("v1")}
         return values | {"examples": len(targets)}
@@ -128,6 +128,6 @@ def test_a_metric_that_is_no_mean_over_examples_has_no_analytic_error():
     assert (outcome.value, stderr, alone) == (40.0, None, [10.0, 20.0, 30.0, 40.0])
 
 
-def test_a_way_of_answering_that_there_is_not():
+def test_an_unknown_way_of_answering():
     with pytest.raises(ValueError, match="answering is 'guess': expected generate or rank"):
         scoring.EvaluationConfig(LENGTHS, answering="guess")

@@ -166,7 +166,7 @@ def _stop_after(monkeypatch, count):
     return answered
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_evaluation_continues_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
     assert _run(tiny_model, tmp_path / "whole") == 0
     answered = _stop_after(monkeypatch, 19)  # the first batch of the second run
     with pytest.raises(_Stop):
@@ -405,7 +405,7 @@ def test_all_checkpoints_share_one_program_and_one_reading_of_the_data(tiny_mode
     assert counts["all"][2] == 3 * number_of_leaves > 0
 
 
-def test_an_interrupted_evaluation_of_all_checkpoints_goes_on(tiny_model, run_folder, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_of_all_checkpoints_continues(tiny_model, run_folder, tmp_path, monkeypatch):
     changes = dict(CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE="all")
     assert _run(tiny_model, tmp_path / "whole", **changes) == 0
     answered = _stop_after(monkeypatch, 4 * 12 + 12 + 7)  # in the second task of the second checkpoint

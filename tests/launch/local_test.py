@@ -172,6 +172,6 @@ def test_local_mistakes(local, args, sentence):
     assert sentence in run.stderr
 
 
-def test_python_that_is_not_there(local):
+def test_missing_python(local):
     run = local.run("--", "train", PYTHON="/nowhere/python")
     assert (run.returncode, run.stderr) == (1, "error: PYTHON=/nowhere/python was not found\n")

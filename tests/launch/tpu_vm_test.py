@@ -128,7 +128,7 @@ def test_settings_that_are_missing(cloud, name, flag):
     assert f"give {flag}={name} or set PROMOT_TPU_{name}" in cloud.mistake("up", **{f"PROMOT_TPU_{name}": ""})
 
 
-def test_gcloud_that_is_not_there(cloud):
+def test_missing_gcloud(cloud):
     few = cloud.tmp / "few"
     few.mkdir()
     for program in ("bash", "env", "dirname"):

@@ -39,7 +39,7 @@ def test_setup_installs_what_was_committed(ready):
     assert len(made) == 1  # the environment stays
 
 
-def test_setup_goes_on_where_a_worker_is_new(ready):
+def test_setup_continues_where_a_worker_is_new(ready):
     shutil.rmtree(ready.workers()[1])
     assert "not all set up at one version: 'setup' first" in ready.mistake("run", "--", "train")
     ready.well("setup")

@@ -286,7 +286,7 @@ def _products(function, *args):
 
 @pytest.mark.parametrize("vocab_axis", [0, 1])
 @pytest.mark.parametrize("vocab_size,width,pieces", [(400, 80, 1), (370, 80, 1), (440, 40, 4)])
-def test_all_logits_are_never_there(cut, vocab_size, width, pieces, vocab_axis):
+def test_all_logits_never_exist_at_once(cut, vocab_size, width, pieces, vocab_axis):
     cut(width)
     hidden, matrix, targets, weights = _problem(vocab_size)
     args = hidden, matrix if vocab_axis else matrix.T
@@ -342,7 +342,7 @@ def test_a_frozen_matrix_costs_no_product(cut, way):
     assert _products(gradient((0, 1)), hidden, matrix) == 4 + again
 
 
-# --- What is asked for wrongly, and how wide chunks are ---
+# --- Wrong arguments, and the width of chunks ---
 
 
 def test_pieces_that_do_not_divide_are_named():

@@ -254,7 +254,7 @@ SIX_HEADS = dataclasses.replace(CONFIG, num_heads=6, head_dim=4)
             "'data'; Partitioner.num_partitions could be 4 (data 2 x model 4), 8 (data 1 x model 8), or choose another "
             "preset or other rules.",
         ),
-        (  # what is said is of one slice
+        (  # the advice is for one slice
             Partitioner("tensor", 4, devices=_devices(8, slices=2)),
             SIX_HEADS,
             "decoder/relpos_bias/rel_embedding has a dimension of 6, which does not divide over the 4 devices of mesh "

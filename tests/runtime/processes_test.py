@@ -104,7 +104,7 @@ def test_a_port_that_is_taken(port):
 
 def test_strangers_at_the_port(port):
     """Scanners and health checks send anything, or nothing and stay connected: they neither count nor delay anyone."""
-    said = (
+    payloads = (
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\xff\xfe\n",
         b"0\n",
@@ -118,9 +118,9 @@ def test_strangers_at_the_port(port):
     )
     with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(_called, port, 3, (0,), 60)
-        for number, words in enumerate(said):
+        for number, payload in enumerate(payloads):
             other = stack.enter_context(_connected(port))
-            other.sendall(words)
+            other.sendall(payload)
             if number % 3 == 0:
                 other.close()
         started = time.monotonic()
@@ -140,7 +140,7 @@ def test_a_number_that_comes_in_two_pieces(port):
         assert waiting.result() == dict.fromkeys(range(12))
 
 
-def test_whoever_leaves_before_the_answer_does_not_stop_the_others(port):
+def test_a_process_that_leaves_early_does_not_stop_the_others(port):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(_called, port, 3, (0, 2), 20, (0, 1))
         with _connected(port) as gone:

@@ -76,7 +76,7 @@ def test_a_jsonl_task_with_exemplars_is_one_thing_under_its_own_name(tmp_path):
     assert catalog.entries((name,), shots=(0, 4)) == (Entry("catalog_shots", 2, 1, name),)
 
 
-def test_a_jsonl_task_may_be_asked_with_fixed_exemplars(own):
+def test_a_jsonl_task_with_fixed_exemplars(own):
     """Without exemplars there is nothing to fix, and the task is the registered one."""
     assert _names((own,), shots=(0, 1), exemplars="fixed") == [own, f"{own}_1shot_seed0_fixed"]
 
@@ -159,7 +159,7 @@ def test_the_listing_names_every_task_and_suite():
     assert not any(line != line.rstrip() for line in text.splitlines())
 
 
-def test_a_task_of_the_paper_that_gin_has_registered_is_taken_as_it_is():
+def test_a_task_of_the_paper_that_gin_has_registered_is_reused():
     """The target task of a run, named by the function that trained on it."""
     name = paper.task("rte", BYTES, data_dir="nowhere", splits={"train": "a.jsonl", "test": "b.jsonl"})
     entries = catalog.entries((name,), shots=(0, 1))

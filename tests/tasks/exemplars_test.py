@@ -68,7 +68,7 @@ def test_exemplars_are_distinct_and_never_the_question(sizes, free, seed, mode, 
 
 @SETTINGS
 @given(SIZES, SEED, MODE, st.randoms(use_true_random=False), st.data())
-def test_the_order_of_questions_and_what_else_is_drawn_play_no_part(sizes, seed, mode, rng, data):
+def test_the_order_of_questions_and_other_draws_do_not_matter(sizes, seed, mode, rng, data):
     pool = _pool(sizes)
     shots = data.draw(st.integers(0, len(pool) - 1))
     questions = [*_texts(pool), *(f"Q: new {i} A:" for i in range(5))]
@@ -114,7 +114,7 @@ def test_classes_are_balanced_over_the_rows_that_are_not_the_question(sizes, see
 
 
 @pytest.mark.parametrize("mode", exemplars.MODES)
-def test_two_exemplars_of_two_classes_are_one_of_each_whatever_is_asked(mode):
+def test_two_exemplars_of_two_classes_are_one_of_each(mode):
     pool = _pool([5, 5])
     for seed in range(20):
         sampler = exemplars.Sampler("task", pool, 2, seed, mode)
@@ -195,7 +195,7 @@ def test_of_many_rows_those_with_the_smallest_hashes_are_taken(tmp_path, cache, 
     assert len(made) == min(size, 100)
 
 
-def test_the_order_of_rows_plays_no_part_in_the_pool(tmp_path, cache):
+def test_the_order_of_rows_does_not_matter_to_the_pool(tmp_path, cache):
     rows = [*_rows(60), *({"question": f"question {i}", "target": "other"} for i in range(30))]
     made = []
     for i in range(4):

@@ -68,7 +68,7 @@ def _read(name, inputs=None, split="test", **kwargs):
         (4, True, "Q: one? A: 1 Q: two? A: 2 Q: three? A: 3 Q: four? A: 4 Q: five? A: <extra_id_0>"),
     ],
 )
-def test_exemplars_stand_before_the_question(shots, sentinels, text):
+def test_exemplars_precede_the_question(shots, sentinels, text):
     assert few_shot.prompt(ASKED, SHOTS[:shots], lambda text: True, sentinels) == (text, NOTHING_CUT)
 
 
@@ -90,7 +90,7 @@ def test_exemplars_are_dropped_from_the_left(most, text, dropped, cut):
 
 @SETTINGS
 @given(EXAMPLES, st.lists(EXAMPLES, max_size=4), st.booleans(), st.integers(0, 120))
-def test_the_question_is_whole_as_long_as_it_fits_and_no_exemplar_goes_without_need(question, drawn, sentinels, limit):
+def test_the_question_is_whole_if_it_fits_and_no_exemplar_is_dropped_needlessly(question, drawn, sentinels, limit):
     end = " <extra_id_0>" if sentinels else ""
     wholes = [" ".join(f"{x.inputs} {x.target}" for x in drawn[n:]) for n in range(len(drawn) + 1)]
     wholes = [(whole + " " + question.inputs).strip() + end for whole in wholes]
@@ -210,7 +210,7 @@ def test_choices_are_a_feature(tmp_path, sentinels):
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_one_file_may_be_asked_and_give_the_exemplars(tmp_path, epochs):
+def test_one_file_may_give_questions_and_exemplars(tmp_path, epochs):
     """A question that was an exemplar of another is the same row, and nothing of it is cut."""
     splits = {"train": "all.jsonl", "test": "all.jsonl"}
     name = few_shot.register(_text_task(tmp_path, "one_file", {"all": _rows(12)}, splits=splits), BYTES, shots=3)

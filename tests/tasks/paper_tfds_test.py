@@ -205,11 +205,11 @@ def _scores(task, examples, outputs):
 def _bleu_of_one(hit, texts):
     """Corpus BLEU where one text is right and the others are one wrong word each."""
     right, *lengths = (len(re.findall(r"\w+|[^\w\s]", text)) for text in (hit, *texts))
-    said = right + len(texts) - 1
-    return 100 * math.exp(1 - sum(lengths) / said) * (right / said) ** 0.25  # n-grams beyond words are all right
+    words = right + len(texts) - 1
+    return 100 * math.exp(1 - sum(lengths) / words) * (right / words) ** 0.25  # n-grams beyond words are all right
 
 
-def test_every_task_of_the_table_is_here():
+def test_every_task_of_the_table_is_tested():
     assert [*STORED] == [name for name in paper.TASKS if not name.startswith("xnli")] + [*XNLI]
     assert [*QUESTIONS] == [*paper.TASKS]
 
@@ -330,7 +330,7 @@ def test_any_accepted_answer_scores_in_its_normal_form(name):
     assert _scores(task, examples, ["answer test"] * 4) == {"exact_match": 0}
 
 
-def test_a_missing_data_set_is_named_with_what_is_there(tmp_path, monkeypatch):
+def test_a_missing_data_set_is_named_with_those_that_exist(tmp_path, monkeypatch):
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
     with pytest.raises(
         FileNotFoundError, match=f"TFDS data set snli:1.1.0 is not in {tmp_path}, which holds none: prepare"

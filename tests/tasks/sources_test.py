@@ -72,7 +72,7 @@ def test_other_slices_are_not_understood(file):
         sources.JsonlRows("folder", {"train": file}, PAIR)
 
 
-def test_columns_may_lie_deep_in_a_line(tmp_path):
+def test_columns_may_be_nested(tmp_path):
     row = {"id": 7, "question": {"stem": "?"}, "choices": {"text": ["w", "x"], "0": "zero"}, "answers": [["a"], ["b"]]}
     paths = ["question/stem", "choices/text/0", "choices/text/1", "choices/0", "answers/1/0", "id"]
     columns = {path: (path, sources.text) for path in paths}

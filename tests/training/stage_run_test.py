@@ -236,11 +236,11 @@ def test_a_run_from_python_is_guarded_as_one_from_gin(world, stage_1, monkeypatc
         _flags(world, "prompt_tuning", stage_1, LEARNING_RATE=0.3, RANDOM_SEED=5, TRAIN_STEPS=6), capsys
     )
     assert code == 1 and f"error: {sentence}" in stderr
-    for prompt_init, said in (
+    for prompt_init, message in (
         (prompt_initializers.random_uniform(0.0), "prompt_init.low is 0.0, was -0.5; use"),
         (None, "prompt_init is null, was not set"),
     ):
-        with pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             _from_python(world, stage_1, prompt_init=prompt_init)
     mesh = Partitioner("tensor", num_slices=1)
     other = dict(partitioner=mesh, eval_batch_size=4, log_period=1, keep_latest=3)

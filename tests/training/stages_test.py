@@ -220,7 +220,7 @@ def test_nothing_to_train_is_an_error():
         stages.partition({"soft_prompt": {"embedding": jnp.zeros(3)}}, stages.stage("fine_tuning"))
 
 
-def test_a_stage_of_ones_own_names_subtrees_and_leaves():
+def test_a_custom_stage_names_subtrees_and_leaves():
     params = _tree(0)
     own = stages.Stage("own", trainable=["decoder", r"encoder/layers_[12]/.*"], frozen=r".*/scale")
     trainable, frozen = map(parameter_names.flatten, stages.partition(params, own))
@@ -246,7 +246,7 @@ def test_a_prompt_that_is_not_attached_never_trains():
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_what_a_stage_of_ones_own_freezes_keeps_its_bits(stacked):
+def test_what_a_custom_stage_freezes_keeps_its_bits(stacked):
     params = _stacked(_tree(0)) if stacked else _tree(0)
     own = stages.Stage("own", trainable=("decoder",), frozen=(r".*/scale",), attaches_prompt=False)
     trainable, frozen = stages.partition(params, own)

@@ -91,7 +91,7 @@ def test_missing_and_damaged_files(adapter):
             peft.read_adapter(adapter)
 
 
-def test_other_tensors_beside_the_prompt(adapter):
+def test_other_tensors_next_to_the_prompt(adapter):
     tensors = {"prompt_embeddings": PROMPT_PxD, "classifier.weight": PROMPT_PxD}
     safetensors.numpy.save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(

@@ -395,7 +395,7 @@ def test_weights_with_bytes_too_many(model_folder):
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "corrupt",
     [
         lambda length, header: (2**60, header),
         lambda length, header: (length - 8, header),
@@ -405,13 +405,13 @@ def test_weights_with_bytes_too_many(model_folder):
     ],
     ids=["length", "shorter", "shape", "offsets", "json"],
 )
-def test_header_that_lies(lie, model_folder):
+def test_header_that_contradicts_the_file(corrupt, model_folder):
     file = model_folder / "model.safetensors"
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    said, header = lie(length, data[8 : 8 + length])
-    assert len(header) == length and (said, header) != (length, data[8 : 8 + length])
-    file.write_bytes(struct.pack("<Q", said) + header + data[8 + length :])
+    stated_length, header = corrupt(length, data[8 : 8 + length])
+    assert len(header) == length and (stated_length, header) != (length, data[8 : 8 + length])
+    file.write_bytes(struct.pack("<Q", stated_length) + header + data[8 + length :])
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
         weights.read(model_folder)
 
