@@ -97,8 +97,8 @@ def test_resolve_order(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     for folder in (packaged, searched, here):
         (folder / "models" / "x.gin").write_text("")
-        found = gin_files.resolve("models/x.gin", ["nowhere", str(searched)])
-        assert found == folder / "models" / "x.gin" and found.is_absolute()
+        path = gin_files.resolve("models/x.gin", ["nowhere", str(searched)])
+        assert path == folder / "models" / "x.gin" and path.is_absolute()
     assert gin_files.resolve("promot_t5x/gin/models/x.gin") == packaged / "models" / "x.gin"
     assert gin_files.resolve(str(searched / "models" / "x.gin")) == searched / "models" / "x.gin"
     assert gin_files.resolve("../searched/models/x.gin") == searched / "models" / "x.gin"
@@ -341,8 +341,8 @@ def test_run_main(write, library, capsys, monkeypatch, tmp_path):
     sentence = "error: core.required needs rate and nothing gives a value: pass --gin.core.required.rate=VALUE\n"
     assert run_and_read(lambda argv: gin_files.configurable(library.run)(), capsys) == (1, sentence)
     monkeypatch.setenv("PROMOT_TRACEBACK", "1")
-    code, shown = run_and_read(parses, capsys, ["--x"])
-    assert code == 1 and shown.startswith("Traceback") and "\nerror: unknown flag --x" in shown
+    code, stderr = run_and_read(parses, capsys, ["--x"])
+    assert code == 1 and stderr.startswith("Traceback") and "\nerror: unknown flag --x" in stderr
 
 
 def test_a_process_that_is_missing_is_no_traceback(capsys):

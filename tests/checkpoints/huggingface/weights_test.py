@@ -1,4 +1,4 @@
-"""Folders of transformers in and out: bits, names, shards, what config.json says, and everything that may be wrong."""
+"""Folders of transformers in and out: bits, names, shards, what config.json says, and every mistake in them."""
 
 import dataclasses
 import errno
@@ -50,7 +50,7 @@ def in_file(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def model_folder(tmp_path) -> Path:
-    """An untied T5 1.1 in one file, to be changed."""
+    """An untied T5 1.1 in one file, for tests to change."""
     weights.write(tmp_path / "model", as_leaves(random_params(T5_1_1)), T5_1_1)
     return tmp_path / "model"
 
@@ -74,9 +74,9 @@ def change_weights(folder: Path, change) -> None:
 def test_round_trip_bit_for_bit(config, dtype, tmp_path):
     params = random_params(config, dtype)
     weights.write(tmp_path, as_leaves(params), config)
-    found = weights.read(tmp_path)
-    assert list(found) == list(params)
-    for name, leaf in found.items():
+    leaves = weights.read(tmp_path)
+    assert list(leaves) == list(params)
+    for name, leaf in leaves.items():
         assert (leaf.shape, leaf.dtype) == (params[name].shape, params[name].dtype), name
         whole = stored_leaves.whole(leaf)
         assert (whole.dtype, whole.tobytes()) == (params[name].dtype, params[name].tobytes()), name
@@ -199,7 +199,7 @@ def test_model_types():
 
 
 def test_config_json_of_the_first_t5(tmp_path):
-    """It has no feed_forward_proj, no tie_word_embeddings, no decoder's depth; its weights have a table too many."""
+    """It has no feed_forward_proj, no tie_word_embeddings, no decoder's depth; its weights have one table too many."""
     config = dataclasses.replace(T5, num_decoder_layers=2, relative_bias_buckets=32, relative_bias_max_distance=128)
     weights.write(tmp_path, as_leaves(random_params(config)), config)
     gone = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance", "torch_dtype")
@@ -215,9 +215,9 @@ def test_config_json_of_the_first_t5(tmp_path):
     change_weights(tmp_path, as_of_old)
     assert T5Config(**weights.read_config(tmp_path)) == config
     params = random_params(config)
-    found = weights.read(tmp_path)
-    assert list(found) == list(params)
-    assert all(stored_leaves.whole(leaf).tobytes() == params[name].tobytes() for name, leaf in found.items())
+    leaves = weights.read(tmp_path)
+    assert list(leaves) == list(params)
+    assert all(stored_leaves.whole(leaf).tobytes() == params[name].tobytes() for name, leaf in leaves.items())
 
 
 @pytest.mark.parametrize("kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
@@ -262,10 +262,10 @@ def test_shared_output_matrix_with_and_without_scale(values, is_scaled, tmp_path
     weights.write(tmp_path, as_leaves(params), T5)
     change_config(tmp_path, **values)
     assert weights.read_config(tmp_path)["logits_via_embedding"] is is_scaled
-    found = weights.read(tmp_path)
-    assert ("decoder/logits_dense/kernel" in found) is not is_scaled
+    leaves = weights.read(tmp_path)
+    assert ("decoder/logits_dense/kernel" in leaves) is not is_scaled
     if not is_scaled:
-        kernel = stored_leaves.whole(found["decoder/logits_dense/kernel"])
+        kernel = stored_leaves.whole(leaves["decoder/logits_dense/kernel"])
         np.testing.assert_array_equal(kernel, params["token_embedder/embedding"].T)
 
 
@@ -278,9 +278,9 @@ def test_no_weight_is_read_before_it_is_asked_for(tmp_path, monkeypatch):
         return leaf._replace(read=lambda index: (reads.append(name), leaf.read(index))[1])
 
     monkeypatch.setattr(safetensors_file, "_leaf", counted)
-    found = weights.read(tmp_path)
+    leaves = weights.read(tmp_path)
     assert not reads
-    stored_leaves.whole(found["decoder/logits_dense/kernel"])
+    stored_leaves.whole(leaves["decoder/logits_dense/kernel"])
     assert reads == ["lm_head.weight"]
 
 
@@ -395,7 +395,7 @@ def test_weights_with_bytes_too_many(model_folder):
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "corrupt",
     [
         lambda length, header: (2**60, header),
         lambda length, header: (length - 8, header),
@@ -405,13 +405,13 @@ def test_weights_with_bytes_too_many(model_folder):
     ],
     ids=["length", "shorter", "shape", "offsets", "json"],
 )
-def test_header_that_lies(lie, model_folder):
+def test_header_that_contradicts_the_file(corrupt, model_folder):
     file = model_folder / "model.safetensors"
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    said, header = lie(length, data[8 : 8 + length])
-    assert len(header) == length and (said, header) != (length, data[8 : 8 + length])
-    file.write_bytes(struct.pack("<Q", said) + header + data[8 + length :])
+    stated_length, header = corrupt(length, data[8 : 8 + length])
+    assert len(header) == length and (stated_length, header) != (length, data[8 : 8 + length])
+    file.write_bytes(struct.pack("<Q", stated_length) + header + data[8 + length :])
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
         weights.read(model_folder)
 
@@ -488,7 +488,7 @@ def test_a_model_is_not_written_over(model_folder):
 
 @pytest.mark.parametrize("where", ["lm_head", "config.json"])
 def test_nothing_half_written_stays(where, tmp_path, monkeypatch):
-    """Neither when a source cannot be read nor when the disk is full; the tokenizer that lay there does."""
+    """Neither when a source cannot be read nor when the disk is full; the tokenizer that was there stays."""
     leaves = as_leaves(random_params(T5_1_1))
     (tmp_path / "spiece.model").write_text("kept")
 
