@@ -60,43 +60,6 @@ def is_huggingface(folder: epath.Path) -> bool:
     return (folder / _CONFIG).is_file() and b'"model_type"' in (folder / _CONFIG).read_bytes()
 
 
-def read_config(folder: epath.Path) -> dict[str, Any]:
-    """The fields of T5Config that a model's folder decides: sizes, activations, relative positions, output matrix.
-
-    The headers of the weights are read as well: whether the embedding is the output matrix, config.json alone does not
-    say.
-
-    Args:
-      folder: a local folder.
-
-    Returns:
-      Arguments of T5Config.
-
-    Raises:
-      FileNotFoundError, ValueError: as `read`.
-    """
-    return opened(folder)[0]
-
-
-def read(folder: epath.Path) -> dict[str, StoredLeaf]:
-    """The weights of a model under our names, one leaf per layer, in the dtype they are stored in; read when asked for.
-
-    Names and shapes are compared with config.json before any weight is read.
-
-    Args:
-      folder: a local folder.
-
-    Returns:
-      Leaves sorted by name; a block of a kernel is read from the transposed block of the file.
-
-    Raises:
-      FileNotFoundError: the folder, config.json or one of the files of weights is missing.
-      ValueError: it is another model, its weights are pickled, a file is damaged, or weights are missing, unknown, or
-        not of the sizes in config.json.
-    """
-    return opened(folder)[1]
-
-
 def write(
     folder: epath.Path,
     leaves: stored_leaves.Leaves,
@@ -149,7 +112,23 @@ def write(
 
 
 def opened(folder: epath.Path) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
-    """(what `read_config` returns, what `read` returns), for one opening of the files."""
+    """A model's network and its weights under our names, one leaf per layer, in the dtype they are stored in.
+
+    Names and shapes are compared with config.json before any weight is read.
+
+    Args:
+      folder: a local folder.
+
+    Returns:
+      The fields of T5Config that the folder decides (sizes, activations, relative positions, output matrix; whether
+      the embedding is the output matrix is told by the weights' headers), and leaves sorted by name; a block of a
+      kernel is read from the transposed block of the file.
+
+    Raises:
+      FileNotFoundError: the folder, config.json or one of the files of weights is missing.
+      ValueError: it is another model, its weights are pickled, a file is damaged, or weights are missing, unknown, or
+        not of the sizes in config.json.
+    """
     if not folder.exists():
         raise FileNotFoundError(f"The Hugging Face folder {folder} does not exist: check the path.")
     if not folder.is_dir():

@@ -176,9 +176,9 @@ def nested(leaves) -> dict:
 def test_their_folder_read_by_us(kind, tmp_path, record_property):
     peer = random_peer(kind)
     peer.save_pretrained(tmp_path)
-    config = T5Config(**weights.read_config(tmp_path))
+    config = T5Config(**weights.opened(tmp_path)[0])
     assert config == kind.config
-    params = nested(weights.read(tmp_path))
+    params = nested(weights.opened(tmp_path)[1])
     ours = network(config)
     assert_same_logits(logits(ours, params, batch()), peer, record_property)
     assert_same_answers(answers(ours, params, batch()), peer)
@@ -207,7 +207,7 @@ def test_our_folder_read_by_them(name, max_shard_bytes, tmp_path, record_propert
 def test_their_half_precision_bit_for_bit(dtype, tmp_path):
     peer = random_peer(KINDS["t5_1_1"]).to(getattr(torch, dtype))
     peer.save_pretrained(tmp_path)
-    leaves = weights.read(tmp_path)
+    leaves = weights.opened(tmp_path)[1]
     assert {str(leaf.dtype) for leaf in leaves.values()} == {dtype}
     for name, theirs in (("token_embedder/embedding", peer.shared), ("decoder/logits_dense/kernel", peer.lm_head)):
         bits = theirs.weight.detach().view(torch.int16).numpy()
