@@ -294,7 +294,7 @@ def test_wrong_places(tmp_path):
     with pytest.raises(ValueError, match="is a file, expected a folder with config.json"):
         weights.opened(tmp_path / "file")[1]
     with pytest.raises(FileNotFoundError, match="config.json does not exist"):
-        weights.opened(tmp_path)[1]
+        weights.opened(tmp_path)
     (tmp_path / "config.json").write_text('{"model": "of something else"}')
     assert not weights.is_huggingface(tmp_path)
 
@@ -327,9 +327,8 @@ def test_buckets_are_refused(model_folder):
 )
 def test_config_json_of_another_network(values, message, model_folder):
     change_config(model_folder, **values)
-    for read in (weights.read, weights.read_config):
-        with pytest.raises(ValueError, match=message):
-            read(model_folder)
+    with pytest.raises(ValueError, match=message):
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "t5",', "[]"])
@@ -337,7 +336,7 @@ def test_damaged_config_json(text, model_folder):
     (model_folder / "config.json").write_text(text)
     assert weights.is_huggingface(model_folder)
     with pytest.raises(ValueError, match="config.json is (damaged, it is not JSON|of a model of type None)"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize(
@@ -353,13 +352,13 @@ def test_damaged_config_json(text, model_folder):
 def test_weights_of_other_sizes_than_config_json(values, message, model_folder):
     change_config(model_folder, **values)
     with pytest.raises(ValueError, match=message):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 def test_missing_and_unknown_tensors(model_folder):
     change_weights(model_folder, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(ValueError, match=r"they lack 1 tensors \(lm_head.weight\); put"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
     change_weights(model_folder, lambda tensors: tensors.update({"lora.weight": np.zeros(2, np.float32)}))
     with pytest.raises(
         ValueError, match=r"lack 1 tensors \(lm_head.weight\), and have 1 that are unknown \(lora.weight\)"
@@ -370,13 +369,13 @@ def test_missing_and_unknown_tensors(model_folder):
 def test_tied_t5_with_another_output_matrix(model_folder):
     change_config(model_folder, tie_word_embeddings=True)
     with pytest.raises(ValueError, match="lm_head.weight in .* is not shared.weight, though its config.json says"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 def test_integers_for_weights(model_folder):
     change_weights(model_folder, lambda tensors: tensors.update({"shared.weight": np.zeros((20, 8), np.int8)}))
     with pytest.raises(ValueError, match="The tensor shared.weight in .* has the type I8, expected one of F16, BF16"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200, -1])
@@ -384,14 +383,14 @@ def test_truncated_weights(kept, model_folder):
     file = model_folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match="safetensors file .*model.safetensors is damaged .*: copy or save it again"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 def test_weights_with_bytes_too_many(model_folder):
     with (model_folder / "model.safetensors").open("ab") as file:
         file.write(b"\0" * 16)
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +412,7 @@ def test_header_that_contradicts_the_file(corrupt, model_folder):
     assert len(header) == length and (stated_length, header) != (length, data[8 : 8 + length])
     file.write_bytes(struct.pack("<Q", stated_length) + header + data[8 + length :])
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 @pytest.fixture
@@ -426,7 +425,7 @@ def test_missing_shard(sharded_folder):
     files = sorted(sharded_folder.glob("*.safetensors"))
     files[1].unlink()
     with pytest.raises(FileNotFoundError, match=rf"lacks 1 of the {len(files)} files .*\({files[1].name}\): copy"):
-        weights.opened(sharded_folder)[1]
+        weights.opened(sharded_folder)
 
 
 def test_index_that_does_not_fit(sharded_folder):
@@ -436,15 +435,15 @@ def test_index_that_does_not_fit(sharded_folder):
     content["weight_map"]["shared.weight"] = files[-1]
     index.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"{files[-1]} lacks shared.weight, which model.safetensors.index.json says"):
-        weights.opened(sharded_folder)[1]
+        weights.opened(sharded_folder)
     content["weight_map"]["shared.weight"] = "../elsewhere.safetensors"
     index.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="names ../elsewhere.safetensors, expected files of its own folder"):
-        weights.opened(sharded_folder)[1]
+        weights.opened(sharded_folder)
     for text in ("{", "[]", '{"weight_map": 3}'):
         index.write_text(text)
         with pytest.raises(ValueError, match="index.json is damaged, it maps no tensors to files"):
-            weights.opened(sharded_folder)[1]
+            weights.opened(sharded_folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "flax_model.msgpack"])
@@ -452,13 +451,13 @@ def test_pickled_weights_are_refused(name, model_folder):
     (model_folder / "model.safetensors").rename(model_folder / name)
     assert weights.is_huggingface(model_folder)
     with pytest.raises(ValueError, match=f"holds no model.safetensors but {name}, .* save_pretrained"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 def test_no_weights(model_folder):
     (model_folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds neither model.safetensors nor model.safetensors.index.json"):
-        weights.opened(model_folder)[1]
+        weights.opened(model_folder)
 
 
 def test_leaves_of_another_network_are_not_written(tmp_path):
