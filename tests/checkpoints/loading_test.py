@@ -49,11 +49,11 @@ def _prompt_run(folder, base_folder, base_params, scores=(0.5,)):
 
 
 def _same(params, expected):
-    found, wanted = parameter_names.flatten(params), parameter_names.flatten(expected)
-    assert set(found) == set(wanted)
+    leaves, wanted = parameter_names.flatten(params), parameter_names.flatten(expected)
+    assert set(leaves) == set(wanted)
     for name, leaf in wanted.items():
-        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
-        assert isinstance(found[name], jax.Array) and found[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(leaves[name], leaf, err_msg=name)
+        assert isinstance(leaves[name], jax.Array) and leaves[name].dtype == leaf.dtype
 
 
 def test_our_own_checkpoint(tmp_path):
@@ -303,7 +303,7 @@ print(json.dumps(report))
 
 
 def test_no_model_is_ever_whole_on_one_of_four_devices(tmp_path):
-    """From either layout to either, and from T5X: each leaf goes to where its parts belong."""
+    """From either layout to either, and from T5X: each part of a leaf goes straight to its device."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", _FOUR_DEVICES, str(tmp_path)]
@@ -314,6 +314,6 @@ def test_no_model_is_ever_whole_on_one_of_four_devices(tmp_path):
     # A quarter of everything, norms and biases on all devices, and the parts of one leaf in both layouts.
     limit = 0.25 + 0.05 + 0.25 * report.pop("largest")
     assert len(report) == 6
-    for case, facts in report.items():
-        assert facts["placed"] and facts["same"], case
-        assert 0.25 <= facts["peak"] < limit, (case, facts["peak"], limit)
+    for case, result in report.items():
+        assert result["placed"] and result["same"], case
+        assert 0.25 <= result["peak"] < limit, (case, result["peak"], limit)

@@ -303,7 +303,7 @@ def test_rounds_that_cannot_be_read_off(why):
     assert _times(hlo.parse(text, unknown_trips=7)) == [7]
 
 
-def test_a_loop_that_starts_where_another_one_ended():
+def test_a_loop_that_starts_where_another_ended():
     second = (
         "%again = (f32[8,8]{1,0}, s32[], s32[]) while(%while), condition=%condition, body=%body\n"
         "  ROOT %result = f32[8,8]{1,0} get-tuple-element(%again)"

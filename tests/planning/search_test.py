@@ -106,7 +106,7 @@ def _measured(fits=True, seconds=1.0, arguments=GIB, **changes):
 
 
 def _untraced(training):
-    """In place of a step whose program plays no part."""
+    """In place of a step whose program does not matter."""
     return programs.Traced(None, None, None, training.partitioner)
 
 

@@ -1,4 +1,4 @@
-"""promot_t5x.planning.tables: what is shown and written of plans that were put together by hand."""
+"""promot_t5x.planning.tables: what is printed and written of plans put together by hand."""
 
 import dataclasses
 import json
@@ -150,7 +150,7 @@ STAGE_KEYS = {
 
 
 def _strict(value):
-    """What a strict reader reads of a value: no NaN, no infinity, no key that is no text."""
+    """What a strict reader reads of a value: no NaN, no infinity, only strings as keys."""
 
     def refuse(name):
         raise AssertionError(name)

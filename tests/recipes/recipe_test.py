@@ -91,6 +91,6 @@ def test_a_name_that_could_not_be_a_folder():
         Method("a/b", ())
 
 
-def test_the_rows_of_this_package_can_be_told_apart():
+def test_the_rows_of_this_package_can_be_distinguished():
     for attribute in ("label", "colour", "marker", "description"):
         assert len({getattr(method.row, attribute) for method in METHODS.values()}) == len(METHODS)

@@ -245,8 +245,8 @@ def test_best_marks_trained_methods_only_and_no_column_of_equals():
 def test_rows_keep_methods_in_order_and_learning_rates_rising():
     rates = (1e-3, 5e-5, 3e-4)
     runs = [run(method, rate, 0, 50.0, {}) for method in ("own", "promot", "fine_tuning") for rate in rates]
-    found = [(row.method, row.rate) for row in tables.rows(compare(runs, {}, {}))]
-    assert found == list(itertools.product(("fine_tuning", "promot", "own"), ("5e-5", "3e-4", "1e-3")))
+    methods_and_rates = [(row.method, row.rate) for row in tables.rows(compare(runs, {}, {}))]
+    assert methods_and_rates == list(itertools.product(("fine_tuning", "promot", "own"), ("5e-5", "3e-4", "1e-3")))
     assert tables.rate(rate_key(None)) == tables.MISSING
 
 

@@ -46,59 +46,22 @@ _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 _LISTED = 5  # most names in a message
 
 
-def is_huggingface(folder: epath.PathLike) -> bool:
+def is_huggingface(folder: epath.Path) -> bool:
     """Whether a folder holds a model of transformers, of any kind, even a damaged one.
 
-    >>> is_huggingface("/nothing/here")
+    >>> is_huggingface(epath.Path("/nothing/here"))
     False
     """
-    path = files.absolute(folder)
-    if not path.is_dir():
+    if not folder.is_dir():
         return False
-    if any((path / name).is_file() for name in (_WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")):
+    names = (_WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+    if any((folder / name).is_file() for name in names):
         return True
-    return (path / _CONFIG).is_file() and b'"model_type"' in (path / _CONFIG).read_bytes()
-
-
-def read_config(folder: epath.PathLike) -> dict[str, Any]:
-    """The fields of T5Config that a model's folder determines: sizes, activations, relative positions, output matrix.
-
-    The headers of the weights are read as well, since config.json alone does not say whether the embedding is the
-    output matrix.
-
-    Args:
-      folder: a local folder.
-
-    Returns:
-      Arguments of T5Config.
-
-    Raises:
-      FileNotFoundError, ValueError: as `read`.
-    """
-    return opened(folder)[0]
-
-
-def read(folder: epath.PathLike) -> dict[str, StoredLeaf]:
-    """The weights of a model under our names, one leaf per layer, in their stored dtype; read when they are needed.
-
-    Names and shapes are compared with config.json before any weight is read.
-
-    Args:
-      folder: a local folder.
-
-    Returns:
-      Leaves sorted by name; a block of a kernel is read from the transposed block of the file.
-
-    Raises:
-      FileNotFoundError: the folder, config.json or a weight file is missing.
-      ValueError: it is another kind of model, its weights are pickled, a file is damaged, or weights are missing,
-        unknown, or of other sizes than in config.json.
-    """
-    return opened(folder)[1]
+    return (folder / _CONFIG).is_file() and b'"model_type"' in (folder / _CONFIG).read_bytes()
 
 
 def write(
-    folder: epath.PathLike,
+    folder: epath.Path,
     leaves: stored_leaves.Leaves,
     config: T5Config,
     *,
@@ -124,41 +87,55 @@ def write(
       ValueError: the leaves are not those of the network, or transformers has no class for it.
       files.NoRoomError: the disk is full.
     """
-    path = files.absolute(folder)
     model_type = config_file.model_type_of(config, model_type)
     tensors = as_named(leaves, config)
     dtypes = {str(leaf.dtype) for leaf in tensors.values()}
     values = config_file.values_of(config, model_type, dtypes.pop() if len(dtypes) == 1 else None)
     if not processes.speaks():
         return
-    if present := _model_files(path):
-        raise FileExistsError(f"{path} holds {_some(present)} already: give another folder, or remove these files.")
+    if present := _model_files(folder):
+        raise FileExistsError(f"{folder} holds {_some(present)} already: give another folder, or remove these files.")
     shards = _sharded(tensors, max_shard_bytes)
     try:
         for file, names in shards.items():
-            safetensors_file.write(path / file, {name: tensors[name] for name in names})
+            safetensors_file.write(folder / file, {name: tensors[name] for name in names})
         if list(shards) != [_WEIGHTS]:
             total = sum(stored_leaves.num_bytes(leaf) for leaf in tensors.values())
             weight_map = {name: file for file, names in shards.items() for name in names}
-            files.write_json(path / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        files.write_json(path / _GENERATION, config_file.generation_values())
-        files.write_json(path / _CONFIG, values)
+            files.write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        files.write_json(folder / _GENERATION, config_file.generation_values())
+        files.write_json(folder / _CONFIG, values)
     except BaseException:
         for file in (*shards, _INDEX, _GENERATION):
-            (path / file).unlink(missing_ok=True)
+            (folder / file).unlink(missing_ok=True)
         raise
 
 
-def opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
-    """(what `read_config` returns, what `read` returns); opens the files once."""
-    path = files.absolute(folder)
-    if not path.exists():
-        raise FileNotFoundError(f"The Hugging Face folder {path} does not exist: check the path.")
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file, expected a folder with {_CONFIG} and {_WEIGHTS}.")
-    values = config_file.load(path / _CONFIG)
-    fields = config_file.fields(values, path / _CONFIG)
-    tensors = _tensors(path)
+def opened(folder: epath.Path) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
+    """A model's network and its weights under our names, one leaf per layer, in their stored dtype.
+
+    Names and shapes are compared with config.json before any weight is read.
+
+    Args:
+      folder: a local folder.
+
+    Returns:
+      The fields of T5Config that the folder determines (sizes, activations, relative positions, output matrix; only the
+      weights' headers say whether the embedding is the output matrix), and leaves sorted by name; a block of a kernel
+      is read from the transposed block of the file.
+
+    Raises:
+      FileNotFoundError: the folder, config.json or a weight file is missing.
+      ValueError: it is another kind of model, its weights are pickled, a file is damaged, or weights are missing,
+        unknown, or of other sizes than in config.json.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"The Hugging Face folder {folder} does not exist: check the path.")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder with {_CONFIG} and {_WEIGHTS}.")
+    values = config_file.load(folder / _CONFIG)
+    fields = config_file.fields(values, folder / _CONFIG)
+    tensors = _tensors(folder)
     tensors.pop(_UNUSED, None)
     for name in _EMBEDDING_AGAIN:
         if name in tensors:
@@ -167,16 +144,16 @@ def opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf
         tensors.setdefault(_EMBEDDING, tensors[_OUTPUT])
     if (depth := fields["num_encoder_layers"] + fields["num_decoder_layers"]) > len(tensors):
         raise ValueError(
-            f"{path / _CONFIG} has {depth} layers, but the weights next to it are only {len(tensors)} tensors: put the "
-            f"{_CONFIG} of these weights there."
+            f"{folder / _CONFIG} has {depth} layers, but the weights next to it are only {len(tensors)} tensors: put "
+            f"the {_CONFIG} of these weights there."
         )
-    fields["logits_via_embedding"] = _shares_embedding(values, tensors, path)
+    fields["logits_via_embedding"] = _shares_embedding(values, tensors, folder)
     if fields["logits_via_embedding"]:
         tensors.pop(_OUTPUT, None)
     elif _OUTPUT not in tensors and _EMBEDDING in tensors and config_file.tied(values):
         tensors[_OUTPUT] = tensors[_EMBEDDING]  # shared, but without the scale
     table = {theirs: (ours, shape) for ours, theirs, shape in _table(T5Config(**fields))}
-    _compare({theirs: _file_shape(ours, shape) for theirs, (ours, shape) in table.items()}, tensors, path)
+    _compare({theirs: _file_shape(ours, shape) for theirs, (ours, shape) in table.items()}, tensors, folder)
     leaves = {ours: _turned(ours, tensors[theirs]) for theirs, (ours, _) in table.items()}
     return fields, dict(sorted(leaves.items()))
 

@@ -20,7 +20,6 @@ from promot_t5x.checkpoints import arrays, stored_leaves
 from promot_t5x.checkpoints.arrays import StoredArray
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts
-from promot_t5x.runtime.files import absolute
 
 LEGACY_VERSION = 3
 
@@ -31,31 +30,29 @@ _PARAMETERS = "target"
 _Leaves = dict[str, "StoredArray | np.ndarray"]
 
 
-def is_t5x_checkpoint(path: epath.PathLike) -> bool:
+def is_t5x_checkpoint(folder: epath.Path) -> bool:
     """Whether a folder is one T5X checkpoint, of either format; False if it does not exist.
 
     Only the beginning of the index is examined, so a damaged T5X checkpoint still counts as one.
 
     Args:
-      path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
+      folder: `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; an absolute path or gs://.
     """
-    folder = absolute(path)
     return folder.is_dir() and (_is_legacy(folder) or _orbax_folder(folder) is not None)
 
 
-def checkpoints_in(path: epath.PathLike) -> list[str]:
+def checkpoints_in(folder: epath.Path) -> list[str]:
     """The names of the folders `checkpoint_N` in a folder, sorted by number."""
-    folder = absolute(path)
     names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
     matches = filter(None, (re.fullmatch(r"checkpoint_(\d+)", name) for name in names))
     return [match[0] for match in sorted(matches, key=lambda match: int(match[1]))]
 
 
-def read(path: epath.PathLike) -> dict[str, StoredLeaf]:
+def read(folder: epath.Path) -> dict[str, StoredLeaf]:
     """The parameters of a checkpoint under our names; arrays are opened concurrently, reading their headers only.
 
     Args:
-      path: folder `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; a local path or gs://.
+      folder: `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; an absolute path or gs://.
 
     Returns:
       Leaves sorted by name, such as `encoder/layers_0/attention/query/kernel`; stacks of layers (`encoder/layers/...`)
@@ -66,9 +63,9 @@ def read(path: epath.PathLike) -> dict[str, StoredLeaf]:
       ValueError: it is not a T5X checkpoint, has another version, or is damaged; a damaged chunk is noticed when it is
         read.
     """
-    leaves = _leaves(path)
+    leaves = _leaves(folder)
     opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
-    inline = f"{absolute(path) / LEGACY_FILE}: "
+    inline = f"{folder / LEGACY_FILE}: "
     by_name = {
         name: stored_leaves.from_array(leaf, inline + name) if isinstance(leaf, np.ndarray) else opened[name]
         for name, leaf in leaves.items()
@@ -97,9 +94,8 @@ def _orbax_folder(folder: epath.Path) -> epath.Path | None:
     return None
 
 
-def _leaves(path: epath.PathLike) -> _Leaves:
+def _leaves(folder: epath.Path) -> _Leaves:
     """The parameters as listed by the checkpoint's index, sorted by name."""
-    folder = absolute(path)
     if not folder.exists():
         raise FileNotFoundError(f"The T5X checkpoint folder {folder} does not exist: check the path.")
     if not folder.is_dir():

@@ -27,9 +27,9 @@ def change_config(folder, **values):
 def test_round_trip_bit_for_bit(dtype, tmp_path):
     prompt_PxD = PROMPT_PxD.astype(dtype)
     peft.write_adapter(tmp_path, prompt_PxD, "some/model")
-    found = peft.read_adapter(tmp_path)
-    assert (found.shape, found.dtype) == ((1, 5, 8), prompt_PxD.dtype)
-    assert found.tobytes() == prompt_PxD.tobytes()
+    read_NxPxD = peft.read_adapter(tmp_path)
+    assert (read_NxPxD.shape, read_NxPxD.dtype) == ((1, 5, 8), prompt_PxD.dtype)
+    assert read_NxPxD.tobytes() == prompt_PxD.tobytes()
 
 
 def test_what_is_written(adapter):
@@ -93,7 +93,7 @@ def test_missing_and_damaged_files(adapter):
             peft.read_adapter(adapter)
 
 
-def test_other_tensors_beside_the_prompt(adapter):
+def test_other_tensors_next_to_the_prompt(adapter):
     tensors = {"prompt_embeddings": PROMPT_PxD, "classifier.weight": PROMPT_PxD}
     safetensors.numpy.save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(
