@@ -35,20 +35,20 @@ def main() -> None:
     parser.add_argument("--topology", default="v4:4x4x4")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        print(measure(asked.topology, asked.measure))
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(measure(arguments.topology, arguments.measure))
         return
-    found: dict[int, list[float]] = {12: [], 24: []}
-    for _ in range(asked.rounds):
-        for layers, seconds in found.items():
-            command = [sys.executable, __file__, f"--topology={asked.topology}", f"--measure={layers}"]
+    seconds_by_layers: dict[int, list[float]] = {12: [], 24: []}
+    for _ in range(arguments.rounds):
+        for layers, seconds in seconds_by_layers.items():
+            command = [sys.executable, __file__, f"--topology={arguments.topology}", f"--measure={layers}"]
             done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             seconds.append(float(done.stdout.splitlines()[-1]))
             print(f"{layers}+{layers} layers: {seconds[-1]:.1f} CPU seconds", flush=True)
-    print(f"24+24 / 12+12: {min(found[24]) / min(found[12]):.2f}")
+    print(f"24+24 / 12+12: {min(seconds_by_layers[24]) / min(seconds_by_layers[12]):.2f}")
 
 
 if __name__ == "__main__":

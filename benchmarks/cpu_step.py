@@ -1,4 +1,4 @@
-"""One training step with mT5's vocabulary on a CPU: this package beside T5X, each in processes of its own, in turn.
+"""One training step with mT5's vocabulary on a CPU: this package next to T5X, each in processes of its own, in turn.
 
     python benchmarks/cpu_step.py --t5x=/path/to/t5x:/path/to/airio:/path/to/jestimator
 
@@ -48,10 +48,10 @@ def ours():
     config = T5Config(
         s["vocab_size"], s["embed"], s["num_heads"], s["head_dim"], s["mlp_dim"], s["layers"], s["layers"]
     )
-    model, which = EncoderDecoderModel(config), stages.stage("fine_tuning")
+    model, stage = EncoderDecoderModel(config), stages.stage("fine_tuning")
     params = jax.jit(model.init)(jax.random.key(0))
-    trainable, frozen = stages.partition(params, which)
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-3), params, which)
+    trainable, frozen = stages.partition(params, stage)
+    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-3), params, stage)
     state = trainer.init_state(optimizer, trainable)
     arguments = (trainable, state.opt_state, frozen, batch(), jnp.int32(0))
     with Partitioner().context():
@@ -119,23 +119,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        print(json.dumps(measure(asked.measure, asked.steps)))
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, arguments.steps)))
         return
-    found: dict[str, list[dict[str, float]]] = {}
-    path = os.pathsep.join([str(ROOT), *filter(None, [asked.t5x, os.environ.get("PYTHONPATH", "")])])
-    for _ in range(asked.rounds):
-        for name in ("ours", *(["t5x"] if asked.t5x else [])):
-            command = [sys.executable, __file__, "--measure", name, "--steps", str(asked.steps)]
+    measured: dict[str, list[dict[str, float]]] = {}
+    path = os.pathsep.join([str(ROOT), *filter(None, [arguments.t5x, os.environ.get("PYTHONPATH", "")])])
+    for _ in range(arguments.rounds):
+        for name in ("ours", *(["t5x"] if arguments.t5x else [])):
+            command = [sys.executable, __file__, "--measure", name, "--steps", str(arguments.steps)]
             done = subprocess.run(
                 command, env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}, capture_output=True, text=True
             )
             if done.returncode:
                 sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-            found.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
-            print(name, found[name][-1], flush=True)
-    best = {name: {key: min(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
+            measured.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+            print(name, measured[name][-1], flush=True)
+    best = {name: {key: min(row[key] for row in rows) for key in rows[0]} for name, rows in measured.items()}
     for name, row in best.items():
         print(f"{name:5} temporaries {row['temporaries_mb']:.0f} MB, {row['cpu_seconds']:.2f} CPU s a step (best)")
     if "t5x" in best:

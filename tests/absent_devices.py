@@ -1,4 +1,4 @@
-"""Devices that are not there, for meshes that no program runs on."""
+"""Devices that this machine lacks, for meshes that no program runs on."""
 
 import dataclasses
 

@@ -47,7 +47,7 @@ def test_the_page_lists_every_name():
 
 
 @pytest.mark.parametrize("name", promot_t5x.__all__)
-def test_every_name_is_there_with_a_docstring(name):
+def test_every_name_exists_and_has_a_docstring(name):
     value = getattr(promot_t5x, name)
     assert isinstance(value, dict) or value.__doc__
 
@@ -103,7 +103,7 @@ def test_mistakes_of_generate_are_sentences(loaded):
         promot_t5x.generate(loaded, ["a text"], vocabulary="nowhere.model", **LENGTHS)
 
 
-def test_from_gin_leaves_nothing_behind():
+def test_from_gin_leaves_no_state():
     changed = promot_t5x.from_gin(["models/toy.gin"], {"DROPOUT_RATE": 0.25})
     assert changed.config.dropout_rate == 0.25
     assert promot_t5x.from_gin(["models/toy.gin"]).config.dropout_rate == 0.0

@@ -11,7 +11,7 @@ import pytest
 import promot_t5x
 from promot_t5x import checkpoints, cli, demo
 from promot_t5x.configuration import flags, gin_checks, gin_files
-from promot_t5x.recipes import running
+from promot_t5x.recipes import from_command
 from promot_t5x.reports import comparison
 from promot_t5x.reports.method_rows import MethodRow
 from promot_t5x.runtime import files, processes
@@ -24,15 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
 def test_help_names_every_verb(argv, capsys):
     assert cli.main(argv) == 0
-    shown = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     verbs = ("train", "eval", "infer", "pipeline", "plan", "convert", "demo", "report", "doctor")
-    assert all(f"\n  {verb} " in shown for verb in verbs)
+    assert all(f"\n  {verb} " in stdout for verb in verbs)
 
 
 def test_unknown_verb(capsys):
     assert cli.main(["trian"]) == 1
-    shown = capsys.readouterr()
-    assert shown.err.startswith("error: promot-t5x has no verb 'trian'; it has train, eval, ") and not shown.out
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: promot-t5x has no verb 'trian'; it has train, eval, ") and not captured.out
 
 
 @pytest.mark.parametrize("verb", cli._VERBS)
@@ -42,10 +42,10 @@ def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
     assert caught.value.code == 0
     assert "--gin_file" in capsys.readouterr().out
     assert cli.main([verb, "--gin_fil=x"]) == 1
-    shown = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     # Of two mistakes argparse tells a missing flag first.
     needed = {"report": "--out", "plan": "--topology", "convert": "--from"}.get(verb)
-    assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in shown or (needed and needed in shown)
+    assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in stderr or (needed and needed in stderr)
 
 
 def test_version(capsys):
@@ -65,34 +65,34 @@ def _run_and_list_modules(argv, folder):
     command = [sys.executable, "-c", code, *argv]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    shown, imported = run.stdout.rsplit("imported", 1)
-    return shown, imported.split()
+    stdout, imported = run.stdout.rsplit("imported", 1)
+    return stdout, imported.split()
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], *([verb, "--help"] for verb in cli._VERBS)], ids=" ".join)
 def test_what_only_parses_flags_starts_without_jax_and_tensorflow(argv, tmp_path):
-    shown, imported = _run_and_list_modules(argv, tmp_path)
-    assert shown and imported == []
+    stdout, imported = _run_and_list_modules(argv, tmp_path)
+    assert stdout and imported == []
 
 
 def test_the_report_is_written_without_jax_and_tensorflow(tmp_path):
     _write_results(tmp_path / "results.json")
-    shown, imported = _run_and_list_modules(["report", "--results=results.json", "--out=report"], tmp_path)
-    assert "Report: report/report.html" in shown and imported == []
+    stdout, imported = _run_and_list_modules(["report", "--results=results.json", "--out=report"], tmp_path)
+    assert "Report: report/report.html" in stdout and imported == []
 
 
 def test_doctor_imports_jax_for_its_last_lines_only(tmp_path):
-    shown, imported = _run_and_list_modules(["doctor"], tmp_path)
+    stdout, imported = _run_and_list_modules(["doctor"], tmp_path)
     assert imported == ["jax"]
-    names = [line[:24].strip() for line in shown.splitlines()]
+    names = [line[:24].strip() for line in stdout.splitlines()]
     assert names[-2:] == ["backend", "processes"] and {"python", "jax", "TFDS data", "gin files"} < set(names[:-2])
 
 
 def test_convert_lists_all_formats(capsys):
     with pytest.raises(SystemExit):
         cli.main(["convert", "--help"])
-    shown = "".join(capsys.readouterr().out.split())
-    assert "{" + ",".join((*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS)) + "}" in shown
+    stdout = "".join(capsys.readouterr().out.split())
+    assert "{" + ",".join((*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS)) + "}" in stdout
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "infer", "pipeline"])
@@ -108,7 +108,7 @@ def test_plan_needs_a_topology(capsys):
 
 @pytest.mark.parametrize("verb", ["train", "eval", "infer", "pipeline"])
 def test_a_verb_waits_for_its_other_processes_first(verb, capsys, monkeypatch):
-    """Before anything is read: that a gin file is missing is told by each process, or by none."""
+    """Before anything is read: each process reports a missing gin file, or none does."""
 
     def start(processes):
         raise TimeoutError(f"waiting for {processes.count} in vain")
@@ -134,25 +134,25 @@ def test_command_and_module_are_the_same_program(tmp_path):
 def test_demo_dry_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--dry_run"]) == 0
-    shown = capsys.readouterr().out
-    assert f"WORK_DIR = '{tmp_path}/out/demo'" in shown
-    assert shown.count("\n=== ") == 2 + 3 * 3
-    assert f"INITIAL_CHECKPOINT_PATH = '{demo.CHECKPOINT}'" in shown.replace("\\\n    ", "")
+    stdout = capsys.readouterr().out
+    assert f"WORK_DIR = '{tmp_path}/out/demo'" in stdout
+    assert stdout.count("\n=== ") == 2 + 3 * 3
+    assert f"INITIAL_CHECKPOINT_PATH = '{demo.CHECKPOINT}'" in stdout.replace("\\\n    ", "")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[flags.Invocation]:
-    """What the demo asks the pipeline for; nothing runs."""
-    found = []
+def invocations(monkeypatch) -> list[flags.Invocation]:
+    """The invocations that the demo hands to the pipeline; nothing runs."""
+    followed = []
 
     def follow(invocation):
         gin_files.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
         gin_checks.check_macros()
-        found.append(invocation)
+        followed.append(invocation)
 
-    monkeypatch.setattr(running, "follow", follow)
-    return found
+    monkeypatch.setattr(from_command, "follow", follow)
+    return followed
 
 
 def _value(macro):
@@ -160,20 +160,20 @@ def _value(macro):
     return next(line.removeprefix(prefix) for line in lines if line.startswith(prefix))
 
 
-def test_demo_defaults(asked, tmp_path, monkeypatch):
+def test_demo_defaults(invocations, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo"]) == 0
-    assert asked[0].gin_files == ("recipes/demo.gin",)
+    assert invocations[0].gin_files == ("recipes/demo.gin",)
     assert _value("WORK_DIR") == repr(str(tmp_path / "out" / "demo"))
     assert _value("DEMO_CHECKPOINT") == repr(str(demo.CHECKPOINT))
 
 
-def test_demo_flags_win(asked, tmp_path):
+def test_demo_flags_win(invocations, tmp_path):
     assert cli.main(["demo", "--gin.DEMO_CHECKPOINT=/c", "--gin.WORK_DIR=/w", "--gin.TRAIN_STEPS=3"]) == 0
     assert (_value("DEMO_CHECKPOINT"), _value("WORK_DIR"), _value("TRAIN_STEPS")) == ("'/c'", "'/w'", "3")
     assert cli.main(["demo", f"--out={tmp_path}/it's", "--gin_file=recipes/demo_seeds.gin"]) == 0
     assert _value("WORK_DIR") == repr(f"{tmp_path}/it's")
-    assert asked[1].gin_files == ("recipes/demo_seeds.gin",)
+    assert invocations[1].gin_files == ("recipes/demo_seeds.gin",)
     assert _value("pipeline.Recipe.seeds") == "(0, 1, 2)"
     (tmp_path / "mine.gin").write_text("include 'promot_t5x/gin/recipes/demo.gin'\nTRAIN_STEPS = 7\n")
     assert cli.main(["demo", "--gin_file=mine.gin", f"--gin_search_paths={tmp_path}"]) == 0
@@ -188,8 +188,8 @@ def test_demo_without_its_checkpoint(tmp_path, capsys):
 
 def test_doctor(capsys, tmp_path):
     assert cli.main(["doctor", f"--tfds_data_dir={tmp_path}"]) == 0
-    shown = capsys.readouterr().out
-    lines = {line[:24].strip(): line[25:] for line in shown.splitlines()}
+    stdout = capsys.readouterr().out
+    lines = {line[:24].strip(): line[25:] for line in stdout.splitlines()}
     assert lines["jax"] == versions()["jax"]
     assert lines["backend"].startswith("cpu: ") and lines["TFDS data"] == str(tmp_path)
     assert lines["gin files"] == f"{len(gin_files.gin_files_packaged())} in {gin_files._PACKAGED}"
@@ -208,8 +208,8 @@ def test_report(tmp_path, capsys):
     _write_results(tmp_path / "comparison.json")
     assert cli.main(["report", f"--results={tmp_path}/comparison.json", f"--out={tmp_path}/report"]) == 0
     assert {"report.html", "comparison.md", "report.png"} <= {file.name for file in (tmp_path / "report").iterdir()}
-    shown = capsys.readouterr().out
-    assert "ProMoT" in shown and f"Report: {tmp_path}/report/report.html" in shown
+    stdout = capsys.readouterr().out
+    assert "ProMoT" in stdout and f"Report: {tmp_path}/report/report.html" in stdout
 
 
 def test_report_of_scores(tmp_path, capsys):

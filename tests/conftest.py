@@ -1,4 +1,4 @@
-"""What every test shares: CPU only, quiet TensorFlow, nothing global left behind, the folders of data."""
+"""What every test shares: CPU only, quiet TensorFlow, no global state left over, the folders of data."""
 
 import dataclasses
 import importlib.util
@@ -57,7 +57,7 @@ def testdata() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
-    """The folder of real text outside the repository, $PROMOT_SHARED or `shared` beside the repository."""
+    """The folder of real text outside the repository, $PROMOT_SHARED or `shared` next to the repository."""
     folder = pathlib.Path(os.environ.get("PROMOT_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"needs the folder {folder} with real text; set PROMOT_SHARED to where it is")

@@ -1,4 +1,4 @@
-"""The contracts of pyproject.toml: imports go down, and only the top knows gin; broken ones are noticed."""
+"""The contracts of pyproject.toml: imports go down, and only the top knows gin; a broken contract is noticed."""
 
 import shutil
 import subprocess
@@ -29,12 +29,12 @@ def _lint(folder: Path) -> tuple[int, str]:
 
 
 def test_the_package_keeps_its_contracts(copy):
-    code, shown = _lint(copy)
-    assert code == 0 and "2 kept, 0 broken" in shown, shown
+    code, output = _lint(copy)
+    assert code == 0 and "2 kept, 0 broken" in output, output
 
 
 @pytest.mark.parametrize(
-    "file,line,said",
+    "file,line,message",
     [
         (
             "promot_t5x/partitioning/meshes.py",
@@ -65,9 +65,9 @@ def test_the_package_keeps_its_contracts(copy):
         ("promot_t5x/loose/__init__.py", '"""A room on no floor."""', "promot_t5x.loose"),
     ],
 )
-def test_a_forbidden_import_is_noticed(file, line, said, copy):
+def test_a_forbidden_import_is_noticed(file, line, message, copy):
     (copy / file).parent.mkdir(exist_ok=True)
     with (copy / file).open("a") as stream:
         stream.write(f"\n{line}\n")
-    code, shown = _lint(copy)
-    assert code == 1 and said in shown, shown
+    code, output = _lint(copy)
+    assert code == 1 and message in output, output

@@ -1,4 +1,4 @@
-"""README, docs, docstrings and the heads of gin files say what is there: links, commands, snippets, examples."""
+"""README, docs, docstrings and the heads of gin files hold: links, commands, snippets, examples."""
 
 import doctest
 import importlib
@@ -45,8 +45,8 @@ def head_comment(file: Path) -> str:
 def commands(page: Path) -> list[list[str]]:
     """The indented commands of a page that take gin files, split as a shell does."""
     joined = page.read_text(encoding="utf-8").replace("\\\n", " ")
-    found = re.findall(r"^    ((?:python -m promot_t5x\.|promot-t5x )\w+.*)$", joined, re.MULTILINE)
-    return [shlex.split(command) for command in found if "--gin" in command]
+    lines = re.findall(r"^    ((?:python -m promot_t5x\.|promot-t5x )\w+.*)$", joined, re.MULTILINE)
+    return [shlex.split(command) for command in lines if "--gin" in command]
 
 
 def python_snippets(page: Path) -> list[str]:
@@ -89,7 +89,7 @@ def test_relative_links_lead_somewhere(page):
                 assert anchor in anchors(page.parent / target if target else page), anchor
 
 
-def test_where_things_are_names_what_is_there():
+def test_where_things_are_names_existing_paths():
     table = re.search(r"^## Where things are\n(.*?)^## ", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert table is not None
     listed = [
@@ -117,16 +117,16 @@ def test_commands_parse(argv):
         parser = flags.flag_parser()
         parser.add_argument("--out")
         invocation = flags.parse_flags(arguments, parser)
-    given = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if {"demo", "plan"} & set(argv) else ()
+    bindings = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if {"demo", "plan"} & set(argv) else ()
     files = [file for file in invocation.gin_files if not file.startswith("my")]
-    gin_files.parse(files, (*invocation.gin_bindings, *given), invocation.gin_search_paths)
+    gin_files.parse(files, (*invocation.gin_bindings, *bindings), invocation.gin_search_paths)
     gin_checks.check_macros()
     from_flags = {origin.written for origin in gin_statements.ORIGINS.values() if origin.from_flag}
-    assert len(from_flags) == len({line.split(" = ")[0] for line in (*invocation.gin_bindings, *given)})
+    assert len(from_flags) == len({line.split(" = ")[0] for line in (*invocation.gin_bindings, *bindings)})
 
 
 @pytest.mark.parametrize("snippet", [snippet for page in PAGES for snippet in snippets(page)], ids=lambda s: s[-60:])
-def test_gin_snippets_parse_behind_a_stage(snippet, tmp_path):
+def test_gin_snippets_parse_after_a_stage(snippet, tmp_path):
     (tmp_path / "my.gin").write_text(snippet, encoding="utf-8")
     files = ["recipes/trial_rte.gin", "stages/prompt_tuning.gin", "tasks/jsonl.gin", str(tmp_path / "my.gin")]
     gin_files.parse(files, GIVEN)
@@ -134,7 +134,7 @@ def test_gin_snippets_parse_behind_a_stage(snippet, tmp_path):
     assert any(origin.where.startswith(str(tmp_path)) for origin in gin_statements.ORIGINS.values())
 
 
-def test_python_snippets_use_names_that_are_there():
+def test_python_snippets_use_names_that_exist():
     blocks = [block for page in PAGES for block in python_snippets(page)]
     assert blocks
     for block in blocks:
@@ -150,7 +150,7 @@ def test_guide_lists_every_macro_of_the_stages():
     assert sorted(macro for macro in macros if f"| `{macro}` |" not in guide) == []
 
 
-def test_reproducing_quotes_gin_lines_that_are_there():
+def test_reproducing_quotes_gin_lines_that_exist():
     page = ROOT / "docs" / "reproducing.md"
     quoted = re.findall(r"\[[^\]]*\]\((\.\./gin/[^)]*)\): `([^`]*)`", page.read_text(encoding="utf-8"))
     assert len(quoted) > 10

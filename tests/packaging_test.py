@@ -93,9 +93,9 @@ def lint(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_versions_agree():
     citation = (ROOT / "CITATION.cff").read_text()
-    found = re.search(r"^version: (\S+)$", citation, re.MULTILINE)
-    assert found is not None
-    assert found.group(1) == promot_t5x.__version__
+    version = re.search(r"^version: (\S+)$", citation, re.MULTILINE)
+    assert version is not None
+    assert version.group(1) == promot_t5x.__version__
     run = run_python(["setup.py", "--version"], ROOT)
     assert run.stdout.split()[-1] == promot_t5x.__version__, run.stderr
 

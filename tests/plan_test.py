@@ -138,7 +138,7 @@ TOO_LARGE = dataclasses.replace(
 
 @pytest.fixture
 def without_compiler(monkeypatch):
-    """Devices that are not there, and one answer for every program."""
+    """Devices that this machine lacks, and one answer for every program."""
     monkeypatch.setattr(chips.Topology, "devices", lambda self: DEVICES[: self.chips * self.slices])
     seen = []
 
@@ -192,10 +192,10 @@ def tiny(tmp_path):
 def test_a_whole_plan(tiny, tmp_path, capsys, without_compiler):
     file = tmp_path / "out" / "plan.json"
     assert cli.main(["plan", tiny, "--topology=v5e:2x4", "--slices=2", f"--json={file}"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("2 x v5e:2x4 (v5litepod-8 in Google Cloud, 8 chips), preset mixed, mesh ")
-    assert "\nprompt_tuning " in shown and "\nscoring " in shown and "\ndecoding " in shown
-    assert "model_tuning does not fit: 20.00 GiB needed, 15.75 GiB there\n  1. --gin.T5Config.remat=full" in shown
+    stdout = capsys.readouterr().out
+    assert stdout.startswith("2 x v5e:2x4 (v5litepod-8 in Google Cloud, 8 chips), preset mixed, mesh ")
+    assert "\nprompt_tuning " in stdout and "\nscoring " in stdout and "\ndecoding " in stdout
+    assert "model_tuning does not fit: 20.00 GiB needed, 15.75 GiB available\n  1. --gin.T5Config.remat=full" in stdout
     written = json.loads(file.read_text())
     assert (written["topology"], written["slices"]) == ("v5e:2x4", 2)
     assert [written["stages"][name]["fits"] for name in ("prompt_tuning", "model_tuning")] == [True, False]
@@ -218,9 +218,9 @@ def test_a_search(tiny, tmp_path, capsys, without_compiler, monkeypatch):
     file = tmp_path / "plan.json"
     small = ["--gin.T5Config.num_encoder_layers=1", "--gin.T5Config.num_decoder_layers=1"]
     assert cli.main(["plan", tiny, *small, "--topology=v5e:2x2", "--search", f"--json={file}"]) == 0
-    shown = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     for stage in ("prompt_tuning", "model_tuning"):
-        assert f"\n{stage} on v5e:2x2 (v5litepod-4 in Google Cloud, 4 chips), fastest bound first\n" in shown
+        assert f"\n{stage} on v5e:2x2 (v5litepod-4 in Google Cloud, 4 chips), fastest bound first\n" in stdout
     written = json.loads(file.read_text())["search"]
     # The toy world's 288 words, four heads and 64 rows divide over everything that four devices allow.
     meshes = [(preset, model) for preset in ("mixed", "tensor") for model in (1, 2, 4)]
@@ -259,8 +259,8 @@ def test_mistakes(mistake, tiny, capsys, without_compiler):
 def test_without_the_compiler(tiny, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     assert cli.main(["plan", tiny, "--topology=v5e:2x2"]) == 1
-    shown = capsys.readouterr().err
-    assert "error: promot-t5x plan needs the TPU compiler, no TPU: pip install 'promot-t5x[tpu]', on Linux." in shown
+    stderr = capsys.readouterr().err
+    assert "error: A plan needs the TPU compiler (but no TPU), which is not installed: pip install" in stderr
 
 
 # What the TPU's compiler says to a small network
@@ -308,10 +308,10 @@ PROMPT_BYTES = 4 * P * D
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the verb said of the small recipe, and the programs that it compiled."""
+    """What the verb printed and wrote for a recipe, and the programs that it compiled."""
 
     code: int
-    shown: str
+    stdout: str
     written: dict
     programs: dict
 
@@ -325,12 +325,12 @@ def _compiled(folder, *argv):
         made.append(original(self))
         return made[-1]
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as shown:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as stdout:
         patch.setattr(programs.Traced, "compile", compile_and_keep)
         files = [f"--gin_file={folder}/small.gin", f"--json={folder}/plan.json", *SMALL_FLAGS]
         code = program.run_main(plan.main, [*files, *argv])
     written = json.loads((folder / "plan.json").read_text())
-    return Compiled(code, shown.getvalue(), written, dict(zip(written["stages"], made, strict=False)))
+    return Compiled(code, stdout.getvalue(), written, dict(zip(written["stages"], made, strict=False)))
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,7 @@ def test_both_stages_of_a_small_recipe(small):
         assert step["flops_hlo"] / step["flops_jaxpr"] == pytest.approx(1, abs=0.01), stage
         # The rest are relative biases, scales and the batch.
         assert 1 <= step["arguments_gib"] * GIB / (4 * WEIGHTS / 4) < 1.05, stage
-        assert step["peak_gib"] < 0.1 and re.search(rf"^{stage} .* yes$", small.shown, re.MULTILINE)
+        assert step["peak_gib"] < 0.1 and re.search(rf"^{stage} .* yes$", small.stdout, re.MULTILINE)
         assert step["ideal_step_seconds"] == pytest.approx(step["flops_hlo"] / 4 / 197e12, rel=1e-6)
         assert step["traffic_bytes"] == pytest.approx(sum(row["bytes"] for row in step["collectives"]))
     prompt_tuning, model_tuning = small.written["stages"].values()
@@ -399,7 +399,7 @@ def test_the_embedding_is_never_gathered(small):
 def test_two_slices(tmp_path):
     once = "--gin.pipeline.Recipe.methods=('prompt_tuning',)"
     plan_of_two = _compiled(tmp_path, "--topology=v5e:2x2", "--slices=2", once)
-    assert plan_of_two.code == 0 and plan_of_two.shown.startswith("2 x v5e:2x2 (v5litepod-4 in Google Cloud, 4 chips)")
+    assert plan_of_two.code == 0 and plan_of_two.stdout.startswith("2 x v5e:2x2 (v5litepod-4 in Google Cloud, 4 chips)")
     assert plan_of_two.written["mesh"] == {"preset": "mixed", "replica": 2, "data": 2, "model": 2}
     (step,) = plan_of_two.written["stages"].values()
     assert step["fits"] and step["flops_hlo"] / step["flops_jaxpr"] == pytest.approx(1, abs=0.01)
@@ -419,8 +419,10 @@ def test_a_network_that_is_too_large(tmp_path):
     for stage, step in large.written["stages"].items():
         assert not step["fits"] and 64 < step["arguments_gib"] < 66, "two matrices of 2**28 x 128 in four pieces"
         assert step["temporaries_gib"] is step["flops_hlo"] is step["traffic_bytes"] is None
-        assert re.search(rf"^{stage} does not fit: 6[45]\.\d\d GiB needed, 15.75 GiB there$", large.shown, re.MULTILINE)
-    assert "\n  1. --gin.NUM_MICROBATCHES=2: " in large.shown and "\n  2. --gin.FROZEN_WEIGHTS_DTYPE=" in large.shown
+        assert re.search(
+            rf"^{stage} does not fit: 6[45]\.\d\d GiB needed, 15.75 GiB available$", large.stdout, re.MULTILINE
+        )
+    assert "\n  1. --gin.NUM_MICROBATCHES=2: " in large.stdout and "\n  2. --gin.FROZEN_WEIGHTS_DTYPE=" in large.stdout
 
 
 # What it says to mT5-XXL: minutes each

@@ -1,4 +1,4 @@
-"""The shipped gin files: each parses, says what it is, and says what the paper says."""
+"""The shipped gin files: each parses, describes itself, and agrees with the paper."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ FILES = {str(path.relative_to(gin_files._PACKAGED)): path for path in gin_files.
 # T5X's binaries parse gin/t5x, in training/t5x_binary_peer_test.py: it imports T5X and names their entry points.
 OURS = [name for name in FILES if not name.startswith("t5x/")]
 
-# What a file needs beside itself: other files and values, as its head comment says.
+# What a file needs next to itself: other files and values, as its head comment says.
 _RUN = ["models/mt5_small.gin", "tasks/rte.gin"]
 _RUN_VALUES = ["MODEL_DIR = '/m'", "INITIAL_CHECKPOINT_PATH = '/c'"]
 _EVAL_VALUES = ["CHECKPOINT_PATH = '/c'", "EVAL_OUTPUT_DIR = '/o'"]
@@ -75,7 +75,7 @@ SIZES = {
     "xl": (32, 24, 2048, 5120),
     "xxl": (64, 24, 4096, 10240),
 }
-# Rows of the vocabulary, and the millions of parameters that are told of the public checkpoints.
+# Rows of the vocabulary, and the millions of parameters as published for the public checkpoints.
 FAMILIES = {
     "mt5": (250112, {"small": 300.2, "base": 582.4, "large": 1229.6, "xl": 3742.6, "xxl": 12921.1}),
     "umt5": (256384, {"small": 306.6, "base": 592.0, "xl": 3768.4, "xxl": 12972.5}),
@@ -226,12 +226,12 @@ def test_methods_that_train_the_model_are_treated_alike(name):
             assert planned.learning_rate is None
             continue
         rates.setdefault(planned.method, set()).add(gin.query_parameter("LEARNING_RATE/gin.macro.value"))
-        found = tuple(gin.query_parameter(f"{macro}/gin.macro.value") for macro in compared)
-        found += (gin.query_parameter("optimizers.adafactor.multiply_by_parameter_scale"),)
-        settings[planned.method] = found
+        values = tuple(gin.query_parameter(f"{macro}/gin.macro.value") for macro in compared)
+        values += (gin.query_parameter("optimizers.adafactor.multiply_by_parameter_scale"),)
+        settings[planned.method] = values
     assert {"fine_tuning", "promot"} <= set(settings)
     assert len(set(settings.values())) == 1, settings
-    assert all(found == grid for found in rates.values()), rates
+    assert all(tried == grid for tried in rates.values()), rates
 
 
 def test_the_demo_is_what_the_results_compare():

@@ -1,4 +1,4 @@
-"""Soft prompts as files of their own (`checkpoints.SOFT_PROMPT_FORMATS`): read, written, attached to a model."""
+"""Soft prompts in separate files (`checkpoints.SOFT_PROMPT_FORMATS`): reads, writes and attaches them to a model."""
 
 import dataclasses
 import io
@@ -23,18 +23,18 @@ _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np
 
 
 def is_prompt(path: epath.Path) -> bool:
-    """Whether a path is a soft prompt in one of these formats; a run of prompt tuning is a checkpoint first."""
+    """Whether a path is a soft prompt in one of these formats, also the folder of a prompt-tuning run."""
     if path.suffix in (".npy", ".safetensors") and path.is_file():
         return True
     return (path / "adapter_config.json").is_file() or (path / WEIGHTS).is_file()
 
 
 def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """(prompt_NxPxD, what `soft_prompt.json` next to it says, else nothing).
+    """(prompt_NxPxD, the contents of the `soft_prompt.json` next to it, empty if there is none).
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: it is no soft prompt, or damaged.
+      FileNotFoundError: the path does not exist.
+      ValueError: it is not a soft prompt, or damaged.
     """
     if (path / "adapter_config.json").is_file():
         return peft.read_adapter(path), {}
@@ -56,13 +56,13 @@ def _description(file: epath.Path) -> dict[str, Any]:
 
 
 def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
-    """Writes a prompt.
+    """Writes soft prompts.
 
     Args:
       path: the file for npy, else the folder.
       to_format: one of `checkpoints.SOFT_PROMPT_FORMATS`.
-      prompt_NxPxD: for PEFT one prompt only.
-      description: what `soft_prompt.json` says; PEFT's adapter takes the base model's path from it.
+      prompt_NxPxD: the prompts; a PEFT adapter holds only one.
+      description: the contents of `soft_prompt.json`; a PEFT adapter takes the base model's path from it.
 
     Raises:
       ValueError: several prompts for PEFT.
@@ -75,18 +75,20 @@ def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, descriptio
         files.write_whole(path, content.getvalue())
     else:
         if len(prompt_NxPxD) != 1:
-            raise ValueError(f"There are {len(prompt_NxPxD)} soft prompts, an adapter of PEFT holds one.")
+            raise ValueError(
+                f"There are {len(prompt_NxPxD)} soft prompts, but a PEFT adapter holds one; choose another format."
+            )
         base = (description.get("base") or {}).get("path", "")
         peft.write_adapter(path, prompt_NxPxD[0], base)
 
 
 def attached(source: Source, path: epath.Path, force: bool = False) -> Source:
-    """A model with a soft prompt from a file, in place of any that it had.
+    """A model with a soft prompt from a file, which replaces the model's own if it has one.
 
     Args:
       source: the model.
       path: the prompt.
-      force: attach a prompt that was trained on another model, too.
+      force: also attach a prompt that was trained on another model.
 
     Raises:
       ValueError: the prompt is of another width, or was trained on a model with another fingerprint.
@@ -97,7 +99,7 @@ def attached(source: Source, path: epath.Path, force: bool = False) -> Source:
     if trained_on and not force and trained_on != source.fingerprint:
         raise ValueError(
             f"The soft prompt {path} was trained on a model with fingerprint {trained_on}, the one in {source.folder} "
-            f"has {source.fingerprint}; give its own model, or --force."
+            f"has {source.fingerprint}; give the prompt's own model, or --force."
         )
     leaves = {**source.leaves, parameter_names.PROMPT: stored_leaves.from_array(prompt_NxPxD, str(path))}
     return dataclasses.replace(source, leaves=dict(sorted(leaves.items())))
@@ -108,12 +110,12 @@ def check_width(prompt_NxPxD: np.ndarray, path: epath.PathLike, embed_dim: int, 
 
     Args:
       prompt_NxPxD: the prompts.
-      path: where they were read.
-      embed_dim: of the model.
-      model_folder: where the model was read.
+      path: the prompts' file, for the message.
+      embed_dim: the model's width.
+      model_folder: the model's folder, for the message.
 
     Raises:
-      ValueError: they do not.
+      ValueError: the widths differ.
     """
     width = prompt_NxPxD.shape[-1]
     if width != embed_dim:
@@ -124,12 +126,12 @@ def check_width(prompt_NxPxD: np.ndarray, path: epath.PathLike, embed_dim: int, 
 
 
 def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
-    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each whole or not at all.
+    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each atomically.
 
     Args:
-      folder: made when it is missing.
+      folder: created if missing.
       prompt_NxPxD: the prompts.
-      description: what a reader needs to use it: base checkpoint path and fingerprint, task, step.
+      description: what a reader needs to use them: path and fingerprint of the base checkpoint, task, step.
     """
     folder = epath.Path(folder)
     prompts, length, embed = prompt_NxPxD.shape
@@ -139,11 +141,11 @@ def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[s
 
 
 def load(path: str | epath.Path) -> np.ndarray:
-    """Reads prompt_NxPxD that `save` wrote (file or folder), or a .npy of one prompt [P, D] or several [N, P, D].
+    """Reads prompt_NxPxD from what `save` wrote (file or folder), or from a .npy of shape [P, D] or [N, P, D].
 
     Raises:
-      FileNotFoundError: nothing there.
-      ValueError: the file is no prompt.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file does not hold a prompt.
     """
     file = epath.Path(path)
     if file.is_dir():
@@ -153,9 +155,9 @@ def load(path: str | epath.Path) -> np.ndarray:
     try:
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would take archives as well
+                prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would also accept archives
         else:
-            # Not safetensors.numpy.load, which knows no bfloat16.
+            # Not safetensors.numpy.load, which does not support bfloat16.
             stored = dict(safetensors.deserialize(file.read_bytes()))[parameter_names.PROMPT]
             prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:

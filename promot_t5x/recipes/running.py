@@ -1,6 +1,6 @@
-"""A recipe's graph of runs, trained and scored in order: every run's best checkpoint -> scores -> report; resumable.
+"""Trains and scores a recipe's runs in order, and writes the report: every run's best checkpoint -> scores -> report.
 
-What is finished is skipped, what was stopped goes on.
+A second call skips finished runs and resumes interrupted ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +23,11 @@ from promot_t5x.training import initial_parameters, run_folder
 
 RANDOM_WEIGHTS = "random_weights"
 
-"""Folder of the model that a recipe without a pretrained one starts from."""
+"""Folder of the random model that a recipe without a pretrained one starts from."""
 
 Train = Callable[[PlannedRun, str, Sequence[str]], run_folder.RunResult]
 
-"""Trains one run, or goes on with it: (the run, its folder, the checkpoints it starts from) -> its result."""
+"""Trains or resumes one run: (the run, its folder, the checkpoints it starts from) -> its result."""
 
 
 def run_recipe(
@@ -46,23 +46,22 @@ def run_recipe(
 
     Args:
       recipe: what is compared.
-      train: trains one run; `runs_from_gin` makes it of gin files, and a function that calls `run_stage` does it
-        without any.
-      model: the network; its prompt_length is stage 1's.
+      train: trains one run, such as the result of `runs_from_gin`, or your own function that calls `run_stage`.
+      model: the network; its prompt_length is that of stage 1.
       evaluation_config: lengths and batch size of the evaluations.
-      work_dir: everything goes here; a second call goes on where the first one ended.
-      initial_checkpoint_path: the pretrained model; None makes one of random weights, to try a task without any.
+      work_dir: the folder for everything; a second call resumes where the first one stopped.
+      initial_checkpoint_path: the pretrained model; None starts from random weights, to try out a task.
       partitioner: the mesh.
-      title: of the report.
-      config: settings worth showing next to the numbers, JSON values only.
-      decided_by: what else the scores depend on, JSON values only; scores that something else decided are measured
-        again. The recipe's tasks, `model` and `evaluation_config` count in any case.
+      title: the report's heading.
+      config: settings to show next to the numbers, JSON values only.
+      decided_by: what else the scores depend on, JSON values only; existing scores that depend on other values are
+        measured again. The recipe's tasks, `model` and `evaluation_config` are always taken into account.
 
     Returns:
       The results, as in comparison.json.
 
     Raises:
-      ValueError: a run that cannot be trained, or that was trained from another model than is there now.
+      ValueError: a run cannot be trained, or was trained from a model that has changed since.
       FileNotFoundError: no pretrained model, or no data.
     """
     folder = files.absolute(work_dir)
@@ -102,7 +101,7 @@ def run_recipe(
 
 
 def starts(run: PlannedRun, folder: epath.Path, base: str) -> tuple[str, ...]:
-    """The paths of what a run starts from.
+    """The paths of the checkpoints that a run starts from.
 
     Args:
       run: the run.
@@ -119,7 +118,7 @@ def starts(run: PlannedRun, folder: epath.Path, base: str) -> tuple[str, ...]:
 
 
 def _check_base(checkpoint: str, run: PlannedRun, weights: Mapping[PlannedRun | str, str], base: str) -> None:
-    """A finished run must have started from the model that is there now, unless that is several or from outside."""
+    """Checks that a run's start has not changed since it was trained, if that is a single run or the base."""
     if len(run.starts_from) != 1 or run.starts_from[0] not in weights:
         return
     start = run.starts_from[0]

@@ -1,4 +1,4 @@
-"""What a report needs to know of a method: how it is called, drawn and described. The caller hands these rows in."""
+"""What a report needs to know about a method: its name, look and description. Callers pass these rows in."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class MethodRow:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """The three methods that the headline is about; a report without one of them has no headline.
+    """The three methods of the headline.
 
     Attributes:
       method: the method that is judged.
@@ -42,18 +42,18 @@ class Compared:
 
 
 def row(results: Mapping[str, Any], method: str) -> MethodRow:
-    """A method's row in results; one made of its name where the results describe it in no other way.
+    """A method's row in results; made from its name if the results do not describe it.
 
     >>> row({"methods": {}}, "joint_tuning").label
     'joint tuning'
     """
     content = results["methods"].get(method, {})
-    labels = (results.get("compared") or {}).get("labels", {})  # of a method that was not measured
+    labels = (results.get("compared") or {}).get("labels", {})  # for methods that were not measured
     described = {field.name: content[field.name] for field in dataclasses.fields(MethodRow) if field.name in content}
     return MethodRow(**{"label": labels.get(method, method.replace("_", " ")), **described})
 
 
 def compared(results: Mapping[str, Any]) -> Compared:
-    """Which methods the headline of results compares; names of nothing where they do not say."""
+    """Which methods the headline of results compares; empty names if the results do not say."""
     names = results.get("compared") or {}
     return Compared(names.get("method", ""), names.get("baseline", ""), names.get("reference", ""))

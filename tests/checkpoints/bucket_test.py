@@ -1,8 +1,8 @@
-"""T5X checkpoints in a bucket (gs://) are read and written by the code that reads and writes local ones.
+"""T5X checkpoints in a bucket (gs://) are read and written as local ones are.
 
 The bucket is a server in this process that speaks as much of Google Cloud Storage as TensorFlow, which is epath's file
-system for gs://, and tensorstore need. Both read the environment once, so another process reads, of this file as a
-program, and does there what the tests do with a folder of the same files here.
+system for gs://, and tensorstore need. Both read the environment once, so another process (this file as a program)
+reads the bucket, and does with it what the tests do with a local folder of the same files.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from typing import NamedTuple
 from urllib import parse
 
 import pytest
+from etils import epath
 
 from promot_t5x.checkpoints import formats, sources, stored_leaves
 from promot_t5x.checkpoints.t5x import reader, writer
@@ -31,7 +32,10 @@ WRITTEN = "written/checkpoint_7"
 LOST_IN_LEGACY, LOST_IN_ORBAX = "lost_in_legacy/checkpoint_0", "lost_in_orbax/checkpoint_0"
 SEVERAL = "several"
 PATHS = (LEGACY, ORBAX, SCANNED, WRITTEN, LOST_IN_LEGACY, LOST_IN_ORBAX, SEVERAL)
-READERS = {"t5x_checkpoint": reader.read, "formats": lambda path: sources.open_source(path).leaves}
+READERS = {
+    "t5x_checkpoint": lambda path: reader.read(epath.Path(path)),
+    "formats": lambda path: sources.open_source(path).leaves,
+}
 
 both_readers = pytest.mark.parametrize("reader", READERS)
 
@@ -39,8 +43,8 @@ both_readers = pytest.mark.parametrize("reader", READERS)
 class _Storage(http.server.BaseHTTPRequestHandler):
     """Google Cloud Storage with one bucket, `bucket`, whose objects are the server's dict `objects`.
 
-    TensorFlow knows no other address than Google's. But it goes there through the proxy, and trusts the certificate,
-    that the environment names: so this is a proxy, too, that answers in Google's place.
+    TensorFlow knows no other address than Google's. But it takes the proxy, and trusts the certificate,
+    that the environment names: so this is also a proxy, which answers in Google's place.
     """
 
     protocol_version = "HTTP/1.1"
@@ -59,14 +63,14 @@ class _Storage(http.server.BaseHTTPRequestHandler):
             self._answer_json({"name": "bucket"})
         elif url.path == "/storage/v1/b/bucket/o":
             self._answer_json(self._listing(query.get("prefix", ""), query.get("delimiter")))
-        elif not (asked := re.fullmatch("(/storage/v1/b/bucket/o|/bucket)/([^/]+)", url.path)):
+        elif not (match := re.fullmatch("(/storage/v1/b/bucket/o|/bucket)/([^/]+)", url.path)):
             self._answer(400)
-        elif (name := parse.unquote(asked[2])) not in self.server.objects:
+        elif (name := parse.unquote(match[2])) not in self.server.objects:
             self._answer(404)
-        elif asked[1] == "/bucket" or query.get("alt") == "media":
+        elif match[1] == "/bucket" or query.get("alt") == "media":
             self._answer_data(self.server.objects[name])
         else:
-            self._answer_json(self._facts(name))
+            self._answer_json(self._metadata(name))
 
     def do_POST(self):
         url = parse.urlsplit(self.path)
@@ -79,7 +83,7 @@ class _Storage(http.server.BaseHTTPRequestHandler):
             self._answer(200, headers={"Location": f"https://www.googleapis.com{place}"})
         else:
             self.server.objects[query["name"]] = data
-            self._answer_json(self._facts(query["name"]))
+            self._answer_json(self._metadata(query["name"]))
 
     do_PUT = do_POST
 
@@ -101,9 +105,9 @@ class _Storage(http.server.BaseHTTPRequestHandler):
                 folders.add(prefix + inside.split(delimiter)[0] + delimiter)
             else:
                 names.append(name)
-        return {"items": [self._facts(name) for name in names], "prefixes": sorted(folders)}
+        return {"items": [self._metadata(name) for name in names], "prefixes": sorted(folders)}
 
-    def _facts(self, name):
+    def _metadata(self, name):
         size = str(len(self.server.objects[name]))
         return {"name": name, "size": size, "generation": "1", "updated": "2020-01-01T00:00:00.000Z"}
 
@@ -139,7 +143,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class Outcome(NamedTuple):
-    """What came of all paths in the bucket and here, as `_answers` gives it, and the files under WRITTEN."""
+    """The answers for all paths, in the bucket and locally, and the files under WRITTEN."""
 
     bucket: dict[str, dict]
     here: dict[str, dict]
@@ -169,19 +173,19 @@ def _answer(read, path):
 
 def _objects(testdata):
     tiny = testdata / "t5x_tiny"
-    found = {}
+    objects = {}
     for path in (LEGACY, ORBAX, SCANNED):
-        found |= {f.relative_to(tiny).as_posix(): f.read_bytes() for f in (tiny / path).rglob("*") if f.is_file()}
-    for name, data in list(found.items()):
+        objects |= {f.relative_to(tiny).as_posix(): f.read_bytes() for f in (tiny / path).rglob("*") if f.is_file()}
+    for name, data in list(objects.items()):
         if name.startswith(LEGACY) and "target.token_embedder.embedding/" not in name:
-            found[name.replace(LEGACY, LOST_IN_LEGACY)] = data
+            objects[name.replace(LEGACY, LOST_IN_LEGACY)] = data
         if name.startswith(ORBAX):
-            found[name.replace(ORBAX, LOST_IN_ORBAX)] = data
+            objects[name.replace(ORBAX, LOST_IN_ORBAX)] = data
     metadata = f"{LOST_IN_ORBAX}/state/_METADATA"
-    found[metadata] = found[metadata].replace(b'"scale"', b'"weight"')
+    objects[metadata] = objects[metadata].replace(b'"scale"', b'"weight"')
     for folder in ("checkpoint_1000", "checkpoint_20", "checkpoint_3", "checkpoint_40.tmp-123"):
-        found[f"{SEVERAL}/{folder}/checkpoint"] = found[f"{LEGACY}/checkpoint"]
-    return found
+        objects[f"{SEVERAL}/{folder}/checkpoint"] = objects[f"{LEGACY}/checkpoint"]
+    return objects
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +241,7 @@ def test_a_trailing_slash_changes_nothing(outcome, reader, path):
     assert outcome.bucket[reader][f"{path}/"] == outcome.bucket[reader][path]
 
 
-def test_a_checkpoint_is_written_to_a_bucket_as_here(outcome):
+def test_a_checkpoint_is_written_to_a_bucket_as_locally(outcome):
     assert outcome.bucket_files == outcome.files_here
     assert len(outcome.bucket_files) == 1 + 2 * 52
 
@@ -263,7 +267,7 @@ def test_a_folder_of_several_checkpoints_lists_them(outcome):
         (LOST_IN_ORBAX, "state/target.decoder.decoder_norm.weight of the parameter decoder/decoder_norm/weight"),
     ],
 )
-def test_a_missing_array_is_the_error_that_it_is_here(outcome, reader, path, array):
+def test_a_missing_array_is_the_same_error_as_locally(outcome, reader, path, array):
     sentence = outcome.bucket[reader][path]
     assert sentence.startswith(f"FileNotFoundError: The array {BUCKET}/{path}/{array} does not exist, though the")
     assert sentence == outcome.here[reader][path]

@@ -41,7 +41,7 @@ def scalable(testdata):
 
 
 @pytest.mark.parametrize("through", THROUGH)
-def test_there_and_back_again(t5, tmp_path, through):
+def test_round_trip(t5, tmp_path, through):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "there" / "checkpoint_5"), through)
     conversion.convert_checkpoint(
         str(tmp_path / "there" / "checkpoint_5"), str(tmp_path / "checkpoint_9"), "t5x_legacy"
@@ -65,11 +65,11 @@ def test_tables_of_each_layer_survive(scalable, tmp_path, through):
 def test_legacy_arrays_have_the_bytes_that_t5x_wrote(scalable, tmp_path):
     conversion.convert_checkpoint(str(scalable), str(tmp_path / "checkpoint_0"), "t5x_scanned_legacy")
     for folder in scalable.glob("target.*"):
-        found, expected = (
+        written, expected = (
             ts.open({"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/"}}).result().read().result()
             for path in (tmp_path / "checkpoint_0" / folder.name, folder)
         )
-        assert found.shape == expected.shape and found.tobytes() == expected.tobytes(), folder.name
+        assert written.shape == expected.shape and written.tobytes() == expected.tobytes(), folder.name
 
 
 def test_different_tables_do_not_fit_a_layout_that_shares_one(scalable, tmp_path):
@@ -85,8 +85,8 @@ def test_logits_are_compared_when_asked_for(t5, tmp_path, capsys):
 
 def test_a_dry_run_prints_names_and_writes_nothing(t5, tmp_path, capsys):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "hf"), "huggingface", dry_run=True)
-    shown = capsys.readouterr().out
-    row = next(line for line in shown.splitlines() if line.startswith("encoder/layers_0/mlp/wi_0/kernel "))
+    stdout = capsys.readouterr().out
+    row = next(line for line in stdout.splitlines() if line.startswith("encoder/layers_0/mlp/wi_0/kernel "))
     assert row.split() == [
         *("encoder/layers_0/mlp/wi_0/kernel", "[32,", "64]", "->"),
         *("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", "float32", "[64,", "32]"),
@@ -183,7 +183,7 @@ def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
         return {**leaves, "token_embedder/embedding": stored_leaves.from_array(array, "the copy")}
 
     monkeypatch.setattr(formats, "written_leaves", changed)
-    with pytest.raises(ValueError, match="the copy was written with other numbers"):
+    with pytest.raises(ValueError, match="The numbers written to the copy differ from those in"):
         conversion.convert_checkpoint(str(t5), str(tmp_path / "out"), "promot")
 
 
@@ -216,7 +216,7 @@ def test_the_network_travels_through_every_format_that_states_it(tmp_path):
 def test_a_network_that_was_not_kept_is_an_error(tmp_path, monkeypatch):
     honest = config_file.values_of
     monkeypatch.setattr(
-        config_file, "values_of", lambda *given: {**honest(*given), "relative_attention_max_distance": 128}
+        config_file, "values_of", lambda *args: {**honest(*args), "relative_attention_max_distance": 128}
     )
     with pytest.raises(ValueError, match="relative_bias_max_distance is 128, the configuration has 64"):
         conversion.convert_checkpoint(str(DEMO), str(tmp_path / "hf"), "huggingface")
@@ -225,8 +225,8 @@ def test_a_network_that_was_not_kept_is_an_error(tmp_path, monkeypatch):
 def test_what_a_format_does_not_state_can_be_given(t5, tmp_path, capsys):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "assumed"), "huggingface")
     assert "assumed, as in the public models: mlp_activations" in capsys.readouterr().out
-    given = convert.network_fields(["relative_bias_max_distance=64", "mlp_activations=silu,linear", "dropout_rate=0"])
-    conversion.convert_checkpoint(str(t5), str(tmp_path / "given"), "huggingface", network=given)
+    fields = convert.network_fields(["relative_bias_max_distance=64", "mlp_activations=silu,linear", "dropout_rate=0"])
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "given"), "huggingface", network=fields)
     assert "assumed" not in capsys.readouterr().out
     values = json.loads((tmp_path / "given" / "config.json").read_text())
     assert values["relative_attention_max_distance"] == 64
@@ -238,15 +238,15 @@ def test_what_a_format_does_not_state_can_be_given(t5, tmp_path, capsys):
             convert.network_fields([wrong])
 
 
-def test_a_checkpoint_written_without_its_network_needs_what_shapes_do_not_tell(t5, tmp_path):
+def test_a_checkpoint_written_without_its_network_needs_what_shapes_do_not_show(t5, tmp_path):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "ours"), "promot")
     file = tmp_path / "ours" / "metadata" / "metadata"
     metadata = json.loads(file.read_text())
     file.write_text(json.dumps({key: metadata[key] for key in ("format", "score", "step", "base")}))
     with pytest.raises(ValueError, match="written before checkpoints carried their network"):
         conversion.convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "never"), "huggingface")
-    given = {"mlp_activations": ("gelu", "linear"), "relative_bias_max_distance": 128}
-    conversion.convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "hf"), "huggingface", network=given)
+    fields = {"mlp_activations": ("gelu", "linear"), "relative_bias_max_distance": 128}
+    conversion.convert_checkpoint(str(tmp_path / "ours"), str(tmp_path / "hf"), "huggingface", network=fields)
     assert _bits(tmp_path / "hf") == _bits(t5)
 
 
@@ -298,7 +298,9 @@ def test_an_attached_prompt_travels_with_the_model(t5, tuned, tmp_path, to_forma
 
 def test_a_prompt_of_another_model_is_refused_and_can_be_forced(scalable, tuned, tmp_path):
     prompt, folder = tuned
-    with pytest.raises(ValueError, match="was trained on a model with fingerprint .* give its own model, or --force"):
+    with pytest.raises(
+        ValueError, match="was trained on a model with fingerprint .* give the prompt.s own model, or --force"
+    ):
         conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder))
     conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder), force=True)
     assert (
@@ -312,8 +314,8 @@ def test_a_checkpoint_of_a_prompt_alone_brings_its_model_and_no_other(t5, tuned,
     base = tmp_path / "base"  # with a prompt of its own, which is not the one that was tuned
     np.save(tmp_path / "old.npy", np.zeros((8, 32), np.float32))
     conversion.convert_checkpoint(str(t5), str(base), "promot", prompt_path=str(tmp_path / "old.npy"))
-    facts = {"path": str(base), "fingerprint": sources.open_source(base).fingerprint}
-    saving.export(tmp_path / "stage1", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": facts})
+    base_metadata = {"path": str(base), "fingerprint": sources.open_source(base).fingerprint}
+    saving.export(tmp_path / "stage1", {"soft_prompt": {"embedding": prompt}}, {"step": 3, "base": base_metadata})
     conversion.convert_checkpoint(str(tmp_path / "stage1"), str(tmp_path / "out"), "t5x_legacy")
     written = sources.open_source(tmp_path / "out" / "checkpoint_3").leaves
     assert stored_leaves.whole(written[parameter_names.PROMPT]).tobytes() == prompt.tobytes()
@@ -323,7 +325,7 @@ def test_a_checkpoint_of_a_prompt_alone_brings_its_model_and_no_other(t5, tuned,
         conversion.convert_checkpoint(str(tmp_path / "moved"), str(tmp_path / "never"), "promot")
 
 
-def test_a_prompt_of_another_width_is_refused_even_so(t5, tmp_path):
+def test_a_prompt_of_another_width_is_refused_even_if_forced(t5, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((8, 64), np.float32))
     with pytest.raises(ValueError, match="is 64 wide, the model in .* is 32 wide"):
         conversion.convert_checkpoint(
@@ -384,8 +386,8 @@ def test_t5x_in_bfloat16_keeps_every_bit(t5, tmp_path):
 def test_training_starts_from_every_format(t5, tmp_path, to_format):
     conversion.convert_checkpoint(str(t5), str(tmp_path / "checkpoint_2"), to_format)
     model = EncoderDecoderModel(dataclasses.replace(sources.open_source(t5).config, scan_layers=True))
-    expected, found = (loading.load(path, model, Partitioner()) for path in (t5, tmp_path / "checkpoint_2"))
-    assert found.base_fingerprint == expected.base_fingerprint
+    expected, loaded = (loading.load(path, model, Partitioner()) for path in (t5, tmp_path / "checkpoint_2"))
+    assert loaded.base_fingerprint == expected.base_fingerprint
     wider = EncoderDecoderModel(dataclasses.replace(model.config, mlp_dim=128))
     with pytest.raises(ValueError, match="does not hold this network's parameters"):
         loading.load(tmp_path / "checkpoint_2", wider, Partitioner())

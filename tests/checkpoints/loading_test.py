@@ -49,11 +49,11 @@ def _prompt_run(folder, base_folder, base_params, scores=(0.5,)):
 
 
 def _same(params, expected):
-    found, wanted = parameter_names.flatten(params), parameter_names.flatten(expected)
-    assert set(found) == set(wanted)
+    leaves, wanted = parameter_names.flatten(params), parameter_names.flatten(expected)
+    assert set(leaves) == set(wanted)
     for name, leaf in wanted.items():
-        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
-        assert isinstance(found[name], jax.Array) and found[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(leaves[name], leaf, err_msg=name)
+        assert isinstance(leaves[name], jax.Array) and leaves[name].dtype == leaf.dtype
 
 
 def test_our_own_checkpoint(tmp_path):
@@ -116,7 +116,7 @@ def test_a_prompt_needs_the_base_it_was_trained_with(tmp_path):
     params = _base(tmp_path / "base")
     _prompt_run(tmp_path / "run", tmp_path / "base", params)
     shutil.rmtree(tmp_path / "base")
-    with pytest.raises(FileNotFoundError, match="soft prompt for the model in .*base, which is not there"):
+    with pytest.raises(FileNotFoundError, match="soft prompt for the model in .*base, which does not exist"):
         loading.load(tmp_path / "run", PROMPTED, ONE)
     _base(tmp_path / "base", seed=1)
     with pytest.raises(ValueError, match="with fingerprint .* but the model there now has"):
@@ -152,7 +152,7 @@ def test_a_checkpoint_written_without_its_network(tmp_path):
     params = _base(tmp_path / "base")
     with pytest.raises(
         ValueError,
-        match="base was written before checkpoints carried their network, and its weights do not tell "
+        match="base was written before checkpoints carried their network, and its weights do not determine "
         "mlp_activations and relative_bias_max_distance; give the network's configuration",
     ):
         loading.load(tmp_path / "base")
@@ -181,7 +181,9 @@ def test_what_t5x_does_not_state_is_printed(shared_dir, capsys):
 def test_a_prompt_that_names_no_model(tmp_path):
     prompt = {"soft_prompt": {"embedding": jnp.ones((1, 3, 6))}}
     saving.export(tmp_path / "prompt", prompt, {"step": 1, "base": None})
-    with pytest.raises(ValueError, match="prompt holds a soft prompt alone and names no model.*; give a checkpoint"):
+    with pytest.raises(
+        ValueError, match="prompt holds a soft prompt alone and does not name its model; give a checkpoint"
+    ):
         loading.load(tmp_path / "prompt", PROMPTED, ONE)
 
 
@@ -301,7 +303,7 @@ print(json.dumps(report))
 
 
 def test_no_model_is_ever_whole_on_one_of_four_devices(tmp_path):
-    """From either layout to either, and from T5X: each leaf goes to where its parts belong."""
+    """From either layout to either, and from T5X: each part of a leaf goes straight to its device."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", _FOUR_DEVICES, str(tmp_path)]
@@ -312,6 +314,6 @@ def test_no_model_is_ever_whole_on_one_of_four_devices(tmp_path):
     # A quarter of everything, norms and biases on all devices, and the parts of one leaf in both layouts.
     limit = 0.25 + 0.05 + 0.25 * report.pop("largest")
     assert len(report) == 6
-    for case, facts in report.items():
-        assert facts["placed"] and facts["same"], case
-        assert 0.25 <= facts["peak"] < limit, (case, facts["peak"], limit)
+    for case, result in report.items():
+        assert result["placed"] and result["same"], case
+        assert 0.25 <= result["peak"] < limit, (case, result["peak"], limit)

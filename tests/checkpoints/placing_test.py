@@ -1,4 +1,4 @@
-"""promot_t5x.checkpoints.placing: leaves compared with what is wanted, and read onto devices in either layout."""
+"""promot_t5x.checkpoints.placing: leaves compared with what is wanted, and placed on devices in either layout."""
 
 import jax
 import jax.numpy as jnp

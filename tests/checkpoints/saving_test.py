@@ -73,8 +73,13 @@ def test_what_was_saved_comes_back(tmp_path):
     run.close()
     folder = saving.checkpoint_folder(tmp_path, 12)
     assert saving.is_checkpoint(folder) and not saving.is_checkpoint(tmp_path)
-    facts = saving.read_metadata(folder)
-    assert (facts["step"], facts["score"], facts["batches_consumed"], facts["base"]["path"]) == (12, 0.25, 12, "x")
+    metadata = saving.read_metadata(folder)
+    assert (metadata["step"], metadata["score"], metadata["batches_consumed"], metadata["base"]["path"]) == (
+        12,
+        0.25,
+        12,
+        "x",
+    )
     assert saving.shapes(folder) == _shapes(_tree())
     for name, leaf in saving.read_params(folder, _shapes(_tree())).items():
         np.testing.assert_array_equal(leaf, parameter_names.flatten(_tree())[name])
@@ -91,7 +96,7 @@ def test_what_was_saved_comes_back(tmp_path):
 
 
 def test_values_are_those_of_the_moment_of_saving(tmp_path):
-    """Saving goes on in the background while the next step writes into the donated buffers."""
+    """Saving continues in the background while the next step writes into the donated buffers."""
     step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf + 1.0, x), donate_argnums=0)
     params = {"w": {"kernel": jnp.zeros((2000, 1000))}, "soft_prompt": {"embedding": jnp.zeros((1, 100, 64))}}
     run = saving.RunCheckpoints(tmp_path, saving.CheckpointConfig(keep_latest=3))
@@ -124,7 +129,7 @@ def test_unfinished_and_foreign_folders_are_no_checkpoints(tmp_path):
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-    """A folder here that epath takes for gs://bucket."""
+    """A local folder that epath takes for gs://bucket."""
     (tmp_path / "bucket").mkdir()
     for name in ("exists", "isdir", "listdir"):
         function = getattr(tf.io.gfile, name)
@@ -155,11 +160,11 @@ def test_metadata_errors(tmp_path):
     file = tmp_path / "checkpoint_1" / "metadata" / "metadata"
     with pytest.raises(ValueError, match="checkpoint_9 is not a readable checkpoint: FileNotFoundError"):
         saving.read_metadata(tmp_path / "checkpoint_9")
-    facts = json.loads(file.read_text())
-    file.write_text(json.dumps({**facts, "format": "promot_t5x 999"}))
+    metadata = json.loads(file.read_text())
+    file.write_text(json.dumps({**metadata, "format": "promot_t5x 999"}))
     with pytest.raises(ValueError, match="has the checkpoint format 'promot_t5x 999'; expected 'promot_t5x 1'"):
         saving.read_metadata(tmp_path / "checkpoint_1")
-    for content in (json.dumps(facts)[:20], "[1, 2]"):
+    for content in (json.dumps(metadata)[:20], "[1, 2]"):
         file.write_text(content)
         with pytest.raises(
             ValueError, match="checkpoint_1 (is not a readable checkpoint|has the checkpoint format None)"

@@ -1,4 +1,4 @@
-"""promot_t5x.checkpoints.sources: the facts of an opened checkpoint, none of whose arrays is read."""
+"""promot_t5x.checkpoints.sources: what an opened checkpoint says of itself; no array is read."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def base(tmp_path):
     return tmp_path / "base", params
 
 
-def test_the_facts_of_a_checkpoint(base, monkeypatch):
+def test_a_checkpoint_describes_itself(base, monkeypatch):
     folder, params = base
     with monkeypatch.context() as patch:
         patch.setattr(stored_leaves, "empty", lambda *_: pytest.fail("an array was read"))

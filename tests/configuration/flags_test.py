@@ -146,5 +146,5 @@ def test_extra_options_and_help(capsys):
     with pytest.raises(SystemExit) as caught:
         flags.parse_flags(["--help"], parser)
     assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    assert "--gin_file" in shown and "--gin.NAME" in shown and "--limit" in shown
+    stdout = capsys.readouterr().out
+    assert "--gin_file" in stdout and "--gin.NAME" in stdout and "--limit" in stdout

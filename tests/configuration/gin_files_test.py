@@ -97,8 +97,8 @@ def test_resolve_order(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     for folder in (packaged, searched, here):
         (folder / "models" / "x.gin").write_text("")
-        found = gin_files.resolve("models/x.gin", ["nowhere", str(searched)])
-        assert found == folder / "models" / "x.gin" and found.is_absolute()
+        path = gin_files.resolve("models/x.gin", ["nowhere", str(searched)])
+        assert path == folder / "models" / "x.gin" and path.is_absolute()
     assert gin_files.resolve("promot_t5x/gin/models/x.gin") == packaged / "models" / "x.gin"
     assert gin_files.resolve(str(searched / "models" / "x.gin")) == searched / "models" / "x.gin"
     assert gin_files.resolve("../searched/models/x.gin") == searched / "models" / "x.gin"
@@ -284,9 +284,11 @@ def test_arguments_without_the_call(write, library):
     arguments = gin_files.bound_arguments(library.run)
     assert arguments == {"config": library.Config(32, 0.1), "steps": 10, "seed": 5, "model_dir": "/m"}
     assert gin_files.bound_arguments(library.Config) == {"embed_dim": 32, "dropout_rate": 0.1}
-    # What nothing binds is left to the function's own defaults; what it needs is not asked for.
+    # What nothing binds is left to the function's own defaults; what has none is the caller's, or is asked for.
     gin_files.parse([write(HEADER + "core.run.seed = 3\n")])
-    assert gin_files.bound_arguments(library.run) == {"seed": 3}
+    assert gin_files.bound_arguments(library.run, given=("config", "steps")) == {"seed": 3}
+    with pytest.raises(gin_files.ConfigError, match="run needs steps and .* pass --gin.run.steps=VALUE"):
+        gin_files.bound_arguments(library.run, given=("config",))
     with pytest.raises(gin_files.ConfigError, match="the gin files never mention core.unmentioned"):
         gin_files.bound_arguments(library.unmentioned)
 
@@ -339,8 +341,8 @@ def test_run_main(write, library, capsys, monkeypatch, tmp_path):
     sentence = "error: core.required needs rate and nothing gives a value: pass --gin.core.required.rate=VALUE\n"
     assert run_and_read(lambda argv: gin_files.configurable(library.run)(), capsys) == (1, sentence)
     monkeypatch.setenv("PROMOT_TRACEBACK", "1")
-    code, shown = run_and_read(parses, capsys, ["--x"])
-    assert code == 1 and shown.startswith("Traceback") and "\nerror: unknown flag --x" in shown
+    code, stderr = run_and_read(parses, capsys, ["--x"])
+    assert code == 1 and stderr.startswith("Traceback") and "\nerror: unknown flag --x" in stderr
 
 
 def test_a_process_that_is_missing_is_no_traceback(capsys):

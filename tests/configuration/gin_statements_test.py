@@ -1,4 +1,4 @@
-"""Tests of carrying out gin statements: what ends in gin, what is remembered, which place an error names."""
+"""Tests of carrying out gin statements: what gin ends up with, what is remembered, which place an error names."""
 
 from pathlib import Path
 

@@ -131,7 +131,7 @@ def test_a_missing_vocabulary_is_named():
         evaluation_examples.evaluation_examples("examples_no_vocabulary", LENGTHS, "test")
 
 
-def test_errors_say_what_there_is():
+def test_errors_list_what_exists():
     with pytest.raises(ValueError, match="'examples_mixture' is a mixture"):
         evaluation_examples.evaluation_examples("examples_mixture", LENGTHS, "train")
     with pytest.raises(ValueError, match="examples_plain"):

@@ -1,4 +1,4 @@
-"""promot_t5x.data.features: ids and vocabulary files that do not fit are named before they do harm."""
+"""promot_t5x.data.features: ids and vocabulary files that do not fit are refused by name."""
 
 import doctest
 

@@ -110,7 +110,7 @@ def test_processes_share_the_batches_of_one(task, batch_size, shards):
 @pytest.mark.parametrize("task", ["data_plain", "data_mixture"])
 @pytest.mark.parametrize("rows", [[1, 4, 5], [0, 7], [6], [2, 3, 6, 7], np.arange(8)])
 def test_any_rows_are_those_of_the_whole_batches(task, rows):
-    """Where a mesh cuts batches, a process's rows need not lie side by side."""
+    """Where a mesh cuts batches, a process's rows need not be adjacent."""
     whole, part = (_take(4, _config(task), start_batch=1, rows=taken) for taken in (None, rows))
     _assert_equal(part, [{k: v[rows] for k, v in batch.items()} for batch in whole])
     assert [len(_ids(batch)) for batch in part] == [len(rows)] * 4

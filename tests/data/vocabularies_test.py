@@ -1,4 +1,4 @@
-"""promot_t5x.data.vocabularies: a vocabulary is told by its contents, not by where its file is."""
+"""promot_t5x.data.vocabularies: a vocabulary is identified by its contents, not by the path of its file."""
 
 import shutil
 

@@ -13,13 +13,13 @@ from promot_t5x.evaluation.answering import Answer
 from promot_t5x.runtime import files
 
 
-def _asked(prompts=("a", "b", "c"), choices=()):
+def _examples(prompts=("a", "b", "c"), choices=()):
     rows = [{"inputs": np.array([ord(p), 1]), "inputs_pretokenized": p.encode(), "choices": choices} for p in prompts]
     return EvaluationExamples("task", "test", tuple(rows), [None] * len(rows), {}, 0)
 
 
 MADE_BY = {"checkpoint": "f00", "attached": None, "decoding": {"method": "greedy"}}
-KEYS = answer_store.keys(_asked(), MADE_BY)
+KEYS = answer_store.keys(_examples(), MADE_BY)
 ANSWERS = [Answer("eins"), Answer("zwei\u2028 drei\n", (-1.5, -0.25)), Answer("")]
 
 
@@ -36,36 +36,36 @@ def _finished(folder):
 
 def test_a_key_is_made_of_all_that_makes_an_answer():
     others = [
-        answer_store.keys(_asked("xyz"), MADE_BY),
-        answer_store.keys(_asked(choices=(b"yes", b"no")), MADE_BY),
-        answer_store.keys(_asked(choices=(b"no", b"yes")), MADE_BY),
-        *(answer_store.keys(_asked(), {**MADE_BY, name: "other"}) for name in MADE_BY),
+        answer_store.keys(_examples("xyz"), MADE_BY),
+        answer_store.keys(_examples(choices=(b"yes", b"no")), MADE_BY),
+        answer_store.keys(_examples(choices=(b"no", b"yes")), MADE_BY),
+        *(answer_store.keys(_examples(), {**MADE_BY, name: "other"}) for name in MADE_BY),
     ]
     everything = [key for keys in (KEYS, *others) for key in keys]
     assert len(set(everything)) == len(everything) == 21
-    assert answer_store.keys(_asked(), dict(reversed(MADE_BY.items()))) == KEYS
-    assert answer_store.keys(_asked("aab"), MADE_BY) == [KEYS[0], KEYS[0], KEYS[1]]
+    assert answer_store.keys(_examples(), dict(reversed(MADE_BY.items()))) == KEYS
+    assert answer_store.keys(_examples("aab"), MADE_BY) == [KEYS[0], KEYS[0], KEYS[1]]
 
 
-def test_what_is_finished_is_found_again(tmp_path):
+def test_finished_answers_are_reused(tmp_path):
     file = _finished(tmp_path)
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
     rows = [json.loads(line) for line in file.read_text().strip().split("\n")]
     assert rows[1] == {"prompt": "b", "output": "zwei\u2028 drei\n", "choice_scores": [-1.5, -0.25], "key": KEYS[1]}
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"], "no part is left"
-    other = answer_store.keys(_asked(), {**MADE_BY, "checkpoint": "ba5"})
+    other = answer_store.keys(_examples(), {**MADE_BY, "checkpoint": "ba5"})
     assert _kept(tmp_path, other).by_number == {}
-    assert _kept(tmp_path, [other[0], KEYS[2]]).by_number == {1: ANSWERS[2]}, "in another order, beside new ones"
+    assert _kept(tmp_path, [other[0], KEYS[2]]).by_number == {1: ANSWERS[2]}, "in another order, next to new ones"
 
 
 def test_in_sampling_an_examples_place_is_part_of_its_key():
-    assert len(set(answer_store.keys(_asked("aab"), MADE_BY, numbered=True))) == 3
+    assert len(set(answer_store.keys(_examples("aab"), MADE_BY, numbered=True))) == 3
 
 
-def test_answers_that_are_not_asked_for_stay(tmp_path):
+def test_answers_that_are_not_needed_stay(tmp_path):
     """A limited evaluation, or one of another checkpoint, in the same folder."""
     _finished(tmp_path)
-    for keys in ([KEYS[1]], answer_store.keys(_asked(), {**MADE_BY, "checkpoint": "ba5"})):
+    for keys in ([KEYS[1]], answer_store.keys(_examples(), {**MADE_BY, "checkpoint": "ba5"})):
         kept = _kept(tmp_path, keys)
         kept.add(range(len(keys)), ANSWERS[: len(keys)])
         kept.finish([{}] * len(keys))
@@ -74,7 +74,7 @@ def test_answers_that_are_not_asked_for_stay(tmp_path):
 
 
 def test_an_interrupted_task_keeps_its_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(answer_store, "_SECONDS_A_PART", 0.0)
+    monkeypatch.setattr(answer_store, "_SECONDS_PER_PART", 0.0)
     kept = _kept(tmp_path)
     kept.add([2], [ANSWERS[2]])
     kept.add([0], [ANSWERS[0]])
@@ -108,18 +108,18 @@ def test_answers_wait_a_few_seconds_for_their_part(tmp_path):
         lambda data: b"3\n",
     ],
 )
-def test_a_damaged_file_is_told_and_its_task_made_again(damage, tmp_path, caplog):
+def test_a_damaged_file_is_reported_and_its_task_made_again(damage, tmp_path, caplog):
     file = _finished(tmp_path)
     file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         kept = _kept(tmp_path)
-    assert kept.by_number == {} and f"{file} is damaged; all answers of this task are made again" in caplog.text
+    assert kept.by_number == {} and f"{file} is damaged; all examples of this task are answered again" in caplog.text
     kept.add([0, 1, 2], ANSWERS)
     kept.finish([{}] * 3)
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
 
 
-def test_a_damaged_part_is_not_found_a_second_time(tmp_path, caplog):
+def test_a_damaged_part_is_reported_once(tmp_path, caplog):
     kept = _kept(tmp_path)
     kept.add([0], [ANSWERS[0]])
     kept.flush()

@@ -48,17 +48,17 @@ def network():
     return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), model.abstract_params())
 
 
-def _asked():
+def _examples():
     return evaluation_examples.evaluation_examples("answering_test", LENGTHS, "test")
 
 
 def _answers(network, way, batch_size=2, prompt_id=None, rows=None, params=None, **more):
     model, own = network
-    found = {}
+    by_number = {}
     for numbers, answers in answering.answers(
         model,
         own if params is None else params,
-        _asked(),
+        _examples(),
         way,
         prompt_id=prompt_id,
         batch_size=batch_size,
@@ -66,8 +66,8 @@ def _answers(network, way, batch_size=2, prompt_id=None, rows=None, params=None,
         rows=rows,
         **more,
     ):
-        found |= zip(numbers, answers, strict=True)
-    return found
+        by_number |= zip(numbers, answers, strict=True)
+    return by_number
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def _by_hand(network, number, choice, prompt_id):
     vocabulary = seqio.ByteVocabulary()
     target = [*vocabulary.encode(choice), 1]
     batch = {
-        "encoder_input_tokens": np.array([_asked().examples[number]["inputs"]]),
+        "encoder_input_tokens": np.array([_examples().examples[number]["inputs"]]),
         "decoder_input_tokens": np.array([[0, *target[:-1]]]),
         "decoder_target_tokens": np.array([target]),
     }
@@ -97,14 +97,14 @@ def _by_hand(network, number, choice, prompt_id):
 @pytest.mark.parametrize("prompt_id", [None, 0])
 @pytest.mark.parametrize("length_normalized", [False, True])
 def test_ranking_is_the_likelihood_of_each_choice_by_hand(network, by_hand, prompt_id, length_normalized):
-    found = _answers(network, "rank", prompt_id=prompt_id, length_normalized=length_normalized)
-    assert sorted(found) == list(range(len(TEXTS)))
-    for number, answer in found.items():
+    answers = _answers(network, "rank", prompt_id=prompt_id, length_normalized=length_normalized)
+    assert sorted(answers) == list(range(len(TEXTS)))
+    for number, answer in answers.items():
         likelihoods = [by_hand(number, choice, prompt_id) for choice in CHOICES[number]]
         expected = [score / tokens if length_normalized else score for score, tokens in likelihoods]
         np.testing.assert_allclose(answer.scores, expected, rtol=1e-5)
         assert answer.output == CHOICES[number][int(np.argmax(expected))]
-    assert found[3].scores[0] == found[3].scores[1], "equal choices: the first one is the answer"
+    assert answers[3].scores[0] == answers[3].scores[1], "equal choices: the first one is the answer"
 
 
 def test_length_normalisation_can_change_the_answer(network):
@@ -118,20 +118,22 @@ def test_answers_do_not_depend_on_the_batch(network, way):
     expected = _answers(network, way, batch_size=1)
     assert len({answer.output for answer in expected.values()}) > 1
     for batch_size, rows in ((3, None), (16, None), (2, [6, 2, 0])):
-        found = _answers(network, way, batch_size=batch_size, rows=rows)
-        assert sorted(found) == sorted(rows or expected)
-        for number, answer in found.items():
+        answers = _answers(network, way, batch_size=batch_size, rows=rows)
+        assert sorted(answers) == sorted(rows or expected)
+        for number, answer in answers.items():
             assert answer.output == expected[number].output
             if way == "rank":
                 np.testing.assert_allclose(answer.scores, expected[number].scores, atol=1e-5, rtol=1e-5)
 
 
 def test_a_task_is_ranked_only_where_every_example_has_choices():
-    asked = _asked()
-    assert answering.ways(asked, "rank") == "rank" and answering.ways(asked, "generate") == "generate"
-    one_without = dataclasses.replace(asked, examples=(*asked.examples[:-1], {**asked.examples[-1], "choices": []}))
+    examples = _examples()
+    assert answering.ways(examples, "rank") == "rank" and answering.ways(examples, "generate") == "generate"
+    one_without = dataclasses.replace(
+        examples, examples=(*examples.examples[:-1], {**examples.examples[-1], "choices": []})
+    )
     assert answering.ways(one_without, "rank") == "generate"
-    none = dataclasses.replace(asked, examples=({"inputs": [1]},))
+    none = dataclasses.replace(examples, examples=({"inputs": [1]},))
     assert answering.ways(none, "rank") == "generate"
 
 
@@ -146,13 +148,13 @@ def test_the_prompt_is_attached_or_removed(network, way):
     with pytest.raises(ValueError, match="the checkpoint has none"):
         _answers(network, way, prompt_id=0, params=plain)
     for prompt_id in (1, -1):
-        with pytest.raises(ValueError, match=f"prompt {prompt_id} was to be attached, but the checkpoint has 1"):
+        with pytest.raises(ValueError, match=f"prompt {prompt_id} should be attached, but the checkpoint has 1"):
             _answers(network, way, prompt_id=prompt_id)
 
 
 def test_tokens_outside_the_vocabulary_are_refused(network):
     model, params = network
-    arrays = dict(_asked().features)
+    arrays = dict(_examples().features)
     small = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=100))
     how = dict(prompt_id=None, batch_size=4, partitioner=ONE)
     with pytest.raises(ValueError, match="The inputs have the token 1.., but the network's vocabulary has 100"):
@@ -182,18 +184,18 @@ batch = {
 }
 report = {}
 for name, function in (("predict", answering.predict), ("score", answering.score)):
-    found = []
+    outputs = []
     for partitioner in (Partitioner(devices=tuple(jax.devices()[:1])), Partitioner(num_partitions=2)):
         shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
         placed, feed = jax.tree.map(jax.device_put, params, shardings), partitioner.place_batch(batch)
         with partitioner.context():
-            found.append(function(model, placed, feed, 0))
+            outputs.append(function(model, placed, feed, 0))
     report[name] = {
         "batch is replicated": feed["decoder_target_tokens"].sharding.is_fully_replicated,
-        "devices": len(found[1].sharding.device_set),
-        "is replicated": found[1].sharding.is_fully_replicated,
-        "on every device": [np.asarray(shard.data).tolist() for shard in found[1].addressable_shards],
-        "on one": np.asarray(found[0]).tolist(),
+        "devices": len(outputs[1].sharding.device_set),
+        "is replicated": outputs[1].sharding.is_fully_replicated,
+        "on every device": [np.asarray(shard.data).tolist() for shard in outputs[1].addressable_shards],
+        "on one": np.asarray(outputs[0]).tolist(),
     }
 print(json.dumps(report))
 """
@@ -212,8 +214,8 @@ def test_on_four_devices_each_has_all_answers():
     done = subprocess.run([sys.executable, "-c", _FOUR_DEVICES], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    for found in report.values():
-        assert found["devices"] == 4 and found["is replicated"] and not found["batch is replicated"]
-        for answers in found["on every device"]:
-            np.testing.assert_allclose(answers, found["on one"], rtol=1e-5)
+    for result in report.values():
+        assert result["devices"] == 4 and result["is replicated"] and not result["batch is replicated"]
+        for answers in result["on every device"]:
+            np.testing.assert_allclose(answers, result["on one"], rtol=1e-5)
     assert np.shape(report["predict"]["on one"]) == (8, 5) and len(set(report["score"]["on one"])) == 8

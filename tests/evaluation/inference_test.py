@@ -48,11 +48,11 @@ def _rows(file):
 def test_answers_with_and_without_the_prompt(tiny_model, folder, tmp_path, capsys):
     for name, changes in (("removed", {}), ("attached", {"PROMPT_ID": 0}), ("first", {"EVAL_BATCH_SIZE": 1})):
         assert _run(tiny_model, folder, tmp_path / name, **changes) == 0
-    found = {name: _rows(tmp_path / name) for name in ("removed", "attached", "first")}
-    for rows in found.values():
+    rows_by_run = {name: _rows(tmp_path / name) for name in ("removed", "attached", "first")}
+    for rows in rows_by_run.values():
         assert [{k: v for k, v in row.items() if k != "prediction"} for row in rows] == ROWS
-    assert found["first"] == found["removed"], "the answers do not depend on the batch size"
-    assert found["attached"] != found["removed"]
+    assert rows_by_run["first"] == rows_by_run["removed"], "the answers do not depend on the batch size"
+    assert rows_by_run["attached"] != rows_by_run["removed"]
     assert (
         f"3 predictions in {tmp_path / 'attached' / 'predictions.jsonl'}; inputs cut to 16 tokens: 1\n"
         in capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_answers_with_and_without_the_prompt(tiny_model, folder, tmp_path, capsy
     assert capsys.readouterr().out.endswith(f"1 predictions in {tmp_path / 'limited' / 'predictions.jsonl'}\n"), (
         "no input was cut"
     )
-    assert _rows(tmp_path / "limited") == found["removed"][:1]
+    assert _rows(tmp_path / "limited") == rows_by_run["removed"][:1]
 
 
 def test_inputs_become_the_tokens_that_seqio_makes():
@@ -97,15 +97,17 @@ def test_mistakes_in_the_inputs(text, expected, tiny_model, folder, tmp_path, ca
     if text is not None:
         (tmp_path / "in.jsonl").write_text(text)
     assert _run(tiny_model, folder, tmp_path / "out", INPUTS=tmp_path / "in.jsonl") == 1
-    shown = capsys.readouterr().err
-    (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
-    assert expected in sentence and str(tmp_path / "in.jsonl") in sentence and "Traceback" not in shown
+    stderr = capsys.readouterr().err
+    (sentence,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert expected in sentence and str(tmp_path / "in.jsonl") in sentence and "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_prompt_that_is_not_there(tiny_model, folder, tmp_path, capsys):
+def test_a_missing_prompt(tiny_model, folder, tmp_path, capsys):
     assert _run(tiny_model, folder, tmp_path / "out", PROMPT_ID=1) == 1
-    assert "error: The prompt 1 was to be attached, but the checkpoint has 1, from 0 on." in capsys.readouterr().err
+    assert (
+        "error: Soft prompt 1 should be attached, but the checkpoint has 1, numbered from 0" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("vocab_size", [64, 1024])
@@ -134,8 +136,8 @@ def test_a_missing_vocabulary_is_said_before_the_checkpoint_is_read(tiny_model, 
     monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
     file = tmp_path / "absent.model"
     assert _run(tiny_model, folder, tmp_path / "out", [f"--gin_file={_sentencepiece(tmp_path, file)}"]) == 1
-    shown = capsys.readouterr().err
-    assert f"error: There is no vocabulary file {file}; set VOCABULARY_FILE to" in shown and "Traceback" not in shown
+    stderr = capsys.readouterr().err
+    assert f"error: There is no vocabulary file {file}; set VOCABULARY_FILE to" in stderr and "Traceback" not in stderr
 
 
 def test_dry_run_reads_nothing(tiny_model, folder, tmp_path, monkeypatch, capsys):

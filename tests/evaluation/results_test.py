@@ -41,10 +41,10 @@ def _row(
     step=7,
 ):
     rows = tuple({"inputs_pretokenized": prompt.encode()} for prompt in prompts)
-    asked = EvaluationExamples(task, "test", rows, ["t"] * len(rows), {}, truncated, {"input_cut": truncated})
+    examples = EvaluationExamples(task, "test", rows, ["t"] * len(rows), {}, truncated, {"input_cut": truncated})
     outcome = Evaluation(metric, value, None, {metric: value, "f1": value / 2, "length": math.nan}, {"note": "n"}, [])
     entry, checkpoint = catalog.Entry(task, k, seed, task), {"run": "seed0/mine", "step": step}
-    return results.row(checkpoint, entry, role, prompt, "generate", asked, outcome, stderr, f"{task}.jsonl")
+    return results.row(checkpoint, entry, role, prompt, "generate", examples, outcome, stderr, f"{task}.jsonl")
 
 
 def _summary(*rows):
@@ -53,18 +53,18 @@ def _summary(*rows):
 
 def test_rows_that_differ_in_their_seed_make_one_entry():
     values = [(0, 10.0, 1.0), (1, 30.0, 2.0), (2, 20.0, 6.0)]
-    found = _summary(*(_row("qa", value, seed=seed, stderr=stderr) for seed, value, stderr in values))
-    assert set(found) == {"unit", "results", "mean", "rows", "config", "checkpoints", "versions"}
-    (entry,) = found["results"].values()
-    assert list(found["results"]) == ["qa_1shot_removed"]
+    summary = _summary(*(_row("qa", value, seed=seed, stderr=stderr) for seed, value, stderr in values))
+    assert set(summary) == {"unit", "results", "mean", "rows", "config", "checkpoints", "versions"}
+    (entry,) = summary["results"].values()
+    assert list(summary["results"]) == ["qa_1shot_removed"]
     expected = {"task": "qa", "k": 1, "prompt": None, "metric": "accuracy", "value": 20.0}
     expected |= {"stderr": 3.0, "seed_std": 10.0, "n": 2, "role": "other", "truncated": 6, "answering": "generate"}
     assert {name: entry[name] for name in expected} == expected
     assert entry["metrics"] == {"accuracy": 20.0, "f1": 10.0, "length": None} and entry["notes"] == {"note": "n"}
-    assert [(row["exemplar_seed"], row["value"], row["stderr"], row["truncated"]) for row in found["rows"]] == [
+    assert [(row["exemplar_seed"], row["value"], row["stderr"], row["truncated"]) for row in summary["rows"]] == [
         (seed, value, stderr, 2) for seed, value, stderr in values
     ]
-    row = found["rows"][0]
+    row = summary["rows"][0]
     expected = {
         "run": "seed0/mine",
         "step": 7,
@@ -75,12 +75,12 @@ def test_rows_that_differ_in_their_seed_make_one_entry():
         "prompt": None,
     }
     expected |= {"n": 2, "cuts": {"input_cut": 2}, "answers": "qa.jsonl", "metric": "accuracy", "split": "test"}
-    assert {name: row[name] for name in expected} == expected and found["unit"] == "percent"
+    assert {name: row[name] for name in expected} == expected and summary["unit"] == "percent"
 
 
 def test_the_mean_is_plain_and_its_spread_is_that_of_the_seeds_means():
     values = {"qa": (10.0, 40.0), "cb": (50.0, 60.0), "own": (0.0, 20.0)}
-    rows = [_row(task, value, seed=seed) for task, found in values.items() for seed, value in enumerate(found)]
+    rows = [_row(task, value, seed=seed) for task, by_seed in values.items() for seed, value in enumerate(by_seed)]
     more = [_row("qa", 90.0, k=4), _row("qa", 80.0, prompt=0), _row("own", 70.0, k=None, seed=None)]
     means = _summary(*rows, *more)["mean"]
     assert {key: mean["value"] for key, mean in means.items()} == {
@@ -114,8 +114,8 @@ def test_what_is_unknown_is_null():
 
 
 def test_the_version_of_a_task_is_that_of_its_data():
-    found = _summary(_row("qa", 1.0), _row("cb", 1.0), _row("own", 1.0))["results"]
-    assert [entry["task_version"] for entry in found.values()] == [
+    entries = _summary(_row("qa", 1.0), _row("cb", 1.0), _row("own", 1.0))["results"]
+    assert [entry["task_version"] for entry in entries.values()] == [
         "tfds web_questions:1.0.0/test",
         "jsonl test.jsonl, sha256 0123456789abcdef",
         "seqio own/test",
@@ -136,8 +136,8 @@ def test_a_score_that_is_no_percentage_is_refused(value):
 
 
 def test_the_table_shows_every_entry_and_mean():
-    found = _summary(_row("qa", 12.345), _row("cb", 50.0, stderr=None), _row("own", 70.0, k=None, seed=None))
-    lines = scores.text_table(found).splitlines()
+    summary = _summary(_row("qa", 12.345), _row("cb", 50.0, stderr=None), _row("own", 70.0, k=None, seed=None))
+    lines = scores.text_table(summary).splitlines()
     assert lines[0].split() == "task k prompt metric percent stderr seed std examples truncated".split()
     assert lines[1].split() == "qa 1 removed accuracy 12.35 1.00 - 2 2".split()
     assert lines[2].split() == "cb 1 removed accuracy 50.00 - - 2 2".split()

@@ -48,7 +48,7 @@ def _tasks():
 
 @dataclasses.dataclass(frozen=True)
 class _Oracle:
-    """Answers with the targets, which it is given, but for rows whose input has `wrong_length` tokens."""
+    """Answers with the targets, which it has, except for rows whose input has `wrong_length` tokens."""
 
     wrong_length: int = 0
     config: T5Config = CONFIG
@@ -74,8 +74,8 @@ def test_wrong_answers_cost_their_share():
     # Inputs of n % 4 == 1 ("abab" + digit + end of sequence) have six tokens: 1, 5, 9.
     outcome = _evaluate(_Oracle(wrong_length=6), {})
     assert outcome.value == 70.0
-    asked = evaluation_examples.evaluation_examples("evaluation_test", LENGTHS, "test")
-    alone = scoring.example_scores(asked, outcome)
+    examples = evaluation_examples.evaluation_examples("evaluation_test", LENGTHS, "test")
+    alone = scoring.example_scores(examples, outcome)
     assert alone == [0.0 if n in (1, 5, 9) else 100.0 for n in range(10)]
     expected = 100 * math.sqrt(0.7 * 0.3 / 9)  # of a share: sqrt(p (1 - p) / (n - 1))
     assert scoring.standard_error(outcome, alone) == pytest.approx(expected)
@@ -101,17 +101,17 @@ def _score(metric_fns, outputs=("1", "2", "3", "4")):
     features = {k: seqio.Feature(seqio.ByteVocabulary()) for k in LENGTHS}
     preprocessors = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
     seqio.TaskRegistry.add("evaluation_score", source, features, preprocessors=preprocessors, metric_fns=metric_fns)
-    asked = evaluation_examples.evaluation_examples("evaluation_score", LENGTHS, "test")
-    outcome = scoring.score(asked, [Answer(output) for output in outputs])
-    alone = scoring.example_scores(asked, outcome)
+    examples = evaluation_examples.evaluation_examples("evaluation_score", LENGTHS, "test")
+    outcome = scoring.score(examples, [Answer(output) for output in outputs])
+    alone = scoring.example_scores(examples, outcome)
     seqio.TaskRegistry.remove("evaluation_score")
     return outcome, scoring.standard_error(outcome, alone), alone
 
 
-def test_a_metric_may_know_its_own_error_and_say_things_in_words():
+def test_a_metric_may_return_its_own_error_and_text():
     def corpus(targets, predictions):
-        found = {"corpus": seqio.metrics.Scalar(40.0), "corpus_stderr": 2.5, "signature": seqio.metrics.Text("v1")}
-        return found | {"examples": len(targets)}
+        values = {"corpus": seqio.metrics.Scalar(40.0), "corpus_stderr": 2.5, "signature": seqio.metrics.Text("v1")}
+        return values | {"examples": len(targets)}
 
     outcome, stderr, _ = _score([corpus, lambda targets, predictions: {"other": 1}])
     assert (outcome.metric, outcome.value, stderr) == ("corpus", 40.0, 2.5)
@@ -128,6 +128,6 @@ def test_a_metric_that_is_no_mean_over_examples_has_no_analytic_error():
     assert (outcome.value, stderr, alone) == (40.0, None, [10.0, 20.0, 30.0, 40.0])
 
 
-def test_a_way_of_answering_that_there_is_not():
+def test_an_unknown_way_of_answering():
     with pytest.raises(ValueError, match="answering is 'guess': expected generate or rank"):
         scoring.EvaluationConfig(LENGTHS, answering="guess")

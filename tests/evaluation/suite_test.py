@@ -60,19 +60,19 @@ def own(tmp_path):
 
 def test_results_and_predictions(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out") == 0
-    found = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert found["checkpoints"][0]["path"] == str(tiny_model.folder / "with") and found["unit"] == "percent"
-    assert found["versions"]["jax"] == jax.__version__ and found["config"]["limit"] == 12
-    assert found["config"]["decoding"]["method"] == "greedy"
-    assert found["config"]["model"]["config"]["embed_dim"] == tiny_model.sizes["embed_dim"]
-    assert found["config"]["suite"]["entries"][0] == {
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["checkpoints"][0]["path"] == str(tiny_model.folder / "with") and scores["unit"] == "percent"
+    assert scores["versions"]["jax"] == jax.__version__ and scores["config"]["limit"] == 12
+    assert scores["config"]["decoding"]["method"] == "greedy"
+    assert scores["config"]["model"]["config"]["embed_dim"] == tiny_model.sizes["embed_dim"]
+    assert scores["config"]["suite"]["entries"][0] == {
         **{"type": "Entry", "task": "toy_wic", "k": None, "seed": None, "name": "toy_wic"}
     }
-    assert list(found["config"]["tasks"]) == ["toy_wic", "toy_enfr"]
-    assert list(found["results"]) == [f"{t}_{p}" for t in ("toy_wic", "toy_enfr") for p in ("removed", "attached")]
+    assert list(scores["config"]["tasks"]) == ["toy_wic", "toy_enfr"]
+    assert list(scores["results"]) == [f"{t}_{p}" for t in ("toy_wic", "toy_enfr") for p in ("removed", "attached")]
     answers = {}
-    for key, entry in found["results"].items():
-        (score,) = [row for row in found["rows"] if (row["task"], row["prompt"]) == (entry["task"], entry["prompt"])]
+    for key, entry in scores["results"].items():
+        (score,) = [row for row in scores["rows"] if (row["task"], row["prompt"]) == (entry["task"], entry["prompt"])]
         assert score["answers"] == f"{entry['task']}.test.{'removed' if score['prompt'] is None else 'attached'}.jsonl"
         assert (score["role"], score["step"], score["n"]) == ("other", 0, 12) and score["value"] == entry["value"]
         rows = _rows(tmp_path / "out" / score["answers"])
@@ -85,11 +85,11 @@ def test_results_and_predictions(tiny_model, tmp_path, capsys):
         answers[key] = [row["prediction"] for row in rows]
     assert rows[0]["prompt"].startswith("translate: ")
     assert answers["toy_enfr_removed"] != answers["toy_enfr_attached"], "the prompt was attached"
-    mean = np.mean([found["results"][f"{task}_removed"]["value"] for task in ("toy_wic", "toy_enfr")])
-    assert found["mean"]["removed"]["value"] == pytest.approx(mean)
-    shown = capsys.readouterr()
-    assert "toy_wic" in shown.out and "mean of 2" in shown.out and f"Results: {tmp_path / 'out'}" in shown.out
-    assert "1/4 toy_wic, prompt removed" in shown.err and "12/12 [" in shown.err and "examples/s" in shown.err
+    mean = np.mean([scores["results"][f"{task}_removed"]["value"] for task in ("toy_wic", "toy_enfr")])
+    assert scores["mean"]["removed"]["value"] == pytest.approx(mean)
+    captured = capsys.readouterr()
+    assert "toy_wic" in captured.out and "mean of 2" in captured.out and f"Results: {tmp_path / 'out'}" in captured.out
+    assert "1/4 toy_wic, prompt removed" in captured.err and "12/12 [" in captured.err and "examples/s" in captured.err
 
     # With the prompt removed the answers are those of the model that never had one.
     changes = dict(CHECKPOINT_PATH=tiny_model.folder / "without", PROMPTS="('removed',)")
@@ -110,16 +110,16 @@ def test_two_equal_runs_write_the_same_bytes(tiny_model, own, tmp_path):
 def test_exemplars_seeds_and_choices(tiny_model, own, tmp_path):
     extra, changes = own
     assert _run(tiny_model, tmp_path / "out", *extra, ANSWERING="rank", **changes) == 0
-    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     keys = [f"own_{k}shot_{prompt}" for k in (0, 2) for prompt in ("removed", "attached")]
-    assert list(found["results"]) == keys and list(found["mean"]) == [key.removeprefix("own_") for key in keys]
-    entry = found["results"]["own_2shot_removed"]
+    assert list(scores["results"]) == keys and list(scores["mean"]) == [key.removeprefix("own_") for key in keys]
+    entry = scores["results"]["own_2shot_removed"]
     assert (entry["k"], entry["answering"], entry["n"]) == (2, "rank", 5)
-    draws = [row for row in found["rows"] if (row["k"], row["prompt"]) == (2, None)]
+    draws = [row for row in scores["rows"] if (row["k"], row["prompt"]) == (2, None)]
     assert [row["exemplar_seed"] for row in draws] == [0, 1] and entry["seed_std"] is not None
     assert draws[0]["prompts_sha256"] != draws[1]["prompts_sha256"], "other exemplars"
     assert draws[0]["cuts"]["exemplars_dropped"] == 0
-    assert found["rows"][0]["exemplar_seed"] is None and found["rows"][0]["k"] == 0
+    assert scores["rows"][0]["exemplar_seed"] is None and scores["rows"][0]["k"] == 0
     for row in _rows(tmp_path / "out" / "own_2shot_seed1.test.attached.jsonl"):
         assert row["prediction"] == "yn"[int(np.argmax(row["choice_scores"]))] and row["prompt"].count("?") == 3
 
@@ -128,14 +128,14 @@ def test_show_prints_prompts_before_any_model_is_loaded(tiny_model, own, tmp_pat
     monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read"))
     extra, changes = own
     assert _run(tiny_model, None, *extra, "--show=2", CHECKPOINT_PATH=None, **changes) == 0
-    shown = capsys.readouterr().out
-    assert "=== own, test: 2 prompts\n--- 1 (6 tokens)\nte 0?\n--> y\n    of y, n\n--- 2 (6 tokens)\nte 1?" in shown
-    assert shown.count("=== own") == 3 and shown.count("--> ") == 6
+    stdout = capsys.readouterr().out
+    assert "=== own, test: 2 prompts\n--- 1 (6 tokens)\nte 0?\n--> y\n    of y, n\n--- 2 (6 tokens)\nte 1?" in stdout
+    assert stdout.count("=== own") == 3 and stdout.count("--> ") == 6
 
 
 def test_list_needs_no_gin_file(capsys):
     assert program.run_main(eval.main, ["--list"]) == 0
-    shown = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     for words in (
         "5,428       -           638",
         "in_context (8 tasks): cb, wic",
@@ -143,7 +143,7 @@ def test_list_needs_no_gin_file(capsys):
         "toy_nli3",
         "28,614",
     ):
-        assert words in shown
+        assert words in stdout
 
 
 class _Stop(Exception):
@@ -151,39 +151,39 @@ class _Stop(Exception):
 
 
 def _stop_after(monkeypatch, count):
-    """Kills the evaluation once `count` examples are answered; returns the list of all that are asked, also later."""
-    run, asked, stops = answering._Runner.__call__, [], [count]
+    """Kills the evaluation once `count` examples are answered; returns their numbers, later ones included."""
+    run, answered, stops = answering._Runner.__call__, [], [count]
 
     def stopping(self, function, arrays, batch_size, rows):
         for numbers, answers in run(self, function, arrays, batch_size, rows):
-            asked.extend(numbers)
+            answered.extend(numbers)
             yield numbers, answers
-            if len(asked) in stops:
+            if len(answered) in stops:
                 stops.clear()
                 raise _Stop
 
     monkeypatch.setattr(answering._Runner, "__call__", stopping)
-    return asked
+    return answered
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_evaluation_continues_where_it_stopped(tiny_model, tmp_path, monkeypatch, capsys):
     assert _run(tiny_model, tmp_path / "whole") == 0
-    asked = _stop_after(monkeypatch, 19)  # the first batch of the second run
+    answered = _stop_after(monkeypatch, 19)  # the first batch of the second run
     with pytest.raises(_Stop):
         _run(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out" / "scores.json").exists()
     capsys.readouterr()
     assert _run(tiny_model, tmp_path / "out") == 0
-    assert len(asked) == 4 * 12, "each example was answered once"
+    assert len(answered) == 4 * 12, "each example was answered once"
     assert "2/4 toy_wic, prompt attached:  58%" in capsys.readouterr().err, "the bar begins at what is finished"
     files = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == files
-    asked.clear()
-    assert _run(tiny_model, tmp_path / "out") == 0 and not asked, "nothing is left to do"
+    answered.clear()
+    assert _run(tiny_model, tmp_path / "out") == 0 and not answered, "nothing is left to do"
     assert (
         _run(tiny_model, tmp_path / "out", CHECKPOINT_PATH=tiny_model.folder / "without", PROMPTS="('removed',)") == 0
     )
-    assert not asked, "the same weights"
+    assert not answered, "the same weights"
     assert (
         _run(
             tiny_model,
@@ -193,7 +193,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(tiny_model, tmp_path
         )
         == 0
     )
-    assert len(asked) == 4 * 12, "decoded otherwise"
+    assert len(answered) == 4 * 12, "decoded otherwise"
 
 
 def test_a_damaged_predictions_file_is_made_again(tiny_model, tmp_path, caplog):
@@ -202,7 +202,7 @@ def test_a_damaged_predictions_file_is_made_again(tiny_model, tmp_path, caplog):
     file = tmp_path / "out" / "toy_enfr.test.removed.jsonl"
     file.write_bytes(file.read_bytes()[:-30])
     assert _run(tiny_model, tmp_path / "out") == 0
-    assert f"{file} is damaged; all answers of this task are made again" in caplog.text
+    assert f"{file} is damaged; all examples of this task are answered again" in caplog.text
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
 
 
@@ -244,9 +244,9 @@ def test_a_mistake_is_one_sentence(changes, expected, tiny_model, tmp_path, caps
     if "CHECKPOINT_PATH" in changes:
         changes = {**changes, "CHECKPOINT_PATH": tiny_model.folder / changes["CHECKPOINT_PATH"]}
     assert _run(tiny_model, tmp_path / "out", **changes) == 1
-    shown = capsys.readouterr().err
-    assert "Traceback" not in shown
-    (sentence,) = [line for line in shown.splitlines() if line.startswith("error: ")]
+    stderr = capsys.readouterr().err
+    assert "Traceback" not in stderr
+    (sentence,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert expected in sentence
     assert not (tmp_path / "out" / "scores.json").exists()
 
@@ -261,9 +261,9 @@ def test_a_pipelines_results_are_not_overwritten(tiny_model, tmp_path):
 
 def test_a_prompt_named_twice_is_scored_once(tiny_model, tmp_path):
     assert _run(tiny_model, tmp_path / "out", PROMPTS="('removed', 'removed')", TASKS="('toy_wic',)") == 0
-    found = json.loads((tmp_path / "out" / "scores.json").read_text())
-    (entry,) = found["results"].values()
-    assert len(found["rows"]) == 1 and entry["seed_std"] is None
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    (entry,) = scores["results"].values()
+    assert len(scores["rows"]) == 1 and entry["seed_std"] is None
 
 
 def test_a_limited_evaluation_loses_no_answer(tiny_model, tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_sampling_is_the_same_after_an_interruption(tiny_model, tmp_path):
 
 def test_show_of_nothing(capsys):
     assert program.run_main(eval.main, ["--show=0"]) == 1
-    assert "error: --show=0 shows nothing: write a number from 1 on" in capsys.readouterr().err
+    assert "error: --show=0 shows nothing: give a number from 1 on" in capsys.readouterr().err
 
 
 def test_more_exemplars_than_training_rows(tiny_model, own, tmp_path, monkeypatch, capsys):
@@ -348,7 +348,7 @@ def _tree(folder):
 
 def test_all_checkpoints_of_a_run_score_what_each_scores_alone(tiny_model, run_folder, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "all", CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE="all") == 0
-    shown, scores = capsys.readouterr(), _scores(tmp_path / "all")
+    captured, scores = capsys.readouterr(), _scores(tmp_path / "all")
     assert len(scores["rows"]) == 3 * 4 and [row["step"] for row in scores["rows"]] == [2] * 4 + [4] * 4 + [10] * 4
     expected_rows, answers = [], {}
     for checkpoint, step in zip(scores["checkpoints"], STEPS, strict=True):
@@ -365,10 +365,10 @@ def test_all_checkpoints_of_a_run_score_what_each_scores_alone(tiny_model, run_f
     assert scores["rows"] == expected_rows and len(scores["results"]) == 12 and len(scores["mean"]) == 6
     assert {name: text for name, text in _tree(tmp_path / "all").items() if name != "scores.json"} == answers
     assert len({file for name, file in answers.items() if "toy_enfr.test.removed" in name}) == 3, "other weights"
-    lines = [line.split() for line in shown.out.splitlines()]
+    lines = [line.split() for line in captured.out.splitlines()]
     assert ["step", "task", "k", "prompt"] in [line[:4] for line in lines]
     assert ["10", "toy_wic", "-", "attached", "accuracy"] in [line[:5] for line in lines]
-    assert "5/12 checkpoint_4 toy_wic, prompt removed" in shown.err
+    assert "5/12 checkpoint_4 toy_wic, prompt removed" in captured.err
 
     # The folder alone is its best checkpoint.
     assert _run(tiny_model, tmp_path / "best", CHECKPOINT_PATH=run_folder) == 0
@@ -405,15 +405,15 @@ def test_all_checkpoints_share_one_program_and_one_reading_of_the_data(tiny_mode
     assert counts["all"][2] == 3 * number_of_leaves > 0
 
 
-def test_an_interrupted_evaluation_of_all_checkpoints_goes_on(tiny_model, run_folder, tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_of_all_checkpoints_continues(tiny_model, run_folder, tmp_path, monkeypatch):
     changes = dict(CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE="all")
     assert _run(tiny_model, tmp_path / "whole", **changes) == 0
-    asked = _stop_after(monkeypatch, 4 * 12 + 12 + 7)  # in the second task of the second checkpoint
+    answered = _stop_after(monkeypatch, 4 * 12 + 12 + 7)  # in the second task of the second checkpoint
     with pytest.raises(_Stop):
         _run(tiny_model, tmp_path / "out", **changes)
     assert not (tmp_path / "out" / "scores.json").exists() and not (tmp_path / "out" / "checkpoint_10").exists()
     assert _run(tiny_model, tmp_path / "out", **changes) == 0
-    assert len(asked) == 3 * 4 * 12, "each example was answered once"
+    assert len(answered) == 3 * 4 * 12, "each example was answered once"
     assert _tree(tmp_path / "out") == _tree(tmp_path / "whole")
 
 
@@ -436,4 +436,4 @@ def test_all_checkpoints_of_what_is_no_run(path, expected, tiny_model, tmp_path,
 
 def test_an_unknown_checkpoint_mode(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out", CHECKPOINT_MODE="latest") == 1
-    assert "CHECKPOINT_MODE is 'latest': expected 'best' (of a run's folder) or 'all'" in capsys.readouterr().err
+    assert "CHECKPOINT_MODE is 'latest': expected 'best' or 'all'" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def outputs(tmp_path_factory):
     for split, part in (("train", slice(0, 30)), ("test", slice(30, 60))):
         labels = [["yes", "no", "maybe"], ["True", "False", "Neither"], ["good", "bad", "unsure"]]
         rows = [
-            {"input": question, "target": answer, "choices": next(found for found in labels if answer in found)}
+            {"input": question, "target": answer, "choices": next(choices for choices in labels if answer in choices)}
             for question, answer in toy_world.examples("toy_nli3", "validation")[part]
         ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -48,12 +48,12 @@ def test_both_stages_on_rte(shared_dir, vocabulary_file, tmp_path, losses, capsy
     assert program.run_main(pipeline.main, argv) == 0
     assert len(losses) == 3 and all(math.isfinite(loss) for loss in losses)
     assert all(loss < 2 * math.log(32128) for loss in losses), "at most about chance"
-    shown = capsys.readouterr().out
-    assert "stage prompt_tuning: 1,280 parameters train" in shown and "1,280 are frozen" in shown
+    stdout = capsys.readouterr().out
+    assert "stage prompt_tuning: 1,280 parameters train" in stdout and "1,280 are frozen" in stdout
 
     base, stage_1 = _leaves(tmp_path / "random_weights"), tmp_path / "seed0" / "prompt_tuning"
-    facts = saving.read_metadata(stage_1 / "checkpoint_10")
-    assert facts["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(base)), (
+    metadata = saving.read_metadata(stage_1 / "checkpoint_10")
+    assert metadata["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(base)), (
         "the base is untouched"
     )
     prompt = np.asarray(_leaves(stage_1)["soft_prompt/embedding"])
@@ -65,9 +65,9 @@ def test_both_stages_on_rte(shared_dir, vocabulary_file, tmp_path, losses, capsy
     np.testing.assert_array_equal(stage_2["soft_prompt/embedding"], prompt)
     assert all(np.any(stage_2[name] != leaf) for name, leaf in base.items()), "stage 2 moved every other leaf"
 
-    found = json.loads((tmp_path / "comparison.json").read_text())
-    assert list(found["methods"]) == ["pretrained", "prompt_tuning", "fine_tuning", "promot"]
-    for method in found["methods"].values():
+    comparison = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(comparison["methods"]) == ["pretrained", "prompt_tuning", "fine_tuning", "promot"]
+    for method in comparison["methods"].values():
         (entry,) = method["learning_rates"].values()
         assert 0 <= entry["target"] <= 100 and entry["in_context"] == {} and entry["in_context_mean"] is None
     assert (tmp_path / "report.html").exists()

@@ -1,7 +1,7 @@
 """Training is the same on every mesh: eight devices of the CPU, cut in every way that a preset knows, against one.
 
 The cases run in processes of their own, which make eight devices before JAX starts (`python sharded_steps_test.py` runs
-the cases that it reads, and writes what it found).
+the cases in its argument and prints the reports).
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Case:
     remat: str = "none"
     num_microbatches: int = 1
     factored: bool = False  # matrices large enough for Adafactor's factored second moments, some of them square
-    begun: tuple[str, str] | None = None  # mesh and preset of the first steps, behind which the run was stopped
+    begun: tuple[str, str] | None = None  # mesh and preset of the first steps, after which the run was stopped
 
     def __str__(self) -> str:
         words = [self.stage, self.preset, self.mesh, "scanned" if self.scan_layers else "looped", f"remat {self.remat}"]
@@ -85,9 +85,9 @@ def _steps(case: Case, last_step: int, folder: str) -> tuple[list[float], Any, s
     model, params = _network(case)
     params = jax.tree.map(jax.device_put, params, partitioner.shardings(model.logical_axes(), params))
     fingerprint = fingerprints.fingerprint(params)
-    which = stages.stage(case.stage)
-    trainable, frozen = stages.partition(params, which)
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(0.05), params, which)
+    stage = stages.stage(case.stage)
+    trainable, frozen = stages.partition(params, stage)
+    optimizer = optimizers.staged_optimizer(optimizers.adafactor(0.05), params, stage)
     places = trainer.state_shardings(optimizer, trainable)
     losses, made, make_step = [], [], trainer.make_step
 
@@ -173,7 +173,7 @@ def _batch(number: int) -> dict[str, Any]:
 
 
 def _compare(cases: list[Case]) -> list[dict[str, Any]]:
-    """How far each case ends from its reference."""
+    """How far each case is from its reference at the end."""
     import jax
     import numpy as np
 
@@ -182,10 +182,10 @@ def _compare(cases: list[Case]) -> list[dict[str, Any]]:
     for case in cases:
         started = time.monotonic()
         expected_losses, expected, fingerprint = reference(case.reference)
-        losses, found, same_fingerprint = _run(case)
+        losses, leaves, same_fingerprint = _run(case)
         start = parameter_names.flatten(_network(case)[1])
         norms = {
-            n: [float(np.linalg.norm(np.ravel(x))) for x in (found[n] - e, e - start[n], start[n])]
+            n: [float(np.linalg.norm(np.ravel(x))) for x in (leaves[n] - e, e - start[n], start[n])]
             for n, e in expected.items()
         }
         worst = max(norms, key=lambda name: norms[name][0] / norms[name][1])
@@ -206,8 +206,8 @@ def _compare(cases: list[Case]) -> list[dict[str, Any]]:
     return reports
 
 
-def _found(cases: list[Case]) -> list[dict[str, Any]]:
-    """What `_compare` finds in a process with eight devices."""
+def _reports(cases: list[Case]) -> list[dict[str, Any]]:
+    """The reports of `_compare`, run in a process with eight devices."""
     flags = ["--xla_force_host_platform_device_count=8"]
     # Every program runs five times: most of the time is compilation, which needs no optimisation.
     flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
@@ -242,7 +242,7 @@ COVERING = [
 
 @pytest.fixture(scope="module")
 def covered() -> dict[str, dict[str, Any]]:
-    return {report["case"]: report for report in _found(COVERING)}
+    return {report["case"]: report for report in _reports(COVERING)}
 
 
 @pytest.mark.parametrize("case", COVERING, ids=str)
@@ -260,12 +260,12 @@ def test_training_is_the_same_in_every_combination(stage, scan_layers):
         Case(mesh, preset, stage, scan_layers, remat, num_microbatches)
         for (mesh, num_microbatches), preset, remat in itertools.product(cut, presets, ("none", "full"))
     ]
-    reports = _found(cases)
+    reports = _reports(cases)
     assert len(reports) == len(cases) == 40
     for report, case in zip(reports, cases, strict=True):
         _check(report, case)
 
 
 if __name__ == "__main__":
-    found = [Case(**{**case, "begun": case["begun"] and tuple(case["begun"])}) for case in json.loads(sys.argv[1])]
-    print(json.dumps(_compare(found)))
+    cases = [Case(**{**case, "begun": case["begun"] and tuple(case["begun"])}) for case in json.loads(sys.argv[1])]
+    print(json.dumps(_compare(cases)))

@@ -1,4 +1,4 @@
-"""Every checkpoint that T5X wrote, loaded as INITIAL_CHECKPOINT_PATH would, against what T5X computed with it."""
+"""Every checkpoint that T5X wrote, loaded as INITIAL_CHECKPOINT_PATH is, against what T5X computed with it."""
 
 import dataclasses
 
@@ -53,11 +53,11 @@ def test_logits_loss_scores_and_beam_are_t5x(testdata, kind, written):
     real = fixture["decoder_target_tokens"] > 0
 
     @jax.jit
-    def found(params):
+    def outputs(params):
         loss, _ = model.loss_sum(params, batch, None)
         return model.logits(params, batch), loss, model.score_batch(params, batch), model.predict_batch(params, batch)
 
-    logits, loss, scores, beam = found(params)
+    logits, loss, scores, beam = outputs(params)
     np.testing.assert_allclose(logits[real], fixture["logits"][real], rtol=0, atol=1e-5)
     np.testing.assert_allclose(loss, LOSSES[kind], rtol=1e-5)
     np.testing.assert_allclose(scores, fixture["scores"], rtol=0, atol=1e-4)
@@ -94,6 +94,6 @@ def test_one_adafactor_step_is_t5x(testdata, kind, written):
         transform = optimizers._per_layer(transform) if stacked else transform
         tree = {name: leaf}
         updates, _ = jax.jit(transform.update)({name: gradients[name]}, transform.init(tree), tree)
-        found, wanted = optax.apply_updates(tree, updates)[name], stored_leaves.whole(expected[name])
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5, err_msg=name)
+        updated, wanted = optax.apply_updates(tree, updates)[name], stored_leaves.whole(expected[name])
+        np.testing.assert_allclose(updated, wanted, rtol=0, atol=1e-5, err_msg=name)
         assert np.max(np.abs(wanted - leaf)) > 1e-5, name

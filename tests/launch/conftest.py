@@ -38,7 +38,7 @@ def cloud(tmp_path, checkout):
 
 @pytest.fixture
 def ready(cloud) -> Cloud:
-    """A slice that is there and set up."""
+    """A slice that exists and is set up."""
     cloud.well("up", FAKE_STATES="ACTIVE")
     cloud.well("setup")
     cloud.calls()

@@ -30,11 +30,11 @@ FAKE_GCLOUD = """
 
     def homes(node, worker):
         numbers = [0, 1] if worker == "all" else [int(worker)]
-        found = [f"{cloud}/{node}-w-{number}" for number in numbers]
+        folders = [f"{cloud}/{node}-w-{number}" for number in numbers]
         assert node in state["nodes"] and state["states"] == ["ACTIVE"], (node, state)
-        for home in found:
+        for home in folders:
             os.makedirs(home, exist_ok=True)
-        return found
+        return folders
 
     if what == ["queued-resources", "list"]:
         if os.environ.get("FAKE_DENIES"):
@@ -139,7 +139,7 @@ class Cloud:
         return sentence
 
     def calls(self) -> list[list[str]]:
-        """The calls of gcloud since this was last asked."""
+        """The calls of gcloud since this was last called."""
         file = self.folder / "calls.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
@@ -148,8 +148,8 @@ class Cloud:
     def workers(self, node: str = "my-tpu") -> list[Path]:
         return [self.folder / f"{node}-w-{number}" for number in range(2)]
 
-    def asked(self, node: str = "my-tpu") -> list[dict]:
-        """What promot-t5x was asked for on each worker of a slice, as soon as it was."""
+    def invocations(self, node: str = "my-tpu") -> list[dict]:
+        """The arguments, folder and environment of promot-t5x on each worker of a slice, as soon as it has started."""
         files = [home / "asked.json" for home in self.workers(node)]
         wait_for(lambda: all(file.exists() and file.read_text().endswith("}") for file in files))
         return [json.loads(file.read_text()) for file in files]

@@ -86,8 +86,8 @@ def test_several_processes(local):
     assert (run.returncode, run.stdout, run.stderr) == (0, "process 0 speaks\n", "")
     for index in range(3):
         (note,) = local.notes(index)
-        found = ["--coordinator_address=127.0.0.1:12345", "--process_count=3", f"--process_index={index}"]
-        assert note["argv"] == ["-m", "promot_t5x.cli", *AWKWARD, *found]
+        flags = ["--coordinator_address=127.0.0.1:12345", "--process_count=3", f"--process_index={index}"]
+        assert note["argv"] == ["-m", "promot_t5x.cli", *AWKWARD, *flags]
         assert note["env"]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=2"
     assert {log.name: log.read_text() for log in (local.cwd / "logs").iterdir()} == {
         "process_1.log": "process 1 speaks\n",
@@ -172,6 +172,6 @@ def test_local_mistakes(local, args, sentence):
     assert sentence in run.stderr
 
 
-def test_python_that_is_not_there(local):
+def test_missing_python(local):
     run = local.run("--", "train", PYTHON="/nowhere/python")
     assert (run.returncode, run.stderr) == (1, "error: PYTHON=/nowhere/python was not found\n")

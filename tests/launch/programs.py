@@ -23,7 +23,7 @@ AWKWARD = [
 
 
 def write_program(path: Path, text: str) -> None:
-    """Writes an executable; `#!python` stands for this interpreter, without anything that slows its start."""
+    """Writes an executable; `#!python` is this interpreter, without anything that slows its start."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(textwrap.dedent(text).lstrip().replace("#!python", f"#!{sys.executable} -IS"), encoding="utf-8")
     path.chmod(0o755)

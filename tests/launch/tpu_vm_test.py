@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh: the life of a slice, its types, and mistakes told before anything is made."""
+"""launch/tpu_vm.sh: the life of a slice, its types, and mistakes reported before anything is made."""
 
 import re
 import shlex
@@ -11,17 +11,17 @@ from tests.launch.programs import AWKWARD, compare_with_golden
 
 
 def test_life_of_a_slice(cloud, tmp_path):
-    told = []
+    transcript = []
 
     def tell(*args: str) -> None:
         run = subprocess.run(
             **cloud.command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
         )
-        told.append(f"$ launch/tpu_vm.sh {shlex.join(args)}\n{run.stdout}")
+        transcript.append(f"$ launch/tpu_vm.sh {shlex.join(args)}\n{run.stdout}")
         if run.returncode:
-            told.append(f"(exit code {run.returncode})\n")
-        told.extend(f"  gcloud {shlex.join(call)}\n" for call in cloud.calls())
-        told.append("\n")
+            transcript.append(f"(exit code {run.returncode})\n")
+        transcript.extend(f"  gcloud {shlex.join(call)}\n" for call in cloud.calls())
+        transcript.append("\n")
 
     tell("status")
     tell("run", "--", "train")
@@ -31,7 +31,7 @@ def test_life_of_a_slice(cloud, tmp_path):
     tell("setup")
     tell("setup")
     tell("run", "--", "train", "--gin_file=my.gin", "--gin.TASK_FEATURE_LENGTHS={'inputs': 512}")
-    cloud.asked()
+    cloud.invocations()
     tell("run", "--", "train")
     tell("setup")
     tell("status")
@@ -39,14 +39,14 @@ def test_life_of_a_slice(cloud, tmp_path):
     tell("stop")
     tell("logs", "--worker=1")
     tell("run", "--", "fail")
-    cloud.asked()
+    cloud.invocations()
     cloud.finish()
     cloud.calls()
     tell("status")
     tell("down")
     tell("down")
     tell("stop")
-    text = re.sub(r"'--format=csv\S*'", "--format=...", cloud.normal("".join(told)))  # tpu_vm.txt has it in full
+    text = re.sub(r"'--format=csv\S*'", "--format=...", cloud.normal("".join(transcript)))  # tpu_vm.txt has it in full
     compare_with_golden("life_of_a_slice.txt", text, tmp_path)
     assert list(tmp_path.glob("promot_t5x.*")) == []  # what was made to be copied is gone
 
@@ -54,7 +54,7 @@ def test_life_of_a_slice(cloud, tmp_path):
 def test_tpu_dry_run(cloud, tmp_path):
     env_file = tmp_path / "keys.env"
     env_file.write_text("HF_TOKEN=s3cret\n")
-    told = []
+    transcript = []
     for args in (
         ["up", "--spot"],
         ["up", "--type=v4:4x4x4", "--slices=2", "--project=my-project", "--reserved"],
@@ -65,11 +65,11 @@ def test_tpu_dry_run(cloud, tmp_path):
         ["stop"],
         ["down"],
     ):
-        told.append(f"$ launch/tpu_vm.sh {shlex.join(args)}\n{cloud.well('--dry-run', *args)}\n")
+        transcript.append(f"$ launch/tpu_vm.sh {shlex.join(args)}\n{cloud.well('--dry-run', *args)}\n")
     assert cloud.calls() == []
     assert list(tmp_path.glob("promot_t5x*")) == []
-    compare_with_golden("tpu_vm.txt", cloud.normal("".join(told)), tmp_path)
-    assert "s3cret" not in "".join(told)
+    compare_with_golden("tpu_vm.txt", cloud.normal("".join(transcript)), tmp_path)
+    assert "s3cret" not in "".join(transcript)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_tpu_dry_run(cloud, tmp_path):
     ],
 )
 def test_types(cloud, kind, flags, version, size):
-    shown = cloud.well("up", "--dry-run", f"--type={kind}")
-    assert f"# Asking for {size} as my-tpu in us-central2-b.\n" in shown
-    (create,) = [shlex.split(line) for line in shown.splitlines() if " create " in line]
+    stdout = cloud.well("up", "--dry-run", f"--type={kind}")
+    assert f"# Asking for {size} as my-tpu in us-central2-b.\n" in stdout
+    (create,) = [shlex.split(line) for line in stdout.splitlines() if " create " in line]
     assert create[6:] == ["--zone=us-central2-b", *flags, "--node-id=my-tpu", f"--runtime-version={version}"]
     own = cloud.well("up", "--dry-run", f"--type={kind}", PROMOT_TPU_VERSION="mine")
     assert "--runtime-version=mine" in own and version not in own
@@ -128,7 +128,7 @@ def test_settings_that_are_missing(cloud, name, flag):
     assert f"give {flag}={name} or set PROMOT_TPU_{name}" in cloud.mistake("up", **{f"PROMOT_TPU_{name}": ""})
 
 
-def test_gcloud_that_is_not_there(cloud):
+def test_missing_gcloud(cloud):
     few = cloud.tmp / "few"
     few.mkdir()
     for program in ("bash", "env", "dirname"):

@@ -12,10 +12,10 @@ from tests.launch.programs import AWKWARD, write_program
 
 def test_arguments_reach_every_worker_as_they_are(ready):
     ready.well("run", "--", *AWKWARD)
-    for home, asked in zip(ready.workers(), ready.asked(), strict=True):
-        assert asked["argv"] == [*AWKWARD, "--multiprocess"]
-        assert asked["cwd"] == str(home / "promot_t5x" / "source")
-        assert asked["env"]["JAX_PLATFORMS"] == "tpu,cpu"
+    for home, invocation in zip(ready.workers(), ready.invocations(), strict=True):
+        assert invocation["argv"] == [*AWKWARD, "--multiprocess"]
+        assert invocation["cwd"] == str(home / "promot_t5x" / "source")
+        assert invocation["env"]["JAX_PLATFORMS"] == "tpu,cpu"
 
 
 def test_setup_installs_what_was_committed(ready):
@@ -39,7 +39,7 @@ def test_setup_installs_what_was_committed(ready):
     assert len(made) == 1  # the environment stays
 
 
-def test_setup_goes_on_where_a_worker_is_new(ready):
+def test_setup_continues_where_a_worker_is_new(ready):
     shutil.rmtree(ready.workers()[1])
     assert "not all set up at one version: 'setup' first" in ready.mistake("run", "--", "train")
     ready.well("setup")
@@ -51,8 +51,8 @@ def test_setup_without_a_python_that_fits(cloud):
     (workers / "python3.12").rename(workers / "python_of_uv")
     for version in ("3.11", "3.12", "3.13"):
         write_program(workers / f"python{version}", "#!/bin/sh\nexit 1\n")
-    asked = 'test "$*" = "venv --python 3.12 --seed venv"'
-    uv = f'{asked} && mkdir -p venv/bin && cp "$(command -v python_of_uv)" venv/bin/python'
+    is_expected = 'test "$*" = "venv --python 3.12 --seed venv"'
+    uv = f'{is_expected} && mkdir -p venv/bin && cp "$(command -v python_of_uv)" venv/bin/python'
     write_program(workers / "uv", f"#!/bin/sh\n{uv}\n")
     install = 'mkdir -p "$UV_UNMANAGED_INSTALL"; cp "$(command -v uv)" "$UV_UNMANAGED_INSTALL"'
     write_program(workers / "curl", f"#!/bin/sh\ncat <<'END'\n{install}\nEND\n")
@@ -88,17 +88,17 @@ def test_secrets_travel_in_a_file_only(ready):
     env_file.chmod(0o644)
     run = ready.run("run", f"--env_file={env_file}", "--", "train")
     assert run.returncode == 0, run.stderr
-    for asked in ready.asked():
-        assert asked["env"]["HF_TOKEN"] == "s3cret $HOME 'x' \"y\" `z`"
-        assert asked["env"]["JAX_PLATFORMS"] == "s3cret_too"
+    for invocation in ready.invocations():
+        assert invocation["env"]["HF_TOKEN"] == "s3cret $HOME 'x' \"y\" `z`"
+        assert invocation["env"]["JAX_PLATFORMS"] == "s3cret_too"
     assert "s3cret" not in json.dumps(
-        [run.stdout, run.stderr, ready.calls(), [asked["argv"] for asked in ready.asked()]]
+        [run.stdout, run.stderr, ready.calls(), [invocation["argv"] for invocation in ready.invocations()]]
     )
     assert (ready.folder / "copies.txt").read_text().splitlines()[-2:] == ["promot_t5x/env 600"] * 2
-    found = [
+    files = [
         file for home in ready.workers() for file in home.rglob("*") if file.is_file() and file.name != "asked.json"
     ]
-    assert len(found) > 10 and [file for file in found if b"s3cret" in file.read_bytes()] == []
+    assert len(files) > 10 and [file for file in files if b"s3cret" in file.read_bytes()] == []
     assert list(ready.tmp.glob("promot_t5x*")) == []
     ready.well("stop")
     for home in ready.workers():
@@ -106,7 +106,7 @@ def test_secrets_travel_in_a_file_only(ready):
         (home / "promot_t5x" / "env").write_text("HF_TOKEN=left behind")
     ready.well("run", "--", "train")
     assert not any((home / "promot_t5x" / "env").exists() for home in ready.workers())
-    assert all("HF_TOKEN" not in asked["env"] for asked in ready.asked())
+    assert all("HF_TOKEN" not in invocation["env"] for invocation in ready.invocations())
 
 
 def test_an_env_file_that_is_not_one(cloud):
@@ -119,7 +119,7 @@ def test_an_env_file_that_is_not_one(cloud):
 def test_logs_follow_until_the_run_ends(ready):
     assert "my-tpu-w-0 has no log: nothing was run yet" in ready.run("logs").stderr
     ready.well("run", "--", "train")
-    ready.asked()
+    ready.invocations()
     with subprocess.Popen(**ready.command("logs"), stdout=subprocess.PIPE, text=True) as logs:
         assert logs.stdout is not None
         assert logs.stdout.readline() == "step 1\n"
@@ -131,7 +131,7 @@ def test_logs_follow_until_the_run_ends(ready):
 
 def test_a_run_survives_the_connection_and_stop_ends_all_of_it(ready):
     ready.well("run", "--", "train")
-    ready.asked()
+    ready.invocations()
     pids = [int((home / "promot_t5x" / "run.pid").read_text()) for home in ready.workers()]
     assert all(os.getsid(pid) == pid for pid in pids)
     assert "a run is going on my-tpu" in ready.mistake("run", "--", "train")
@@ -150,7 +150,7 @@ def test_several_slices(cloud):
     cloud.well("setup", **slices)
     cloud.well("run", "--", "train", **slices)
     for node in ("my-tpu-0", "my-tpu-1"):
-        assert [asked["argv"] for asked in cloud.asked(node)] == [["train", "--multiprocess"]] * 2
+        assert [invocation["argv"] for invocation in cloud.invocations(node)] == [["train", "--multiprocess"]] * 2
     cloud.calls()
     assert cloud.well("status", **slices).count(": running, process ") == 4
     cloud.well("stop", **slices)

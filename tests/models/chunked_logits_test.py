@@ -49,8 +49,8 @@ def _objective(statistics, targets, weights, vocab_size, smoothing=0.1, z_loss=1
     """A loss of (hidden, matrix)."""
 
     def loss(hidden, matrix):
-        found = statistics(hidden, matrix, targets, **how)
-        sums = losses.cross_entropy(found, weights, vocab_size=vocab_size, label_smoothing=smoothing, z_loss=z_loss)
+        per_token = statistics(hidden, matrix, targets, **how)
+        sums = losses.cross_entropy(per_token, weights, vocab_size=vocab_size, label_smoothing=smoothing, z_loss=z_loss)
         return sums.loss
 
     return loss
@@ -97,15 +97,15 @@ def _numpy(problem):
     return [_numpy_loss(*problem), jax.tree.map(np.negative, score)]
 
 
-def _difference(found, expected):
-    """|found - expected| / |expected|, norms over the whole array."""
-    found, expected = np.float64(found), np.float64(expected)
-    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+def _difference(actual, expected):
+    """|actual - expected| / |expected|, norms over the whole array."""
+    actual, expected = np.float64(actual), np.float64(expected)
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
 
-def _check(found, expected):
+def _check(actual, expected):
     """Every value and gradient of two trees, each by its own norm."""
-    leaves, others = jax.tree.leaves(found), jax.tree.leaves(expected)
+    leaves, others = jax.tree.leaves(actual), jax.tree.leaves(expected)
     for i, (a, b) in enumerate(zip(leaves, others, strict=True)):
         assert np.shape(a) == np.shape(b) and _difference(a, b) <= 1e-6, i
 
@@ -121,9 +121,9 @@ def test_statistics_losses_and_gradients_are_those_of_all_logits(cut, vocab_size
     stored = (hidden, matrix if vocab_axis else matrix.T, targets, weights)
     statistics, results = _everything(token_statistics, stored, vocab_axis=vocab_axis, pieces=pieces)
     plain_statistics, plain_results = _everything(_plain, stored, vocab_axis=vocab_axis)
-    for name, found, expected in zip(statistics._fields, statistics, plain_statistics, strict=True):
-        assert found.dtype == np.float32 and found.shape == targets.shape
-        assert _difference(found, expected) <= 1e-6, name
+    for name, actual, expected in zip(statistics._fields, statistics, plain_statistics, strict=True):
+        assert actual.dtype == np.float32 and actual.shape == targets.shape
+        assert _difference(actual, expected) <= 1e-6, name
     _check(results, plain_results)
     _check(results, [(value, (h, m if vocab_axis else m.T)) for value, (h, m) in _numpy(problem)])
 
@@ -137,10 +137,10 @@ def test_real_vocabularies_in_the_chunks_they_have(vocab_size, pieces, vocab_axi
     how = dict(vocab_axis=vocab_axis)
     chunked = _objective(token_statistics, targets, weights, vocab_size, pieces=pieces, **how)
     plain = _objective(_plain, targets, weights, vocab_size, **how)
-    found, expected = (jit(jax.value_and_grad(loss, (0, 1)))(*stored[:2]) for loss in (chunked, plain))
-    _check(found, expected)
+    actual, expected = (jit(jax.value_and_grad(loss, (0, 1)))(*stored[:2]) for loss in (chunked, plain))
+    _check(actual, expected)
     value, (h, m) = _numpy_loss(hidden, matrix, targets, weights)
-    _check(found, (value, (h, m if vocab_axis else m.T)))
+    _check(actual, (value, (h, m if vocab_axis else m.T)))
 
 
 @pytest.mark.parametrize("vocab_axis", [0, 1])
@@ -155,10 +155,10 @@ def test_bfloat16_is_computed_in_float32_and_rounded_once(cut, vocab_axis):
     assert max(_difference(a, b) for a, b in zip(statistics, expected, strict=True)) <= 1e-6
     for (value, gradients), (plain_value, plain_gradients) in zip(results, expected_results, strict=True):
         assert _difference(value, plain_value) <= 1e-6
-        for found, plain in zip(gradients, plain_gradients, strict=True):
-            assert found.dtype == jnp.bfloat16
-            # Next to no sum lies so near the middle of two numbers that float32's own rounding decides.
-            assert np.mean(found == plain.astype(found.dtype)) > 0.99
+        for gradient, plain_gradient in zip(gradients, plain_gradients, strict=True):
+            assert gradient.dtype == jnp.bfloat16
+            # Hardly any sum is so near the middle of two numbers that float32's own rounding decides.
+            assert np.mean(gradient == plain_gradient.astype(gradient.dtype)) > 0.99
 
 
 def _of_logits(logits, targets, weights):
@@ -183,7 +183,7 @@ def test_large_logits_neither_overflow_nor_lose_the_probabilities(cut, pieces):
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
-def test_words_that_are_as_good_as_impossible(cut, pieces):
+def test_words_that_are_all_but_impossible(cut, pieces):
     """Chunks, pieces and rows of logits as a mask would leave them."""
     cut(4)
     logits, *_ = _problem(44, 3, (2, 2, 44))
@@ -198,9 +198,9 @@ def test_words_that_are_as_good_as_impossible(cut, pieces):
         loss = _objective(statistics, targets, weights, 44, 0.0, 0.0, **how)
         return jit(jax.value_and_grad(loss, (0, 1)))(hidden, matrix)
 
-    found = results(token_statistics, pieces=pieces)
-    _check(found, results(_plain))
-    by_hidden, by_matrix = found[1]
+    chunked = results(token_statistics, pieces=pieces)
+    _check(chunked, results(_plain))
+    by_hidden, by_matrix = chunked[1]
     _check((by_hidden, by_matrix), _numpy_loss(*problem, 0.0, 0.0)[1])
     np.testing.assert_allclose(by_hidden[0, 0], np.where(np.arange(44) == 7, 1 / 44 - 1, 1 / 44), rtol=1e-6)
 
@@ -248,13 +248,13 @@ def test_mapped_over_an_axis_in_front(cut, own_matrices):
     def evaluate(statistics, hidden, matrix, targets, weights):
         return jax.value_and_grad(_objective(statistics, targets, weights, 37), (0, 1))(hidden, matrix)
 
-    found, expected = (
+    actual, expected = (
         jit(jax.vmap(functools.partial(evaluate, statistics), in_axes=(0, 0 if own_matrices else None, 0, 0)))(
             hidden, matrix, targets, weights
         )
         for statistics in (token_statistics, _plain)
     )
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.shape[0] == 3 and a.shape == b.shape
         assert max(_difference(x, y) for x, y in zip(a, b, strict=True)) <= 1e-6
 
@@ -286,7 +286,7 @@ def _products(function, *args):
 
 @pytest.mark.parametrize("vocab_axis", [0, 1])
 @pytest.mark.parametrize("vocab_size,width,pieces", [(400, 80, 1), (370, 80, 1), (440, 40, 4)])
-def test_all_logits_are_never_there(cut, vocab_size, width, pieces, vocab_axis):
+def test_all_logits_never_exist_at_once(cut, vocab_size, width, pieces, vocab_axis):
     cut(width)
     hidden, matrix, targets, weights = _problem(vocab_size)
     args = hidden, matrix if vocab_axis else matrix.T
@@ -342,7 +342,7 @@ def test_a_frozen_matrix_costs_no_product(cut, way):
     assert _products(gradient((0, 1)), hidden, matrix) == 4 + again
 
 
-# --- What is asked for wrongly, and how wide chunks are ---
+# --- Wrong arguments, and the width of chunks ---
 
 
 def test_pieces_that_do_not_divide_are_named():
@@ -381,8 +381,8 @@ batch = {
 }
 
 def sizes(text):
-    found = re.findall(r"[a-z]+[0-9]*\\[([0-9,]+)\\]", text)
-    return [int(np.prod([int(size) for size in shape.split(",")])) for shape in found]
+    shapes = re.findall(r"[a-z]+[0-9]*\\[([0-9,]+)\\]", text)
+    return [int(np.prod([int(size) for size in shape.split(",")])) for shape in shapes]
 
 report = {"devices": len(jax.devices()), "cases": []}
 for preset, vocab_axis, width in CASES:
@@ -405,13 +405,13 @@ for preset, vocab_axis, width in CASES:
         placed = partitioner.place_batch(batch)
         args = placed["hidden"], jax.device_put(matrix, place), placed["targets"], placed["weights"]
         compiled = jax.jit(step).lower(*args).compile()
-        found = compiled(*args)
+        actual = compiled(*args)
     text = compiled.as_text()
     gathered = [line.split("all-gather")[0] for line in re.findall(r"= (.* all-gather(?:-start)?\\(.*)", text)]
     rows = B // (2 if preset == "mixed" else 4)
     differences = [
         float(np.linalg.norm(np.float64(a) - np.float64(b)) / np.linalg.norm(np.float64(b)))
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected))
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected))
     ]
     report["cases"].append({
         "pieces": int(pieces),
@@ -421,8 +421,8 @@ for preset, vocab_axis, width in CASES:
         "gathered": [size for line in gathered for size in sizes(line)],
         "chunk": D * width,
         "piece": D * V // int(pieces),
-        "gradient_lies_as_the_matrix": found[1][1].sharding.is_equivalent_to(place, 2),
-        "shard": found[1][1].addressable_shards[0].data.size,
+        "gradient_is_cut_as_the_matrix": actual[1][1].sharding.is_equivalent_to(place, 2),
+        "shard": actual[1][1].addressable_shards[0].data.size,
     })
 print(json.dumps(report))
 """
@@ -450,20 +450,20 @@ def four_devices():
 
 @pytest.mark.parametrize("case", _CASES)
 def test_four_devices_find_what_one_does(four_devices, case):
-    found = four_devices[case]
-    assert found["pieces"] == (2 if case[0] == "mixed" else 1)
-    assert max(found["differences"]) <= 1e-6
+    report = four_devices[case]
+    assert report["pieces"] == (2 if case[0] == "mixed" else 1)
+    assert max(report["differences"]) <= 1e-6
 
 
 @pytest.mark.parametrize("case", _CASES)
 def test_no_device_holds_all_its_logits_or_the_whole_matrix(four_devices, case):
-    found = four_devices[case]
-    assert found["largest"] < found["logits"]
-    assert found["gathered"], "the matrix is cut along embed, so its chunks are gathered"
-    assert max(found["gathered"]) <= found["chunk"] < found["piece"]
+    report = four_devices[case]
+    assert report["largest"] < report["logits"]
+    assert report["gathered"], "the matrix is cut along embed, so its chunks are gathered"
+    assert max(report["gathered"]) <= report["chunk"] < report["piece"]
 
 
 @pytest.mark.parametrize("case", _CASES)
 def test_the_matrix_gradient_is_cut_as_the_matrix_is(four_devices, case):
-    assert four_devices[case]["gradient_lies_as_the_matrix"]
+    assert four_devices[case]["gradient_is_cut_as_the_matrix"]
     assert four_devices[case]["shard"] == 8 * 128 // 4

@@ -156,7 +156,7 @@ def _markov(probabilities_VxV):
 
 
 def _assert_frequencies(samples, probabilities):
-    """Each frequency lies within 5 standard deviations; what is impossible never happens."""
+    """Each frequency is within 5 standard deviations; what is impossible never happens."""
     probabilities = np.asarray(probabilities) / np.sum(probabilities)
     frequencies = np.bincount(np.asarray(samples), minlength=len(probabilities)) / len(samples)
     bound = 5 * np.sqrt(probabilities * (1 - probabilities) / len(samples))
@@ -260,7 +260,7 @@ def test_cache_holds_the_tokens_of_its_beam():
 
 
 def test_search_ends_once_no_alive_beam_can_win():
-    """Short sequences are best in both rows: the step runs a few times of 20, and nothing is lost by it."""
+    """Short sequences are best in both rows: the step runs a few times instead of 20, with the same result."""
     model, step = HistoryModel(8, rows=2, max_length=20, vocab_size=8, eos_bias=(8, 8)), Recorder()
     tokens, scores = step.run(decoding.beam_search, model, max_length=20, num_beams=2)
     assert 0 < len(step.calls) < 10

@@ -135,8 +135,8 @@ def test_loss_sums_of_parts_add_up_to_the_loss_of_the_batch(params, model):
 
     (loss, sums), parts = whole_and_parts(params)
     total, added = jax.tree.map(jnp.add, *parts)
-    for found, expected in zip((total, *added), (sums.loss, *sums), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for actual, expected in zip((total, *added), (sums.loss, *sums), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
     np.testing.assert_allclose(total / model.loss_normalizer(added), loss, rtol=1e-6)
 
 
@@ -179,7 +179,7 @@ def argmax_decode(model, params, batch):
         inputs_BxU, ended_B = state
         logits_BxUxV = model.logits(params, {**batch, "decoder_input_tokens": inputs_BxU})
         token_B = jnp.where(ended_B, 0, jnp.argmax(logits_BxUxV[:, position], axis=-1))
-        # The last token is nobody's input: its write lies outside the array and is dropped.
+        # The last token is nobody's input: its write is outside the array and is dropped.
         inputs_BxU = inputs_BxU.at[:, position + 1].set(token_B, mode="drop")
         return (inputs_BxU, ended_B | (token_B == 1)), token_B
 

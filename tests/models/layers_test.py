@@ -116,13 +116,13 @@ def test_mlp(activations):
     x = rng.standard_normal((2, 3, 8))
     names = ["wi"] if len(activations) == 1 else ["wi_0", "wi_1"]
     kernels = {name: rng.standard_normal((8, 12)) for name in names} | {"wo": rng.standard_normal((12, 8))}
-    known = {
+    functions = {
         "gelu": lambda h: h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))),
         "relu": lambda h: np.maximum(h, 0),
         "silu": lambda h: h / (1 + np.exp(-h)),
         "linear": lambda h: h,
     }
-    hidden = np.prod([known[a](x @ kernels[name]) for a, name in zip(activations, names, strict=True)], axis=0)
+    hidden = np.prod([functions[a](x @ kernels[name]) for a, name in zip(activations, names, strict=True)], axis=0)
     config = dataclasses.replace(CONFIG, mlp_activations=activations)
     params = {name: {"kernel": jnp.asarray(kernel, jnp.float32)} for name, kernel in kernels.items()}
     actual = layers.Mlp(config, deterministic=True).apply({"params": params}, jnp.asarray(x, jnp.float32))

@@ -151,10 +151,10 @@ def test_parameter_tree_is_t5x(testdata):
     model = EncoderDecoderModel(FIXTURE_CONFIG)
     shapes, axes = parameter_names.flatten(model.abstract_params()), parameter_names.flatten(model.logical_axes())
     assert {name: [list(leaf.shape), leaf.dtype.name] for name, leaf in shapes.items()} == {
-        name: [facts["shape"], facts["dtype"]] for name, facts in table.items()
+        name: [entry["shape"], entry["dtype"]] for name, entry in table.items()
     }
     assert {name: list(spec) for name, spec in axes.items()} == {
-        name: facts["logical_axes"] for name, facts in table.items()
+        name: entry["logical_axes"] for name, entry in table.items()
     }
 
 

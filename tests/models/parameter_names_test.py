@@ -1,4 +1,4 @@
-"""The conversion between per-layer and scanned parameters is exact, and knows when it cannot be done."""
+"""The conversion between per-layer and scanned parameters is exact, and refused when it cannot be done."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""promot_t5x.partitioning.meshes: the shape of a mesh, which device lies where on it, and what cannot be a mesh."""
+"""promot_t5x.partitioning.meshes: the shape of a mesh, which device is where in it, and what cannot be a mesh."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from tests import absent_devices
 
 
 def _torus(x, y, z, cores, slice_index=0):
-    """A slice's devices in an order that says nothing about where they are."""
+    """A slice's devices in an order that has nothing to do with their coordinates."""
     places = itertools.product(range(x), range(y), range(z), range(cores))
     devices = [absent_devices.Tpu(place[:3], place[3], slice_index) for place in places]
     random.Random(0).shuffle(devices)
@@ -86,7 +86,7 @@ def test_a_submesh_is_a_block_of_hardware(torus, submesh, slices):
         assert [tuple(place) for place in places] == list(block)
 
 
-def test_data_neighbours_are_blocks_that_lie_side_by_side():
+def test_data_neighbours_are_adjacent_blocks():
     mesh = meshes.make_mesh(_torus(4, 4, 1, 2), 4, (1, 2, 1, 2))
     corners = [tuple(min(device.coords for device in row)) for row in mesh.devices[0]]
     assert corners == [(x, y, 0) for x in range(4) for y in (0, 2)]

@@ -39,7 +39,7 @@ class _Client:
 
 @dataclasses.dataclass(frozen=True)
 class _Device:
-    """A device that this machine lacks, of another process or of process 1, in which the test stands."""
+    """A device that this machine lacks, of another process or of process 1, as which the test runs."""
 
     id: int
     process_index: int
@@ -157,10 +157,10 @@ def test_own_rules_replace_the_presets():
     rules = (("embed", None), ("vocab", ["data", "model"]), ("batch", "data"))
     partitioner = Partitioner("mixed", 2, rules=rules, devices=EIGHT)
     assert hash(partitioner) == hash(Partitioner("mixed", 2, rules=partitioner.rules, devices=EIGHT))
-    found = dict(partitioner.all_rules())
-    assert len(found) == len(partitioner.all_rules()) == len(PRESETS["mixed"])
-    changed = {axis for axis in found if found[axis] != PRESETS["mixed"][axis]}
-    assert changed == {"embed", "vocab", "batch"} and found["vocab"] == ("data", "model")
+    by_axis = dict(partitioner.all_rules())
+    assert len(by_axis) == len(partitioner.all_rules()) == len(PRESETS["mixed"])
+    changed = {axis for axis in by_axis if by_axis[axis] != PRESETS["mixed"][axis]}
+    assert changed == {"embed", "vocab", "batch"} and by_axis["vocab"] == ("data", "model")
     shardings = parameter_names.flatten(partitioner.shardings(*_leaves(CONFIG)))
     assert shardings["token_embedder/embedding"].spec == P(("data", "model"))
     assert shardings["encoder/layers_0/mlp/wi_0/kernel"].spec == P(None, "model")
@@ -254,7 +254,7 @@ SIX_HEADS = dataclasses.replace(CONFIG, num_heads=6, head_dim=4)
             "'data'; Partitioner.num_partitions could be 4 (data 2 x model 4), 8 (data 1 x model 8), or choose another "
             "preset or other rules.",
         ),
-        (  # what is said is of one slice
+        (  # the advice is for one slice
             Partitioner("tensor", 4, devices=_devices(8, slices=2)),
             SIX_HEADS,
             "decoder/relpos_bias/rel_embedding has a dimension of 6, which does not divide over the 4 devices of mesh "
@@ -344,29 +344,29 @@ OPTIMIZERS = {
 @pytest.fixture(scope="module")
 def states(parameters):
     """The state of each optimizer after one step: what a slot is the mean over shows in its numbers."""
-    which, found = stages.stage("joint_tuning"), {}
+    stage, states = stages.stage("joint_tuning"), {}
     jit = functools.partial(jax.jit, compiler_options=QUICK)
     for name, make in OPTIMIZERS.items():
-        optimizer = optimizers.staged_optimizer(make(), parameters, which)
-        _, found[name] = jit(optimizer.update)(parameters, optimizer.init(parameters), parameters)
-    return found
+        optimizer = optimizers.staged_optimizer(make(), parameters, stage)
+        _, states[name] = jit(optimizer.update)(parameters, optimizer.init(parameters), parameters)
+    return states
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_slot_lies_as_the_dimensions_it_has(name, preset, parameters, states):
+def test_a_slot_is_cut_as_the_dimensions_it_has(name, preset, parameters, states):
     like, leaves = parameter_names.flatten(_placed(parameters, preset)), parameter_names.flatten(parameters)
     state = states[name]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    found = slot_shardings(shapes, parameter_names.unflatten(like))
-    assert jax.tree.structure(found) == jax.tree.structure(state)
+    shardings = slot_shardings(shapes, parameter_names.unflatten(like))
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
     seen = {}
     for (path, slot), sharding in zip(
-        jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(found), strict=True
+        jax.tree_util.tree_flatten_with_path(state)[0], jax.tree.leaves(shardings), strict=True
     ):
         words = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
         owner = next((leaf for leaf in leaves if words.endswith(leaf)), None)
-        if owner is None or slot.size <= 3:  # counters, one for each layer of a stack, and what stands for no slot
+        if owner is None or slot.size <= 3:  # counters, one for each layer of a stack, and placeholders of no slot
             assert sharding.spec == P(), words
             continue
         squares, spec = np.float64(leaves[owner]) ** 2, _full(like[owner].sharding, leaves[owner].ndim)
@@ -387,11 +387,11 @@ def test_a_slot_lies_as_the_dimensions_it_has(name, preset, parameters, states):
     assert all(len(lacking) == 2 for lacking in seen.values()), "a row and a column"
 
 
-def test_slots_of_one_device_lie_with_the_parameters(parameters):
+def test_slots_of_one_device_are_with_the_parameters(parameters):
     trainable, _ = stages.partition(parameters, stages.stage("prompt_tuning"))
     slots = jax.eval_shape(optax.adam(0.1).init, trainable)
-    found = set(jax.tree.leaves(slot_shardings(slots, trainable)))
-    assert found == {trainable["soft_prompt"]["embedding"].sharding}
+    shardings = set(jax.tree.leaves(slot_shardings(slots, trainable)))
+    assert shardings == {trainable["soft_prompt"]["embedding"].sharding}
 
 
 # Batches.

@@ -194,7 +194,7 @@ ENTRY %main (x.1: bf16[8,64], y.1: bf16[64,32]) -> bf16[8,32] {{
 
 
 def test_a_ring_that_gathers_in_the_tpus_form():
-    """What goes round was itself computed with sums; it is the sums after the permutations that count."""
+    """What is passed on was itself computed with sums; only the sums after the permutations count."""
     text = _with_clone(_GATHERING, "fused_products")
     xla.hlo_module_from_text(text)
     program = hlo.parse(text)

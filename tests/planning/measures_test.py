@@ -200,7 +200,7 @@ def test_bandwidth(name, sizes, axes, expected):
 
 
 def test_bandwidth_of_chips_of_two_devices():
-    """Both share the chip's links; within a chip the link to a neighbour is what there is to reckon with."""
+    """Both share the chip's links; within a chip too, the link to a neighbour is what counts."""
     topology = chips.topology("v3:4x4")
     mesh = _mesh((4, 4, 1), (1, 16, 2), cores=2)
     assert measures._bandwidth("model", mesh, topology) == 82e9 / 2
@@ -262,7 +262,7 @@ def test_a_compiled_decode():
 
 @pytest.mark.tpu_compiler
 def test_activations_that_do_not_fit():
-    """Arguments fit, activations do not: what the compiler says is read, not raised."""
+    """Arguments fit, activations do not: the compiler's message is read, not raised."""
     topology = chips.topology("v5e:2x2")
     model = EncoderDecoderModel(T5Config(256, 128, 2, 64, 256, 1, 1, dtype="bfloat16"))
     evaluation = programs.Answering(

@@ -1,4 +1,4 @@
-"""promot_t5x.planning.programs: nothing is made, and what is compiled is what training and evaluation run."""
+"""promot_t5x.planning.programs: no array is made, and the programs are those of training and evaluation."""
 
 import dataclasses
 import math

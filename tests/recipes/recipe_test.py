@@ -61,8 +61,8 @@ def test_a_run_knows_its_files_prompt_and_start():
 @pytest.mark.parametrize(
     "methods,expected",
     [
-        ((Method("a", ("a.gin",), ("b",)), Method("b", ("b.gin",), ("a",))), "in a circle: (a -> b -> a|b -> a -> b)"),
-        ((Method("a", ("a.gin",), ("a",)),), "in a circle: a -> a"),
+        ((Method("a", ("a.gin",), ("b",)), Method("b", ("b.gin",), ("a",))), "in a cycle: (a -> b -> a|b -> a -> b)"),
+        ((Method("a", ("a.gin",), ("a",)),), "in a cycle: a -> a"),
         ((Method("a", ("a.gin",), ("b",)),), "The method a starts from 'b'; expected a method of the recipe"),
         ((Method("a", ("a.gin",), ("promot",)),), "Recipe.methods has a without promot, which it starts from"),
         ((Method("a", ("a.gin",), ()),), "The method a starts from nothing"),
@@ -91,6 +91,6 @@ def test_a_name_that_could_not_be_a_folder():
         Method("a/b", ())
 
 
-def test_the_rows_of_this_package_can_be_told_apart():
+def test_the_rows_of_this_package_can_be_distinguished():
     for attribute in ("label", "colour", "marker", "description"):
         assert len({getattr(method.row, attribute) for method in METHODS.values()}) == len(METHODS)

@@ -1,4 +1,4 @@
-"""The recipe: what it plans, the dry run that touches nothing, a small recipe from end to end, and going on with it."""
+"""The recipe: what it plans, the dry run that touches nothing, a small recipe from end to end, and running it again."""
 
 import json
 
@@ -91,8 +91,8 @@ def _count(monkeypatch, module, name) -> list:
 
 
 def _recipe(**changes):
-    known = dict(methods=list(METHODS), stage_files={method: () for method in METHODS}, target="t", in_context=())
-    return Recipe(**{**known, "learning_rates": (1e-3, 2e-3), **changes})
+    defaults = dict(methods=list(METHODS), stage_files={method: () for method in METHODS}, target="t", in_context=())
+    return Recipe(**{**defaults, "learning_rates": (1e-3, 2e-3), **changes})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def _recipe(**changes):
         (dict(methods=["promot"]), "Recipe.methods has promot without prompt_tuning"),
         (
             dict(stage_files={"promt": ()}),
-            r"Recipe.stage_files has files for 'promt', which is no method \(did you mean",
+            r"Recipe.stage_files has files for 'promt', which is not a method \(did you mean",
         ),
         (dict(methods=["promot", "promot"]), "Recipe.methods has promot more than once"),
         (dict(headline=("promot",)), "expected the names of three methods"),
@@ -155,12 +155,12 @@ def test_dry_run_of_mt5_xxl_touches_nothing(monkeypatch, tmp_path, capsys):
     assert program.run_main(pipeline.main, argv) == 0
     assert len(jax.live_arrays()) == arrays
     assert list(tmp_path.iterdir()) == []
-    shown = capsys.readouterr().out.replace("\\\n    ", "")
+    stdout = capsys.readouterr().out.replace("\\\n    ", "")
     model, prompt = 12_921_057_280, 100 * 4096
-    sections = shown.split("\n=== ")
+    sections = stdout.split("\n=== ")
     names = [section.splitlines()[0] for section in sections[1:]]
     assert names == ["seed0/pretrained", "seed0/prompt_tuning", "seed0/fine_tuning_lr0.001", "seed0/promot_lr0.001"]
-    totals = [line for line in shown.splitlines() if line.startswith("stage ")]
+    totals = [line for line in stdout.splitlines() if line.startswith("stage ")]
     counts = [tuple(int(word.replace(",", "")) for word in line.split() if word[0].isdigit()) for line in totals]
     assert [line.split(":")[0] for line in totals] == ["stage prompt_tuning", "stage fine_tuning", "stage model_tuning"]
     assert counts == [(prompt, model), (model, 0), (model, prompt)]
@@ -173,14 +173,14 @@ def test_dry_run_of_mt5_xxl_touches_nothing(monkeypatch, tmp_path, capsys):
 
 
 def test_results_keep_their_contract(finished):
-    found = json.loads((finished / "comparison.json").read_text())
-    assert {"methods", "seeds", "versions"} <= set(found)
-    assert found["seeds"] == [0] and {"jax", "python", "promot_t5x"} <= set(found["versions"])
-    assert {method: list(entry["learning_rates"]) for method, entry in found["methods"].items()} == {
+    comparison = json.loads((finished / "comparison.json").read_text())
+    assert {"methods", "seeds", "versions"} <= set(comparison)
+    assert comparison["seeds"] == [0] and {"jax", "python", "promot_t5x"} <= set(comparison["versions"])
+    assert {method: list(entry["learning_rates"]) for method, entry in comparison["methods"].items()} == {
         method: [rate] for method, rate in METHODS.items()
     }
     for method, rate in METHODS.items():
-        entry = found["methods"][method]["learning_rates"][rate]
+        entry = comparison["methods"][method]["learning_rates"][rate]
         assert {"target", "in_context", "in_context_mean", "in_context_mean_with_prompt"} <= set(entry)
         assert 0 <= entry["target"] <= 100
         assert set(entry["in_context"]) == {"toy_wic"}
@@ -209,10 +209,10 @@ def test_runs_moved_what_they_should(tiny, finished):
     assert np.any(runs["random_prompt"][prompt] != runs["promot"][prompt])
     for method in ("fine_tuning", "random_prompt", "promot"):
         assert all(np.any(runs[method][name] != leaf) for name, leaf in base.items())
-    facts = saving.read_metadata(
+    metadata = saving.read_metadata(
         saving.checkpoint_folder(finished / "seed0/prompt_tuning", saving.best_step(finished / "seed0/prompt_tuning"))
     )
-    assert facts["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(base))
+    assert metadata["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(base))
 
 
 def test_a_second_call_does_nothing_again(tiny, finished, monkeypatch):
@@ -232,8 +232,8 @@ def test_lost_scores_are_measured_again_and_no_others(tiny, finished, monkeypatc
     (finished / "seed0" / "promot_lr0.001" / "scores.json").unlink()
     assert _run(tiny, finished) == 0
     assert not trained
-    asked = [(args[2].name, args[1].split, args[3]) for args in evaluated]
-    assert asked == [("toy_enfr", "test", 0), ("toy_wic", "test", None), ("toy_wic", "test", 0)]
+    scored = [(args[2].name, args[1].split, args[3]) for args in evaluated]
+    assert scored == [("toy_enfr", "test", 0), ("toy_wic", "test", None), ("toy_wic", "test", 0)]
     assert not any(rows for *_, rows in answered), "the answers were kept"
     assert json.loads((finished / "comparison.json").read_text()) == before
 
@@ -254,21 +254,21 @@ def test_a_seed_more_keeps_the_runs_before(tiny, finished, monkeypatch):
     assert _run(tiny, finished, methods, "pipeline.Recipe.seeds=(0, 1)") == 0
     assert len(trained) == 1
     assert {file: file.stat().st_mtime_ns for file in (finished / "seed0").rglob("*")} == old
-    found = json.loads((finished / "comparison.json").read_text())
-    entry = found["methods"]["fine_tuning"]["learning_rates"]["0.001"]
-    assert found["seeds"] == [0, 1] and entry["seeds"] == [0, 1] and entry["target_std"] is not None
-    assert found["methods"]["pretrained"]["learning_rates"]["none"]["seeds"] == [0]
+    comparison = json.loads((finished / "comparison.json").read_text())
+    entry = comparison["methods"]["fine_tuning"]["learning_rates"]["0.001"]
+    assert comparison["seeds"] == [0, 1] and entry["seeds"] == [0, 1] and entry["target_std"] is not None
+    assert comparison["methods"]["pretrained"]["learning_rates"]["none"]["seeds"] == [0]
     assert _run(tiny, finished) == 0 and len(trained) == 1, "the first recipe finds its runs again"
 
 
 def test_another_setting_in_the_same_folder_is_refused(tiny, finished, capsys):
     assert _run(tiny, finished, "TRAIN_STEPS=6") == 1
-    shown = capsys.readouterr().err
-    assert "holds a run with other settings: loop.total_steps is 6, was 4; use a new MODEL_DIR" in shown
+    stderr = capsys.readouterr().err
+    assert "holds a run with other settings: loop.total_steps is 6, was 4; use a new MODEL_DIR" in stderr
 
 
 def test_other_settings_of_the_evaluation_are_measured_again(tiny, finished, monkeypatch):
-    """Also settings that only a task knows: the same names may stand for other data."""
+    """Also settings that only a task knows: the same names may mean other data."""
     evaluated = _count(monkeypatch, suite, "score_task")
     methods = "pipeline.Recipe.methods=('pretrained',)"
     assert _run(tiny, finished, methods) == 0 and not evaluated
@@ -301,8 +301,8 @@ def test_a_flag_that_means_nothing_to_any_stage_is_refused(tiny, tmp_path, capsy
 
 def test_a_missing_base_is_one_sentence(tiny, tmp_path, capsys):
     assert _run(tiny, tmp_path / "work", f"DEMO_CHECKPOINT={tmp_path / 'nowhere'}") == 1
-    shown = capsys.readouterr().err
-    assert f"error: There is no checkpoint at {tmp_path / 'nowhere'}" in shown and "Traceback" not in shown
+    stderr = capsys.readouterr().err
+    assert f"error: There is no checkpoint at {tmp_path / 'nowhere'}" in stderr and "Traceback" not in stderr
     assert not (tmp_path / "work" / "comparison.json").exists()
 
 
@@ -333,19 +333,19 @@ def test_a_method_from_outside_the_package_is_one_row_and_one_gin_file(tiny, tmp
     argv = [f"--gin_file={tiny / 'tiny.gin'}", f"--gin_file={tmp_path / 'row.gin'}", f"--gin_search_paths={tmp_path}"]
     argv += [f"--gin.WORK_DIR={tmp_path / 'work'}", f"--gin.DEMO_CHECKPOINT={tiny / 'base'}"]
     assert program.run_main(pipeline.main, [*argv, "--dry_run"]) == 0
-    shown = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     start = f"INITIAL_CHECKPOINT_PATH = '{tmp_path}/work/seed0/fine_tuning_lr0.001'"
-    assert start in shown.split("\n=== seed0/dummy_lr0.001")[1].replace("\\\n    ", "")
+    assert start in stdout.split("\n=== seed0/dummy_lr0.001")[1].replace("\\\n    ", "")
 
-    asked = plan.configured(flags.parse_flags(argv, flags.flag_parser()), tuple(jax.devices()))
-    assert list(asked.stages) == ["fine_tuning"] and asked.stages["fine_tuning"].batch_size == 8
+    planned = plan.configured(flags.parse_flags(argv, flags.flag_parser()), tuple(jax.devices()))
+    assert list(planned.stages) == ["fine_tuning"] and planned.stages["fine_tuning"].batch_size == 8
 
     assert program.run_main(pipeline.main, argv) == 0
     work = tmp_path / "work"
-    found = json.loads((work / "comparison.json").read_text())
-    entry = found["methods"]["dummy"]["learning_rates"]["0.001"]
+    comparison = json.loads((work / "comparison.json").read_text())
+    entry = comparison["methods"]["dummy"]["learning_rates"]["0.001"]
     assert 0 <= entry["target"] <= 100 and entry["in_context_with_prompt"] is None
-    rows = [row for row in found["rows"] if row["run"] == "seed0/dummy_lr0.001"]
+    rows = [row for row in comparison["rows"] if row["run"] == "seed0/dummy_lr0.001"]
     assert [(row["role"], row["prompt"], row["n"]) for row in rows] == [("target", None, 16), ("other", None, 16)]
     first = saving.read_metadata(work / "seed0/dummy_lr0.001/checkpoint_2")["base"]["fingerprint"]
     tuned = json.loads((work / "seed0/fine_tuning_lr0.001/scores.json").read_text())["checkpoints"][0][
@@ -403,7 +403,7 @@ def test_the_same_recipe_from_python(tiny, finished, tmp_path):
 
 
 def test_a_run_starts_from_the_mean_of_two(tiny, tmp_path):
-    """One row of the table names two checkpoints; numpy's mean of them is what the run is trained from."""
+    """One row of the table names two checkpoints; numpy's mean of them is what the run starts from."""
     _write_base(tmp_path / "other", seed=1)
     recipe = Recipe(
         (
@@ -431,9 +431,9 @@ def test_a_run_starts_from_the_mean_of_two(tiny, tmp_path):
 
 
 def test_answers_and_scores_of_every_example_are_kept(finished):
-    found = json.loads((finished / "comparison.json").read_text())
-    assert found["unit"] == "percent" and len(found["rows"]) == 3 * 3 + 2 * 2
-    for row in found["rows"]:
+    comparison = json.loads((finished / "comparison.json").read_text())
+    assert comparison["unit"] == "percent" and len(comparison["rows"]) == 3 * 3 + 2 * 2
+    for row in comparison["rows"]:
         lines = [json.loads(line) for line in (finished / row["answers"]).read_text().splitlines()]
         assert len(lines) == row["n"] == 16
         assert all({"prompt", "prediction", "target", "score", "output"} <= set(line) for line in lines)

@@ -32,8 +32,8 @@ def _two_seeds():
 
 
 def test_summary_means_and_sample_spread():
-    found = comparison.compare(_two_seeds(), {"python": "3"}, {"recipe": "demo"})
-    entry = found["methods"]["promot"]["learning_rates"]["0.0003"]
+    results = comparison.compare(_two_seeds(), {"python": "3"}, {"recipe": "demo"})
+    entry = results["methods"]["promot"]["learning_rates"]["0.0003"]
     assert entry["target"] == pytest.approx(95)
     assert entry["target_std"] == pytest.approx(10 / math.sqrt(2))
     assert entry["in_context"] == pytest.approx({"qa": 70, "wic": 55})
@@ -42,14 +42,14 @@ def test_summary_means_and_sample_spread():
     assert entry["in_context_mean_std"] == pytest.approx(np.std([70, 55], ddof=1))
     assert entry["in_context_with_prompt"] == pytest.approx({"qa": 30, "wic": 5})
     assert entry["in_context_mean_with_prompt"] == pytest.approx(17.5)
-    assert entry["seeds"] == found["seeds"] == [0, 1]
-    assert found["versions"] == {"python": "3"} and found["config"] == {"recipe": "demo"}
-    assert [one["seed"] for one in found["runs"]] == [0, 0, 1] and found["runs"][1]["details"] == {"step": 250}
+    assert entry["seeds"] == results["seeds"] == [0, 1]
+    assert results["versions"] == {"python": "3"} and results["config"] == {"recipe": "demo"}
+    assert [one["seed"] for one in results["runs"]] == [0, 0, 1] and results["runs"][1]["details"] == {"step": 250}
 
 
 def test_what_does_not_apply_is_null():
-    found = comparison.compare([run("pretrained", None, 0, None, {})], {}, {})
-    entry = found["methods"]["pretrained"]["learning_rates"]["none"]
+    results = comparison.compare([run("pretrained", None, 0, None, {})], {}, {})
+    entry = results["methods"]["pretrained"]["learning_rates"]["none"]
     for name in ("target", "target_std", "in_context_mean", "in_context_with_prompt", "in_context_mean_with_prompt"):
         assert entry[name] is None
 
@@ -62,14 +62,14 @@ def test_one_seed_has_no_spread():
 @pytest.mark.parametrize(
     ("runs", "sentence"),
     [
-        ([], "no run was given"),
+        ([], "expected at least one run, got none"),
         ([_score("promot", 100.0, 50.0)] * 2, "promot, learning rate 0.001, seed 0 was given twice"),
         ([run("promot", 1e-3, 0, 197.0, {})], r"target is 197.0, expected a percentage in \[0, 100\]"),
         ([run("promot", 1e-3, 0, 90.0, {"qa": math.nan})], 'in_context "qa" is nan'),
         ([run("promot", -1.0, 0, 90.0, {})], "neither a positive number"),
         (
             [_score("promot", 100.0, 50.0), run("promot", 1e-3, 1, 100.0, {"a": 50.0})],
-            "measured other scores than seed 0",
+            "was not scored on the same tasks as seed 0",
         ),
     ],
 )
@@ -79,10 +79,10 @@ def test_wrong_runs_are_refused(runs, sentence):
 
 
 def test_round_trip_keeps_everything_and_equal_results_give_equal_bytes(tmp_path):
-    found = comparison.compare(_two_seeds(), versions(), {"name": "Größe"})
-    files.write_json(tmp_path / "new" / "a.json", found)
-    files.write_json(tmp_path / "b.json", found)
-    assert comparison.read(tmp_path / "new" / "a.json") == found
+    results = comparison.compare(_two_seeds(), versions(), {"name": "Größe"})
+    files.write_json(tmp_path / "new" / "a.json", results)
+    files.write_json(tmp_path / "b.json", results)
+    assert comparison.read(tmp_path / "new" / "a.json") == results
     assert (tmp_path / "b.json").read_bytes() == (tmp_path / "new" / "a.json").read_bytes()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
 
@@ -96,9 +96,9 @@ def test_a_missing_file_says_so(tmp_path):
     ("text", "sentence"),
     [
         ('{"methods": {', "is not JSON"),
-        ("[]", 'holds a list, but a table "methods" was expected'),
+        ("[]", 'holds a list, expected a table "methods"'),
         ('{"results": {}, "mean": 1}', r"holds the keys \['mean', 'results'\]"),
-        ('{"methods": {}, "versions": {}}', 'a list "seeds" was expected'),
+        ('{"methods": {}, "versions": {}}', 'expected a list "seeds"'),
         ('{"methods": {}, "seeds": [], "versions": {}}', 'has the unit None, expected "percent"'),
         (
             '{"unit": "percent", "methods": {"promot": {}}, "seeds": [], "versions": {}}',
@@ -116,9 +116,9 @@ def test_foreign_files_are_refused_in_one_sentence(tmp_path, text, sentence):
 
 @pytest.mark.parametrize("name", ["target", "in_context", "in_context_mean", "in_context_mean_with_prompt"])
 def test_a_missing_key_is_named(tmp_path, name):
-    found = comparison.compare(_two_seeds(), {}, {})
-    del found["methods"]["promot"]["learning_rates"]["0.0003"][name]
-    files.write_json(tmp_path / "r.json", found)
+    results = comparison.compare(_two_seeds(), {}, {})
+    del results["methods"]["promot"]["learning_rates"]["0.0003"][name]
+    files.write_json(tmp_path / "r.json", results)
     with pytest.raises(ValueError, match=re.escape(f'"{name}"')):
         comparison.read(tmp_path / "r.json")
 

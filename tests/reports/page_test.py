@@ -201,7 +201,7 @@ def test_headline_admits_noise_and_missing_methods():
     runs = [run("fine_tuning", 1e-3, seed, 90.0, {"qa": 50.0 + 20 * seed}) for seed in (0, 1)]
     runs += [run("promot", 1e-3, seed, 90.0, {"qa": 60.0 + 20 * seed}) for seed in (0, 1)]
     assert "a difference within the spread over seeds" in page.headline(compare(runs, {}, {}))
-    assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores of standard fine-tuning."
+    assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores for standard fine-tuning."
 
 
 def test_summary_counts_where_the_claim_holds():
@@ -250,8 +250,8 @@ def test_best_marks_trained_methods_only_and_no_column_of_equals():
 def test_rows_keep_methods_in_order_and_learning_rates_rising():
     rates = (1e-3, 5e-5, 3e-4)
     runs = [run(method, rate, 0, 50.0, {}) for method in ("own", "promot", "fine_tuning") for rate in rates]
-    found = [(row.method, row.rate) for row in tables.rows(compare(runs, {}, {}))]
-    assert found == list(itertools.product(("fine_tuning", "promot", "own"), ("5e-5", "3e-4", "1e-3")))
+    methods_and_rates = [(row.method, row.rate) for row in tables.rows(compare(runs, {}, {}))]
+    assert methods_and_rates == list(itertools.product(("fine_tuning", "promot", "own"), ("5e-5", "3e-4", "1e-3")))
     assert tables.rate(rate_key(None)) == tables.MISSING
 
 

@@ -28,7 +28,7 @@ def test_one_checkpoint_has_no_column_of_steps():
     ]
 
 
-def test_several_checkpoints_are_told_apart():
+def test_several_checkpoints_are_distinguished():
     lines = [line.split() for line in scores.text_table(_results(2, 10)).splitlines()]
     assert lines[0][:3] == ["step", "task", "k"]
     assert [line[0] for line in lines[1:]] == ["2", "2", "10", "10", "2", "10"]
@@ -48,7 +48,7 @@ def test_markdown_aligns_numbers_and_escapes(tmp_path):
     ("text", "sentence"),
     [
         ("[", "is not JSON"),
-        ('{"methods": {}, "seeds": []}', 'a table "results" was expected; give the scores.json that `eval`'),
+        ('{"methods": {}, "seeds": []}', 'expected a table "results"; give the scores.json that `eval`'),
         ('{"results": {}, "mean": {}, "rows": []}', 'has the unit None, expected "percent"'),
     ],
 )

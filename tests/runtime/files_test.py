@@ -53,6 +53,6 @@ def test_versions_are_those_of_the_imported_packages():
     import jax
     import optax
 
-    found = versions()
-    assert found["python"] == sys.version.split()[0]
-    assert (found["jax"], found["flax"], found["optax"]) == (jax.__version__, flax.__version__, optax.__version__)
+    actual = versions()
+    assert actual["python"] == sys.version.split()[0]
+    assert (actual["jax"], actual["flax"], actual["optax"]) == (jax.__version__, flax.__version__, optax.__version__)

@@ -1,4 +1,4 @@
-"""promot_t5x.runtime.processes: the roll call, whoever is missing or knocks beside, and processes that start as one."""
+"""promot_t5x.runtime.processes: the roll call, missing processes, strangers at the port, and a joint start."""
 
 import concurrent.futures
 import contextlib
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _called(port, count, indices, timeout, delays=()):
@@ -43,7 +43,7 @@ def _called(port, count, indices, timeout, delays=()):
 
 
 def _connected(port):
-    """A connection to process 0 by hand, as soon as it listens."""
+    """A plain connection to process 0, as soon as it listens."""
     deadline = time.monotonic() + 10
     while True:
         try:
@@ -57,7 +57,7 @@ def _connected(port):
 
 
 @pytest.mark.parametrize("delays", [(0, 0, 0, 0), (0.6, 0, 0.1, 0.3), (0, 0.5, 0.2, 0)], ids=str)
-def test_all_come(port, delays):
+def test_all_join(port, delays):
     started = time.monotonic()
     assert _called(port, 4, (0, 1, 2, 3), 20, delays) == dict.fromkeys(range(4))
     assert time.monotonic() - started < 5
@@ -70,16 +70,16 @@ def test_a_run_of_one_process_waits_for_nobody(port):
     assert _called(port, 1, (0,), 20) == {0: None}
 
 
-def test_all_that_came_learn_who_is_missing(port):
+def test_all_who_joined_learn_who_is_missing(port):
     sentence = (
         "Only 3 of 5 processes joined within 1.5 s; missing: 1, 3; look at their logs, or raise --multiprocess_timeout."
     )
     assert _called(port, 5, (0, 2, 4), 1.5) == dict.fromkeys((0, 2, 4), sentence)
 
 
-def test_nobody_else_came(port):
-    found = _called(port, 3, (0,), 0.5)
-    assert found[0].startswith("Only 1 of 3 processes joined within 0.5 s; missing: 1, 2;")
+def test_nobody_else_joined(port):
+    messages = _called(port, 3, (0,), 0.5)
+    assert messages[0].startswith("Only 1 of 3 processes joined within 0.5 s; missing: 1, 2;")
 
 
 def test_process_0_is_missing(port):
@@ -97,14 +97,14 @@ def test_a_host_that_does_not_exist():
 
 def test_a_port_that_is_taken(port):
     with socket.create_server(("", port)):
-        found = _called(port, 2, (0,), 5)
-    assert found[0].startswith(f"Process 0 cannot listen on port {port} (Address already in use")
-    assert found[0].endswith("; choose another one.")
+        messages = _called(port, 2, (0,), 5)
+    assert messages[0].startswith(f"Process 0 cannot listen on port {port} (Address already in use")
+    assert messages[0].endswith("; choose another one.")
 
 
-def test_whatever_else_knocks_at_the_port(port):
-    """Scanners and health checks say anything, or nothing and stay: they neither count nor hold anybody up."""
-    said = (
+def test_strangers_at_the_port(port):
+    """Scanners and health checks send anything, or nothing and stay connected: they neither count nor delay anyone."""
+    payloads = (
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"\xff\xfe\n",
         b"0\n",
@@ -118,9 +118,9 @@ def test_whatever_else_knocks_at_the_port(port):
     )
     with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(_called, port, 3, (0,), 60)
-        for number, words in enumerate(said):
+        for number, payload in enumerate(payloads):
             other = stack.enter_context(_connected(port))
-            other.sendall(words)
+            other.sendall(payload)
             if number % 3 == 0:
                 other.close()
         started = time.monotonic()
@@ -140,7 +140,7 @@ def test_a_number_that_comes_in_two_pieces(port):
         assert waiting.result() == dict.fromkeys(range(12))
 
 
-def test_whoever_leaves_before_the_answer_does_not_stop_the_others(port):
+def test_a_process_that_leaves_early_does_not_stop_the_others(port):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(_called, port, 3, (0, 2), 20, (0, 1))
         with _connected(port) as gone:
@@ -148,30 +148,30 @@ def test_whoever_leaves_before_the_answer_does_not_stop_the_others(port):
         assert waiting.result() == {0: None, 2: None}
 
 
-# What is given
+# Arguments
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [("host:1", 2, None), ("host:1", None, 0), (None, 2, 0), ("host:1", None, None), (None, None, 1), (None, 3, None)],
     ids=str,
 )
-def test_all_three_or_none(given):
+def test_all_three_or_none(arguments):
     with pytest.raises(ValueError) as error:
-        Processes(*given)
+        Processes(*arguments)
     assert str(error.value) == (
         "Several processes need all of --coordinator_address, --process_count and --process_index, or --multiprocess "
         "alone where the cluster knows them."
     )
 
 
-@pytest.mark.parametrize("given", [("host", 2, 0), ("host:1", 2, 2), ("host:1", 2, -1), ("host:1", 0, 0)], ids=str)
-def test_impossible_processes(given):
+@pytest.mark.parametrize("arguments", [("host", 2, 0), ("host:1", 2, 2), ("host:1", 2, -1), ("host:1", 0, 0)], ids=str)
+def test_impossible_processes(arguments):
     with pytest.raises(ValueError) as error:
-        Processes(*given)
+        Processes(*arguments)
     assert str(error.value) == (
-        f"--coordinator_address={given[0]} --process_count={given[1]} --process_index={given[2]}: expected HOST:PORT "
-        "and an index from 0 to the count minus one."
+        f"--coordinator_address={arguments[0]} --process_count={arguments[1]} --process_index={arguments[2]}: expected "
+        "HOST:PORT and an index from 0 to the count minus one."
     )
 
 
@@ -182,7 +182,7 @@ def test_timeouts():
         Processes(timeout=0)
 
 
-def test_one_process_speaks_for_itself():
+def test_one_process_prints_and_agrees_with_itself():
     processes.start(None)
     assert not jax.distributed.is_initialized() and processes.speaks()
     processes.barrier("nobody else")
@@ -202,8 +202,8 @@ def test_a_cluster_that_does_not_say_who_takes_part(monkeypatch):
         "--multiprocess: the cluster does not say which processes take part; give --coordinator_address, "
         "--process_count and --process_index"
     )
-    for found, more in ((nobody, "."), (broken, " (RuntimeError: no answer).")):
-        monkeypatch.setattr(cluster.ClusterEnv, "auto_detect_unset_distributed_params", found)
+    for detect, more in ((nobody, "."), (broken, " (RuntimeError: no answer).")):
+        monkeypatch.setattr(cluster.ClusterEnv, "auto_detect_unset_distributed_params", detect)
         with pytest.raises(ValueError) as error:
             processes.start(Processes(timeout=1))
         assert str(error.value) == sentence + more
@@ -254,7 +254,7 @@ sys.exit(program.run_main(main))
 """
 
 
-def test_two_processes_of_which_one_speaks(port, tmp_path):
+def test_of_two_processes_one_prints(port, tmp_path):
     commands = [[sys.executable, "-c", _PROGRAM, f"127.0.0.1:{port}", str(i), str(tmp_path)] for i in range(2)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     running = [subprocess.Popen(command, env=_ENVIRONMENT, text=True, **pipes) for command in commands]
@@ -265,7 +265,7 @@ def test_two_processes_of_which_one_speaks(port, tmp_path):
     assert printed == [["printed by 0"], []]
     assert "process 0 of 2, 1 of 2 devices" in outputs[0][1] and "of 2 devices" not in outputs[1][1]
     assert "error: a mistake of process 1" in outputs[1][1]
-    found = [(tmp_path / f"{i}.txt").read_text() for i in range(2)]
+    notes = [(tmp_path / f"{i}.txt").read_text() for i in range(2)]
     record = (tmp_path / "record.json").read_text()
     assert json.loads(record) == {"by": "0"}
-    assert found == [f"True 10 {record.split()}", f"False 10 {record.split()}"]
+    assert notes == [f"True 10 {record.split()}", f"False 10 {record.split()}"]

@@ -81,7 +81,7 @@ def test_functions_are_their_names_and_values():
 
 
 @pytest.mark.parametrize("make", [optax.sgd, optax.adam, optax.adafactor, optax.linear_schedule])
-def test_optax_is_told_apart_by_its_numbers(make):
+def test_optax_is_distinguished_by_its_numbers(make):
     arguments = (0.5, 3) if make is optax.linear_schedule else ()
     records = [settings.describe(make(rate, *arguments)) for rate in (0.1, 0.1, 0.2)]
     assert records[0] == records[1] != records[2]

@@ -27,19 +27,19 @@ OUTPUTS = st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=12).ma
 @example("(True.) <extra_id_1>")
 def test_an_answer_is_its_own_answer(output):
     for way in WAYS:
-        found = answers.answer(output, **way)
-        assert answers.answer(found, **way) == found, way
+        answer = answers.answer(output, **way)
+        assert answers.answer(answer, **way) == answer, way
 
 
 @SETTINGS
 @given(OUTPUTS)
 def test_an_answer_is_a_part_of_the_output_without_what_ends_it(output):
     for way in WAYS:
-        found = answers.answer(output, **way)
-        assert found in output and found == found.strip()
-        assert not (way["sentinels"] and re.search(r"<extra_id_\d+>", found))
-        assert not (way["prefix"] and re.search(rf"\b{way['prefix']}(?!\w)", found))
-        assert not way["one_word"] or len(found.split()) <= 1
+        answer = answers.answer(output, **way)
+        assert answer in output and answer == answer.strip()
+        assert not (way["sentinels"] and re.search(r"<extra_id_\d+>", answer))
+        assert not (way["prefix"] and re.search(rf"\b{way['prefix']}(?!\w)", answer))
+        assert not way["one_word"] or len(answer.split()) <= 1
 
 
 @pytest.mark.parametrize(

@@ -38,18 +38,18 @@ def test_suites_are_those_of_the_paper_and_of_the_toy_world():
 
 
 def test_a_suite_is_its_tasks_with_every_number_of_exemplars_and_seed():
-    found = catalog.entries(("in_context",), shots=(0, 1, 4), seeds=(0, 7), vocabulary=BYTES, data_dir="nowhere")
+    entries = catalog.entries(("in_context",), shots=(0, 1, 4), seeds=(0, 7), vocabulary=BYTES, data_dir="nowhere")
     expected = []
     for task in paper.IN_CONTEXT_TASKS:
         expected.append(Entry(task, 0, None, task))
         expected += [Entry(task, k, seed, f"{task}_{k}shot_seed{seed}") for k in (1, 4) for seed in (0, 7)]
-    assert found == tuple(expected)  # and nothing was read: there is no such folder
-    assert {entry.name for entry in found} <= set(seqio.TaskRegistry.names())
+    assert entries == tuple(expected)  # and nothing was read: there is no such folder
+    assert {entry.name for entry in entries} <= set(seqio.TaskRegistry.names())
 
 
 def test_tasks_with_prompts_of_their_own_get_no_exemplars():
-    found = catalog.entries(ALONE, shots=(0, 4), seeds=(0, 1))
-    assert found == tuple(Entry(name, None, None, name) for name in ALONE)
+    entries = catalog.entries(ALONE, shots=(0, 4), seeds=(0, 1))
+    assert entries == tuple(Entry(name, None, None, name) for name in ALONE)
 
 
 def test_toy_suite_and_mixtures_are_their_tasks():
@@ -58,17 +58,17 @@ def test_toy_suite_and_mixtures_are_their_tasks():
 
 
 def test_tasks_of_jsonl_files_get_exemplars(own):
-    found = catalog.entries((own,), shots=(2, 0), seeds=(5, 6))
-    assert found == (
+    entries = catalog.entries((own,), shots=(2, 0), seeds=(5, 6))
+    assert entries == (
         Entry(own, 2, 5, "catalog_own_2shot_seed5"),
         Entry(own, 2, 6, "catalog_own_2shot_seed6"),
         Entry(own, 0, None, own),
     )
-    for entry in found:
+    for entry in entries:
         dataset = seqio.TaskRegistry.get(entry.name).get_dataset(None, split="test", shuffle=False).as_numpy_iterator()
         texts = [example["inputs_pretokenized"].decode() for example in dataset]
         assert len(texts) == 6 and all(text.count("train") == entry.k for text in texts)
-    assert catalog.entries((own,), shots=(2, 0), seeds=(5, 6)) == found
+    assert catalog.entries((own,), shots=(2, 0), seeds=(5, 6)) == entries
 
 
 def test_a_jsonl_task_with_exemplars_is_one_thing_under_its_own_name(tmp_path):
@@ -76,8 +76,8 @@ def test_a_jsonl_task_with_exemplars_is_one_thing_under_its_own_name(tmp_path):
     assert catalog.entries((name,), shots=(0, 4)) == (Entry("catalog_shots", 2, 1, name),)
 
 
-def test_a_jsonl_task_may_be_asked_with_fixed_exemplars(own):
-    """Without exemplars there is nothing to be fixed, and the task is the registered one."""
+def test_a_jsonl_task_with_fixed_exemplars(own):
+    """Without exemplars there is nothing to fix, and the task is the registered one."""
     assert _names((own,), shots=(0, 1), exemplars="fixed") == [own, f"{own}_1shot_seed0_fixed"]
 
 
@@ -159,9 +159,12 @@ def test_the_listing_names_every_task_and_suite():
     assert not any(line != line.rstrip() for line in text.splitlines())
 
 
-def test_a_task_of_the_paper_that_gin_has_registered_is_taken_as_it_is():
+def test_a_task_of_the_paper_that_gin_has_registered_is_reused():
     """The target task of a run, named by the function that trained on it."""
     name = paper.task("rte", BYTES, data_dir="nowhere", splits={"train": "a.jsonl", "test": "b.jsonl"})
-    found = catalog.entries((name,), shots=(0, 1))
-    assert [(entry.task, entry.k, entry.name) for entry in found] == [("rte", 0, "rte"), ("rte", 1, "rte_1shot_seed0")]
+    entries = catalog.entries((name,), shots=(0, 1))
+    assert [(entry.task, entry.k, entry.name) for entry in entries] == [
+        ("rte", 0, "rte"),
+        ("rte", 1, "rte_1shot_seed0"),
+    ]
     assert seqio.TaskRegistry.get("rte_1shot_seed0").splits == ("train", "test")

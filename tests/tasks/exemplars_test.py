@@ -68,20 +68,21 @@ def test_exemplars_are_distinct_and_never_the_question(sizes, free, seed, mode, 
 
 @SETTINGS
 @given(SIZES, SEED, MODE, st.randoms(use_true_random=False), st.data())
-def test_the_order_of_questions_and_what_else_is_drawn_play_no_part(sizes, seed, mode, rng, data):
+def test_the_order_of_questions_and_other_draws_do_not_matter(sizes, seed, mode, rng, data):
     pool = _pool(sizes)
     shots = data.draw(st.integers(0, len(pool) - 1))
-    asked = [*_texts(pool), *(f"Q: new {i} A:" for i in range(5))]
-    drawn = {q: exemplars.Sampler("task", pool, shots, seed, mode).draw(q) for q in asked}  # a new sampler each time
+    questions = [*_texts(pool), *(f"Q: new {i} A:" for i in range(5))]
+    # A new sampler each time.
+    drawn = {q: exemplars.Sampler("task", pool, shots, seed, mode).draw(q) for q in questions}
     sampler = exemplars.Sampler("task", pool, shots, seed, mode)
-    for question in rng.sample(asked, len(asked)):
+    for question in rng.sample(questions, len(questions)):
         random.random()
         assert sampler.draw(question) == drawn[question] == sampler.draw(question)
 
 
 @pytest.mark.parametrize("mode,drawn", [("per_example", ["0.5", "0.3", "0.2"]), ("fixed", ["0.5", "0.7", "0.8"])])
 def test_a_draw_stays_what_it_was(mode, drawn):
-    """Numbers that were reported hang on it, and every host must draw the same."""
+    """Reported numbers depend on it, and every host must draw the same."""
     sampler = exemplars.Sampler("task", _pool([9], free=True), 3, 0, mode)
     assert [example.body for example in sampler.draw("Q: x A:")] == drawn
 
@@ -113,7 +114,7 @@ def test_classes_are_balanced_over_the_rows_that_are_not_the_question(sizes, see
 
 
 @pytest.mark.parametrize("mode", exemplars.MODES)
-def test_two_exemplars_of_two_classes_are_one_of_each_whatever_is_asked(mode):
+def test_two_exemplars_of_two_classes_are_one_of_each(mode):
     pool = _pool([5, 5])
     for seed in range(20):
         sampler = exemplars.Sampler("task", pool, 2, seed, mode)
@@ -139,11 +140,11 @@ def test_fixed_is_one_set_and_a_question_inside_it_keeps_the_others(sizes, seed,
         assert question in fixed or drawn == fixed
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"name": "other"}, {"asked": "Q: other {} A:"}, {"seed": -1}])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"name": "other"}, {"template": "Q: other {} A:"}, {"seed": -1}])
 def test_other_seeds_tasks_and_questions_get_others(other):
-    def draw(name="task", seed=0, asked="Q: new {} A:"):
+    def draw(name="task", seed=0, template="Q: new {} A:"):
         sampler = exemplars.Sampler(name, _pool([20], free=True), 2, seed)
-        return [_texts(sampler.draw(asked.format(i))) for i in range(300)]
+        return [_texts(sampler.draw(template.format(i))) for i in range(300)]
 
     same = sum(a == b for a, b in zip(draw(), draw(**other), strict=True))
     assert same < 10  # expected: 300 / (20 * 19) = 0.8
@@ -194,7 +195,7 @@ def test_of_many_rows_those_with_the_smallest_hashes_are_taken(tmp_path, cache, 
     assert len(made) == min(size, 100)
 
 
-def test_the_order_of_rows_plays_no_part_in_the_pool(tmp_path, cache):
+def test_the_order_of_rows_does_not_matter_to_the_pool(tmp_path, cache):
     rows = [*_rows(60), *({"question": f"question {i}", "target": "other"} for i in range(30))]
     made = []
     for i in range(4):

@@ -38,7 +38,7 @@ def _rows(count, rng=None):
 
 
 def _text_task(folder, name, rows, *, wording=QA, splits=None, columns=("question", "target")):
-    """A task whose rows are drawn from train.jsonl and asked from test.jsonl."""
+    """A task with exemplars from train.jsonl and questions from test.jsonl."""
     folder.mkdir(exist_ok=True)
     for split, part in rows.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -68,7 +68,7 @@ def _read(name, inputs=None, split="test", **kwargs):
         (4, True, "Q: one? A: 1 Q: two? A: 2 Q: three? A: 3 Q: four? A: 4 Q: five? A: <extra_id_0>"),
     ],
 )
-def test_exemplars_stand_before_the_question(shots, sentinels, text):
+def test_exemplars_precede_the_question(shots, sentinels, text):
     assert few_shot.prompt(ASKED, SHOTS[:shots], lambda text: True, sentinels) == (text, NOTHING_CUT)
 
 
@@ -84,13 +84,13 @@ def test_exemplars_stand_before_the_question(shots, sentinels, text):
     ],
 )
 def test_exemplars_are_dropped_from_the_left(most, text, dropped, cut):
-    found, counts = few_shot.prompt(ASKED, SHOTS, lambda text: len(text.split()) <= most, False)
-    assert (found.split(), counts) == (text, {"exemplars_dropped": dropped, "input_cut": cut})
+    prompt, counts = few_shot.prompt(ASKED, SHOTS, lambda text: len(text.split()) <= most, False)
+    assert (prompt.split(), counts) == (text, {"exemplars_dropped": dropped, "input_cut": cut})
 
 
 @SETTINGS
 @given(EXAMPLES, st.lists(EXAMPLES, max_size=4), st.booleans(), st.integers(0, 120))
-def test_the_question_is_whole_as_long_as_it_fits_and_no_exemplar_goes_without_need(question, drawn, sentinels, limit):
+def test_the_question_is_whole_if_it_fits_and_no_exemplar_is_dropped_needlessly(question, drawn, sentinels, limit):
     end = " <extra_id_0>" if sentinels else ""
     wholes = [" ".join(f"{x.inputs} {x.target}" for x in drawn[n:]) for n in range(len(drawn) + 1)]
     wholes = [(whole + " " + question.inputs).strip() + end for whole in wholes]
@@ -116,8 +116,8 @@ def test_a_dataset_holds_the_sampler_s_exemplars(tmp_path, mode, sentinels):
     mark = "<extra_id_0> " if sentinels else ""
     for shots in (0, 1, 4):
         sampler = exemplars.Sampler("layout", pool, shots, 3, mode)
-        found = _read(few_shot.register(task, prompting, shots, 3))
-        for row, example in zip(rows["test"], found, strict=True):
+        examples = _read(few_shot.register(task, prompting, shots, 3))
+        for row, example in zip(rows["test"], examples, strict=True):
             question = f"Q: {row['question']} A:"
             parts = [f"{shot.inputs} {shot.target}" for shot in sampler.draw(question)]
             text = " ".join([*parts, question, mark]).strip()
@@ -131,17 +131,17 @@ def test_a_dataset_holds_the_sampler_s_exemplars(tmp_path, mode, sentinels):
 @pytest.mark.parametrize("limit", [30, 60, 100, 200, 400])
 def test_tokens_fit_and_are_those_of_the_text(tmp_path, limit):
     task = _text_task(tmp_path, f"fits_{limit}", {"train": _rows(30), "test": _rows(40, random.Random(1))})
-    found = _read(few_shot.register(task, BYTES, shots=4), inputs=limit)
-    for example in found:
+    examples = _read(few_shot.register(task, BYTES, shots=4), inputs=limit)
+    for example in examples:
         text = example["inputs_pretokenized"].decode()
         assert example["inputs"].tolist() == [*BYTES.vocabulary.encode(text), 1]
         assert len(example["inputs"]) <= limit
         assert text.count("Q: ") == 5 - example["exemplars_dropped"]
         assert not example["input_cut"] or example["exemplars_dropped"] == 4
         assert example["input_cut"] or text.endswith(" end? A:")
-    dropped = {int(example["exemplars_dropped"]) for example in found}
+    dropped = {int(example["exemplars_dropped"]) for example in examples}
     assert dropped == {30: {4}, 400: {0}}.get(limit, dropped) and (len(dropped) > 1 or limit in (30, 400))
-    assert any(example["input_cut"] for example in found) == (limit < 100)
+    assert any(example["input_cut"] for example in examples) == (limit < 100)
 
 
 def test_tokens_fit_with_a_sentencepiece_vocabulary(tmp_path, shared_dir):
@@ -173,9 +173,9 @@ def test_what_cannot_be_shortened_any_more_is_trimmed(tmp_path):
 def test_articles_are_cut_before_anything_else(tmp_path):
     wording = Wording("Article: {question} Summary:", prefix="Article:", max_input_tokens=40)
     task = _text_task(tmp_path, "articles", {"train": _rows(20), "test": _rows(30)}, wording=wording)
-    found = _read(few_shot.register(task, BYTES, shots=2))
+    examples = _read(few_shot.register(task, BYTES, shots=2))
     cuts = 0
-    for row, example in zip(_rows(30), found, strict=True):
+    for row, example in zip(_rows(30), examples, strict=True):
         *drawn, question = example["inputs_pretokenized"].decode().split("Article:")[1:]
         assert all(len(f"Article:{shot.rsplit(' answer')[0]}") <= 40 for shot in drawn) and len(drawn) == 2
         assert row["question"].split()[0] not in [shot.split()[0] for shot in drawn]  # known before it is cut
@@ -210,15 +210,15 @@ def test_choices_are_a_feature(tmp_path, sentinels):
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_one_file_may_be_asked_and_give_the_exemplars(tmp_path, epochs):
+def test_one_file_may_give_questions_and_exemplars(tmp_path, epochs):
     """A question that was an exemplar of another is the same row, and nothing of it is cut."""
     splits = {"train": "all.jsonl", "test": "all.jsonl"}
     name = few_shot.register(_text_task(tmp_path, "one_file", {"all": _rows(12)}, splits=splits), BYTES, shots=3)
-    found = _read(name, num_epochs=epochs)
-    for row, example in zip(_rows(12) * epochs, found, strict=True):
+    examples = _read(name, num_epochs=epochs)
+    for row, example in zip(_rows(12) * epochs, examples, strict=True):
         text = example["inputs_pretokenized"].decode()
         assert text.endswith(f"Q: {row['question']} A:") and text.count(f"Q: {row['question']} A:") == 1
-    assert [int(example["article_cut"]) for example in found] == [0] * len(found)
+    assert [int(example["article_cut"]) for example in examples] == [0] * len(examples)
 
 
 def test_a_task_is_registered_once(tmp_path):
@@ -233,8 +233,8 @@ def test_a_task_is_registered_once(tmp_path):
             register(**other)
     others = [register(shots=0), register(shots=3), register(seed=1), register(mode="fixed")]
     assert others == ["once", "once_3shot_seed0", "once_2shot_seed1", "once_2shot_seed0_fixed"]
-    known = few_shot.registered("once_3shot_seed0")
-    assert (known.task.name, known.shots, known.seed, known.task.made_from) == ("once", 3, 0, "a")
+    registered = few_shot.registered("once_3shot_seed0")
+    assert (registered.task.name, registered.shots, registered.seed, registered.task.made_from) == ("once", 3, 0, "a")
     assert few_shot.registered("once").shots == 0
     seqio.TaskRegistry.remove("once")
     assert few_shot.registered("once") is None

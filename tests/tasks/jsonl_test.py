@@ -1,4 +1,4 @@
-"""promot_t5x.tasks.jsonl: a task of one's own in three lines, and how its arguments are refused."""
+"""promot_t5x.tasks.jsonl: a custom task in three lines, and which arguments are refused."""
 
 import doctest
 import json
@@ -94,7 +94,7 @@ def test_sentinels_and_prefix(folder):
     assert task.postprocess_fn(output, example=example, is_target=False) == "a0"
 
 
-def test_metrics_by_name_and_of_one_s_own(folder):
+def test_metrics_by_name_and_custom_metrics(folder):
     def share_of_a(targets, predictions):
         return {"share": 100 * sum("a" in text for text in predictions) / len(targets)}
 
@@ -151,11 +151,11 @@ def test_equal_vocabularies_are_the_same_argument():
 
 def test_the_zero_shot_task_is_known_to_the_catalogue_s_registry():
     jsonl.jsonl_task("jsonl_known", "folder", vocabulary=VOCABULARY)
-    known = few_shot.registered("jsonl_known")
-    assert (known.task.name, known.prompting.sentinels, known.shots) == ("jsonl_known", False, 0)
+    registered = few_shot.registered("jsonl_known")
+    assert (registered.task.name, registered.prompting.sentinels, registered.shots) == ("jsonl_known", False, 0)
 
 
-def test_docstring_examples_hold_and_leave_nothing_behind():
+def test_docstring_examples_hold_and_leave_no_state():
     before = set(seqio.TaskRegistry.names())
     for _ in range(2):
         result = doctest.testmod(jsonl)

@@ -76,13 +76,13 @@ def test_exact_match_accepts_any_alias(targets, predictions, percent):
 
 def test_bleu_is_sacrebleu_s_with_the_tokenizer_intl():
     expected = sacrebleu.corpus_bleu(PREDICTIONS, [TARGETS], tokenize="intl")
-    found = metrics.bleu(TARGETS, PREDICTIONS)
-    assert found["bleu"] == pytest.approx(expected.score, abs=1e-9) and 0 < found["bleu"] < 100
-    assert isinstance(found["bleu_signature"], seqio.metrics.Text)
+    scores = metrics.bleu(TARGETS, PREDICTIONS)
+    assert scores["bleu"] == pytest.approx(expected.score, abs=1e-9) and 0 < scores["bleu"] < 100
+    assert isinstance(scores["bleu_signature"], seqio.metrics.Text)
     assert {"tok:intl", "nrefs:1", f"version:{sacrebleu.__version__}"} <= set(
-        found["bleu_signature"].textdata.split("|")
+        scores["bleu_signature"].textdata.split("|")
     )
-    assert list(found)[0] == "bleu"
+    assert list(scores)[0] == "bleu"
 
 
 def test_the_tokenizer_of_bleu_matters_for_the_texts_above():
@@ -101,9 +101,9 @@ def test_the_standard_error_of_bleu_is_that_of_resampled_corpora():
         drawn = rng.integers(0, 40, 40)
         resampled = [predictions[i] for i in drawn], [[targets[i] for i in drawn]]
         scores.append(sacrebleu.corpus_bleu(*resampled, tokenize="intl").score)
-    found = metrics.bleu(targets, predictions)
-    assert found["bleu_stderr"] == pytest.approx(np.std(scores), rel=0.3)  # 150 samples know theirs to 6 %
-    assert metrics.bleu(targets, predictions) == found
+    whole = metrics.bleu(targets, predictions)
+    assert whole["bleu_stderr"] == pytest.approx(np.std(scores), rel=0.3)  # 150 samples know theirs to 6 %
+    assert metrics.bleu(targets, predictions) == whole
 
 
 def test_equal_texts_have_no_standard_error():
@@ -114,18 +114,18 @@ def test_equal_texts_have_no_standard_error():
 def test_rouge_is_rouge_score_s_without_stemming():
     scorer = rouge_scorer.RougeScorer(["rouge2", "rougeL"], use_stemmer=False)
     scores = [scorer.score(target, prediction) for target, prediction in zip(TARGETS, PREDICTIONS, strict=True)]
-    found = metrics.rouge(TARGETS, PREDICTIONS)
-    assert list(found) == ["rouge2", "rougeL"]
-    for name, value in found.items():
+    ours = metrics.rouge(TARGETS, PREDICTIONS)
+    assert list(ours) == ["rouge2", "rougeL"]
+    for name, value in ours.items():
         assert value == pytest.approx(100 * sum(score[name].fmeasure for score in scores) / 4) and 0 < value < 100
     assert metrics.rouge(["cats run"], ["cat run"])["rougeL"] == 50.0
 
 
 def test_rouge_by_hand():
     # Bigrams of 3 and 4, of which 2 are common; the longest common subsequence is of 3 words out of 4 and 5.
-    found = metrics.rouge(["the cat sat down"], ["so the cat sat up"])
-    assert found["rouge2"] == pytest.approx(100 * 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3))
-    assert found["rougeL"] == pytest.approx(100 * 2 * (3 / 5) * (3 / 4) / (3 / 5 + 3 / 4))
+    scores = metrics.rouge(["the cat sat down"], ["so the cat sat up"])
+    assert scores["rouge2"] == pytest.approx(100 * 2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3))
+    assert scores["rougeL"] == pytest.approx(100 * 2 * (3 / 5) * (3 / 4) / (3 / 5 + 3 / 4))
 
 
 def test_a_reference_of_one_word_has_no_bigram():
@@ -154,8 +154,8 @@ def test_macro_f1_by_hand():
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from([*LABELS, "", "maybe"])), min_size=1))
 def test_macro_f1_is_the_mean_of_harmonic_means(pairs):
     targets, predictions = [t for t, _ in pairs], [p for _, p in pairs]
-    found = metrics.macro_f1(targets, predictions, labels=LABELS)["macro_f1"]
-    assert found == pytest.approx(_plain_macro_f1(targets, predictions, LABELS)) and 0 <= found <= 100
+    score = metrics.macro_f1(targets, predictions, labels=LABELS)["macro_f1"]
+    assert score == pytest.approx(_plain_macro_f1(targets, predictions, LABELS)) and 0 <= score <= 100
 
 
 @SETTINGS
@@ -170,10 +170,10 @@ def test_all_metrics_take_any_text_and_stay_between_0_and_100(pairs):
 @pytest.mark.parametrize("name", metrics.BY_NAME)
 def test_empty_predictions_score_nothing(name):
     for targets in (TARGETS, TARGETS[:1], ["", "x"]):
-        found = metrics.BY_NAME[name](targets, [""] * len(targets))
+        scores = metrics.BY_NAME[name](targets, [""] * len(targets))
         most = 50.0 if "" in targets else 0.0
-        assert all(value <= most for key, value in found.items() if not re.search("signature|stderr", key))
-        assert next(iter(found)) in (name, "rouge2")
+        assert all(value <= most for key, value in scores.items() if not re.search("signature|stderr", key))
+        assert next(iter(scores)) in (name, "rouge2")
 
 
 @pytest.mark.parametrize("name", metrics.BY_NAME)

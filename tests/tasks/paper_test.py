@@ -1,4 +1,4 @@
-"""The prompts of the paper's tasks as golden_prompts.md has them, to be read, and how a task is refused.
+"""The prompts of the paper's tasks are those of golden_prompts.md, and bad tasks are refused.
 
 The rows are invented.
 """
@@ -220,7 +220,7 @@ def test_unknown_tasks_are_named_with_the_known_ones():
         paper.task("rtee", BYTES)
 
 
-def test_missing_files_are_named_with_those_that_are_there(tmp_path):
+def test_missing_files_are_named_with_those_that_exist(tmp_path):
     read = _failing(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"Folder {tmp_path}/RTE of the task's JSONL files is not found"):
         read()
@@ -298,7 +298,7 @@ def test_sentinels_need_extra_ids_where_the_file_has_none(tmp_path, shared_dir):
 
 
 @pytest.mark.parametrize("name", ("rte", "wmt16_enro", "xsum", "trivia_qa"))
-def test_sentinels_stand_before_the_answer(shared_dir, name):
+def test_sentinels_precede_the_answer(shared_dir, name):
     vocabulary = _t5(shared_dir, extra_ids=100)
     (sentinel,) = vocabulary.encode("<extra_id_0>")
     task = dataclasses.replace(paper.text_task(name), source=Invented(name))

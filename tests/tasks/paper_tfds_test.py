@@ -1,6 +1,6 @@
 """The paper's tasks from data on disk to scores: TFDS data sets written by TFDS's own builders, and JSONL files.
 
-Every text of a row names its task, its table of rows and its number, so that a mistaken column or split is seen.
+Every text of a row names its task, its table of rows and its number, so that a wrong column or split shows.
 """
 
 import collections
@@ -69,7 +69,7 @@ METRICS |= dict.fromkeys(("xsum", "wiki_lingua_en"), ["rouge2", "rougeL"])
 
 
 def _numbers(name, table):
-    """Of the rows in a table; the last two of SNLI have no gold label."""
+    """The numbers of the rows in a table; the last two of SNLI have no gold label."""
     return range(ROWS[table] + (2 if name == "snli" else 0))
 
 
@@ -83,7 +83,7 @@ def _row(name, table, i):
     return *columns, f"Voilà the answer {i} of {table}."
 
 
-def _asked(name, table):
+def _questions(name, table):
     """The questions of a table with their targets, in order."""
     for i in range(ROWS[table]):
         *columns, answer = _row(name, table, i)
@@ -164,7 +164,7 @@ def tfds_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def reading(tfds_folder, monkeypatch):
-    """seqio reads from the folder, and whoever tries the network is found; seqio's globals are put back."""
+    """seqio reads from the folder, and any use of the network is an error; seqio's globals are put back."""
     monkeypatch.setattr(seqio.utils.LazyTfdsLoader, "_MEMOIZED_BUILDERS", {})
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tfds_folder))  # what --tfds_data_dir sets
     attempts = []
@@ -198,18 +198,18 @@ def _scores(task, examples, outputs):
     targets = [task.postprocess_fn("", example=row, is_target=True) for row in examples]
     pairs = zip(outputs, examples, strict=True)
     predictions = [task.postprocess_fn(output, example=row, is_target=False) for output, row in pairs]
-    found = {key: value for metric in task.metric_fns for key, value in metric(targets, predictions).items()}
-    return {key: value for key, value in found.items() if key.split("_")[-1] not in ("stderr", "signature")}
+    scores = {key: value for metric in task.metric_fns for key, value in metric(targets, predictions).items()}
+    return {key: value for key, value in scores.items() if key.split("_")[-1] not in ("stderr", "signature")}
 
 
 def _bleu_of_one(hit, texts):
     """Corpus BLEU where one text is right and the others are one wrong word each."""
     right, *lengths = (len(re.findall(r"\w+|[^\w\s]", text)) for text in (hit, *texts))
-    said = right + len(texts) - 1
-    return 100 * math.exp(1 - sum(lengths) / said) * (right / said) ** 0.25  # n-grams beyond words are all right
+    words = right + len(texts) - 1
+    return 100 * math.exp(1 - sum(lengths) / words) * (right / words) ** 0.25  # n-grams beyond words are all right
 
 
-def test_every_task_of_the_table_is_here():
+def test_every_task_of_the_table_is_tested():
     assert [*STORED] == [name for name in paper.TASKS if not name.startswith("xnli")] + [*XNLI]
     assert [*QUESTIONS] == [*paper.TASKS]
 
@@ -225,7 +225,7 @@ def test_tfds_finds_the_data_set_where_its_builder_stored_it(tfds_folder, name):
 def test_from_tfds_to_the_score(name):
     task, examples = _read(paper.task(name, BYTES), inputs=512, targets=128)
     texts = [tuple(BYTES.decode(example[key].tolist()) for key in ("inputs", "targets")) for example in examples]
-    assert sorted(texts) == sorted(_asked(name, "test"))
+    assert sorted(texts) == sorted(_questions(name, "test"))
     assert all(example[key][-1] == BYTES.eos_id for example in examples for key in ("inputs", "targets"))
     targets = [target for _, target in texts]
     metrics = METRICS.get(name, ["accuracy"])
@@ -249,7 +249,9 @@ def test_labels_by_their_official_names(tfds_folder, name):
     features = tfds.builder(STORED[name][0], data_dir=tfds_folder).info.features
     assert features["answerKey" if name == "openbookqa" else "label"].names == [*LABELS[name]]
     splits = {"test": "+".join(split for split, table in STORED[name][1].items() if table != "other")}
-    assert sorted(_worded(name, "test", splits=splits)) == sorted([*_asked(name, "train"), *_asked(name, "test")])
+    assert sorted(_worded(name, "test", splits=splits)) == sorted(
+        [*_questions(name, "train"), *_questions(name, "test")]
+    )
 
 
 @pytest.mark.parametrize("name", sorted(STORED.keys() - {"rte"}))
@@ -257,16 +259,16 @@ def test_splits_of_tfds(name):
     ours = {"train": "train"} | ({"validation": "other"} if STORED[name][1] is AS_NAMED else {})
     assert {*paper.text_task(name).source.splits} == {*ours, "test"}
     for split, table in ours.items():
-        assert sorted(_worded(name, split)) == sorted(_asked(name, table)), split
+        assert sorted(_worded(name, split)) == sorted(_questions(name, table)), split
 
 
 def test_rte_trains_on_nine_tenths_of_the_training_split_and_chooses_on_the_rest(tfds_folder):
-    found = {split: _worded("rte", split) for split in paper.text_task("rte").source.splits}
-    assert {split: len(rows) for split, rows in found.items()} == {"train": 9, "validation": 1, "test": 4}
+    by_split = {split: _worded("rte", split) for split in paper.text_task("rte").source.splits}
+    assert {split: len(rows) for split, rows in by_split.items()} == {"train": 9, "validation": 1, "test": 4}
     stored = tfds.load("super_glue/rte:1.0.2", split="train", data_dir=tfds_folder, download=False)
-    asked = list(_asked("rte", "train"))
-    assert found["train"] + found["validation"] == [asked[row["idx"]] for row in stored.as_numpy_iterator()]
-    assert sorted(found["test"]) == sorted(_asked("rte", "test"))
+    questions = list(_questions("rte", "train"))
+    assert by_split["train"] + by_split["validation"] == [questions[row["idx"]] for row in stored.as_numpy_iterator()]
+    assert sorted(by_split["test"]) == sorted(_questions("rte", "test"))
 
 
 def test_splits_may_be_slices():
@@ -288,27 +290,27 @@ def test_jsonl_files_give_the_prompts_that_tfds_gives(tmp_path, name):
     for table in ("train", "test"):
         lines = [json.dumps(_jsonl_row(name, table, i)) + "\n" for i in _numbers(name, table)]
         (tmp_path / folder / f"{table}.jsonl").write_text("".join(lines))
-    assert _worded(name, "test", data_dir=tmp_path) == list(_asked(name, "test"))
+    assert _worded(name, "test", data_dir=tmp_path) == list(_questions(name, "test"))
 
     def prompts(**kwargs):
         task = paper.text_task(name, **kwargs)
         rows = task.source.get_dataset("test", shuffle=False)
-        asked = few_shot.prompts(rows, task=task, prompting=few_shot.Prompting(BYTES), shots=4, seed=0)
-        return sorted(tuple(row[key].decode() for key in few_shot.TEXT_FEATURES) for row in asked.as_numpy_iterator())
+        dataset = few_shot.prompts(rows, task=task, prompting=few_shot.Prompting(BYTES), shots=4, seed=0)
+        return sorted(tuple(row[key].decode() for key in few_shot.TEXT_FEATURES) for row in dataset.as_numpy_iterator())
 
     whole = {table: split for split, table in tables.items() if table != "other"}  # RTE's own leave a tenth out
-    found = prompts(splits=whole)
-    assert found == prompts(data_dir=str(tmp_path))
-    asked, exemplars = sorted(_asked(name, "test")), [" ".join(row) for row in _asked(name, "train")]
-    for prompt, _, _ in found:
+    from_tfds = prompts(splits=whole)
+    assert from_tfds == prompts(data_dir=str(tmp_path))
+    questions, exemplars = sorted(_questions(name, "test")), [" ".join(row) for row in _questions(name, "train")]
+    for prompt, _, _ in from_tfds:
         assert sum(exemplar in prompt for exemplar in exemplars) == 4
-        assert sum(prompt.endswith(" " + question) for question, _ in asked) == 1
+        assert sum(prompt.endswith(" " + question) for question, _ in questions) == 1
 
 
 def test_rows_of_snli_without_a_gold_label_are_left_out(tfds_folder):
     whole = tfds.load("snli:1.1.0", split="train", data_dir=tfds_folder, download=False)
     assert collections.Counter(int(row["label"]) for row in whole.as_numpy_iterator())[-1] == 2
-    assert sorted(_worded("snli", "train")) == sorted(_asked("snli", "train"))
+    assert sorted(_worded("snli", "train")) == sorted(_questions("snli", "train"))
     for seed in range(3):
         _, examples = _read(paper.task("snli", BYTES, shots=4, seed=seed))
         assert len(examples) == ROWS["test"]
@@ -322,13 +324,13 @@ def test_rows_of_snli_without_a_gold_label_are_left_out(tfds_folder):
 @pytest.mark.parametrize("name", ("trivia_qa", "web_questions"))
 def test_any_accepted_answer_scores_in_its_normal_form(name):
     task, examples = _read(paper.task(name, BYTES))
-    for which in ("answer test {}", "  the TEST{}. ", "Another name, of test {}!", "test{} Q: what else? A: nothing"):
-        outputs = [which.format(re.search(r"test (\d)", str(row["inputs_pretokenized"]))[1]) for row in examples]
+    for wording in ("answer test {}", "  the TEST{}. ", "Another name, of test {}!", "test{} Q: what else? A: nothing"):
+        outputs = [wording.format(re.search(r"test (\d)", str(row["inputs_pretokenized"]))[1]) for row in examples]
         assert _scores(task, examples, outputs) == {"exact_match": 100}
     assert _scores(task, examples, ["answer test"] * 4) == {"exact_match": 0}
 
 
-def test_a_missing_data_set_is_named_with_what_is_there(tmp_path, monkeypatch):
+def test_a_missing_data_set_is_named_with_those_that_exist(tmp_path, monkeypatch):
     monkeypatch.setattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", str(tmp_path))
     with pytest.raises(
         FileNotFoundError, match=f"TFDS data set snli:1.1.0 is not in {tmp_path}, which holds none: prepare"

@@ -32,7 +32,7 @@ SUMMARY, TRANSLATE = "Article: {document} One sentence summary:", "Translate Eng
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A task on files, one after another: rows before `cut` give the exemplars, those from `cut` to `stop` are asked.
+    """A task on files, one after another: rows before `cut` are exemplars, those from `cut` to `stop` questions.
 
     `answers` are a row's accepted answers, the one to learn first; `unknown` are letters that the vocabulary loses.
     """
@@ -135,21 +135,21 @@ def _fits(vocabulary: seqio.Vocabulary, most: int, end: str = "") -> Callable[[s
 
 def _check_free_prompts(built, vocabulary) -> list[tuple[list[str], str]]:
     """Checks that prompts of any length are `shots` training rows and the row's question; returns these parts."""
-    case, fits, found, known = built.case, _fits(vocabulary, ARTICLE_TOKENS), [], {}
+    case, fits, parts, shots = built.case, _fits(vocabulary, ARTICLE_TOKENS), [], {}
     for row in built.train:
-        known |= {f"{question} {case.answers(row)[0]} ": case.whole(row) for question in case.questions(row, fits)}
+        shots |= {f"{question} {case.answers(row)[0]} ": case.whole(row) for question in case.questions(row, fits)}
     for row, example in zip(built.test, built.examples[None], strict=True):
         rest, drawn = example["inputs_pretokenized"].decode().removesuffix(" <extra_id_0>"), []
         (question,) = [question for question in case.questions(row, fits) if rest.endswith(question)]
         rest = rest.removesuffix(question)
         while rest:
-            (shot,) = [shot for shot in known if rest.startswith(shot)]
+            (shot,) = [shot for shot in shots if rest.startswith(shot)]
             drawn, rest = [*drawn, shot], rest[len(shot) :]
-        assert len(drawn) == len(set(drawn)) == built.shots and case.whole(row) not in [known[shot] for shot in drawn]
+        assert len(drawn) == len(set(drawn)) == built.shots and case.whole(row) not in [shots[shot] for shot in drawn]
         assert example["exemplars_dropped"] == example["input_cut"] == 0
         assert example["article_cut"] == (not fits(case.whole(row)))
-        found.append((drawn, question))
-    return found
+        parts.append((drawn, question))
+    return parts
 
 
 def test_prompts_and_targets(built, vocabulary):
@@ -176,7 +176,7 @@ def test_prompts_and_targets(built, vocabulary):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.task)
 def test_no_question_is_its_own_exemplar(case, tmp_path, shared_dir, vocabulary):
-    """Exemplars come from the twelve rows that are asked, so few that most would be drawn for themselves."""
+    """Exemplars come from the same twelve rows as the questions, so few that most would be drawn for themselves."""
     rows = (case.cut - 6, case.cut + 6)
     built = _build(case, 4, rows, rows, (None,), tmp_path, shared_dir, vocabulary)
     assert len({shot for shots, _ in _check_free_prompts(built, vocabulary) for shot in shots}) > 6
@@ -189,13 +189,13 @@ def test_fixed_words_are_known(vocabulary):
 
 
 def _scores(built: Built, outputs: Mapping[int, str]) -> dict[str, float]:
-    """The task's own metrics of some rows' outputs, as seqio computes them; standard errors and notes aside."""
-    pairs, found = [(output, built.examples[512][i]) for i, output in outputs.items()], {}
+    """The task's own metrics of some rows' outputs, as seqio computes them; without standard errors and notes."""
+    pairs, scores = [(output, built.examples[512][i]) for i, output in outputs.items()], {}
     targets = [built.task.postprocess_fn("", example=example, is_target=True) for _, example in pairs]
     predictions = [built.task.postprocess_fn(text, example=example, is_target=False) for text, example in pairs]
     for metric in built.task.metric_fns:
-        found |= metric(targets, predictions)
-    return {k: v for k, v in found.items() if isinstance(v, float) and not k.endswith("_stderr")}
+        scores |= metric(targets, predictions)
+    return {k: v for k, v in scores.items() if isinstance(v, float) and not k.endswith("_stderr")}
 
 
 def _perfect(case: Case) -> Any:

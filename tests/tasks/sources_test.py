@@ -1,4 +1,4 @@
-"""promot_t5x.tasks.sources: what is read from JSONL files, and the sentences for what is wrong with them."""
+"""promot_t5x.tasks.sources: what is read from JSONL files, and the errors for what is wrong in them."""
 
 import functools
 import json
@@ -72,7 +72,7 @@ def test_other_slices_are_not_understood(file):
         sources.JsonlRows("folder", {"train": file}, PAIR)
 
 
-def test_columns_may_lie_deep_in_a_line(tmp_path):
+def test_columns_may_be_nested(tmp_path):
     row = {"id": 7, "question": {"stem": "?"}, "choices": {"text": ["w", "x"], "0": "zero"}, "answers": [["a"], ["b"]]}
     paths = ["question/stem", "choices/text/0", "choices/text/1", "choices/0", "answers/1/0", "id"]
     columns = {path: (path, sources.text) for path in paths}
@@ -195,7 +195,7 @@ def test_text_takes_texts_and_numbers_only(value):
 
 
 def test_the_identity_follows_content_slice_and_columns(tmp_path):
-    """What is kept on disk of a split is out of date when any of these changes."""
+    """What is cached of a split is stale when any of these changes."""
     seen = []
     for content, file, columns in [
         (GOOD, "train.jsonl", PAIR),

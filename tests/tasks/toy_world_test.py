@@ -300,7 +300,7 @@ def test_rtec_training_has_every_word_every_class_and_every_pair_of_words() -> N
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_rtec_answers_are_entailment_and_cannot_be_told_from_the_hypothesis(split: str) -> None:
+def test_rtec_answers_are_entailment_and_not_predictable_from_the_hypothesis(split: str) -> None:
     counts: collections.Counter = collections.Counter()
     by_noun: collections.Counter = collections.Counter()
     for prompt, answer in toy_world.examples("toy_rtec", split):

@@ -1,4 +1,4 @@
-"""promot_t5x.tasks.vocabularies: vocabularies told apart without their files, and the sentinel they must know."""
+"""promot_t5x.tasks.vocabularies: vocabularies identified without their files, and the sentinel they must know."""
 
 import pytest
 import seqio

@@ -74,7 +74,7 @@ def test_a_shortened_body_is_the_longest_that_fits(head, body, tail, limit):
 
 @SETTINGS
 @given(PARTS, TEXTS, PARTS, st.integers(0, 40))
-def test_a_shortened_body_is_a_beginning_and_fits_where_the_empty_one_does(head, body, tail, limit):
+def test_a_shortened_body_is_a_prefix_and_fits_where_the_empty_one_does(head, body, tail, limit):
     short = Example(head, body, tail, ("z",)).shortened(lambda text: len(text) <= limit)
     if len(head + tail) <= limit:
         assert (short.head, short.tail) == (head, tail)

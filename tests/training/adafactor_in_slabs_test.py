@@ -1,4 +1,4 @@
-"""promot_t5x.training.adafactor_in_slabs against optax' own two transformations, and what the slabs are for: memory."""
+"""promot_t5x.training.adafactor_in_slabs against optax's two transformations, and what the slabs save: memory."""
 
 import jax
 import jax.numpy as jnp
@@ -39,23 +39,23 @@ def _two_updates(transform, leaf, scale=1.0):
 def test_large_matrices_are_updated_as_by_optax(shape, threshold):
     assert shape[0] * shape[1] >= adafactor_in_slabs._LARGE
     leaf = jnp.zeros(shape)
-    found, state = _two_updates(adafactor_in_slabs.scale_by_clipped_factored_rms(threshold=threshold), leaf)
+    updates, state = _two_updates(adafactor_in_slabs.scale_by_clipped_factored_rms(threshold=threshold), leaf)
     scaled, expected_state = _two_updates(optax.scale_by_factored_rms(), leaf)
     expected, _ = optax.clip_by_block_rms(threshold).update(scaled, optax.EmptyState())
     assert 0.25 < float(jnp.sqrt(jnp.mean(jnp.square(scaled)))) < 1.5  # one threshold clips, the other does not
-    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(updates, expected, rtol=2e-5, atol=1e-7)
     for name in ("v_row", "v_col", "v", "count"):
         np.testing.assert_allclose(getattr(state, name), getattr(expected_state, name), rtol=2e-5, err_msg=name)
 
 
 def test_a_large_matrix_in_bfloat16_keeps_its_dtype():
     leaf = jnp.zeros((9001, 500), jnp.bfloat16)
-    found, state = _two_updates(adafactor_in_slabs.scale_by_clipped_factored_rms(), leaf)
+    updates, state = _two_updates(adafactor_in_slabs.scale_by_clipped_factored_rms(), leaf)
     expected, expected_state = _two_updates(
         optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)), leaf
     )
-    assert found.dtype == expected.dtype and state.v_row.dtype == expected_state[0].v_row.dtype
-    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=0.05, atol=0.01)
+    assert updates.dtype == expected.dtype and state.v_row.dtype == expected_state[0].v_row.dtype
+    np.testing.assert_allclose(updates.astype(np.float32), expected.astype(np.float32), rtol=0.05, atol=0.01)
 
 
 def test_stacked_layers_are_cut_one_by_one():
@@ -63,13 +63,13 @@ def test_stacked_layers_are_cut_one_by_one():
     gradients = jnp.stack([_gradient((9001, 500), 1), 100.0 * _gradient((9001, 500), 2)])
     with Partitioner(devices=(jax.devices()[0],)).context():
         state = jax.vmap(transform.init)(leaves)
-        found, _ = jax.jit(jax.vmap(transform.update))(gradients, state, leaves)
+        updates, _ = jax.jit(jax.vmap(transform.update))(gradients, state, leaves)
     for layer in range(2):
         alone, _ = optax.scale_by_factored_rms().update(
             gradients[layer], optax.scale_by_factored_rms().init(leaves[layer]), leaves[layer]
         )
         alone, _ = optax.clip_by_block_rms(1.0).update(alone, optax.EmptyState())
-        np.testing.assert_allclose(found[layer], alone, rtol=2e-5, atol=1e-7)
+        np.testing.assert_allclose(updates[layer], alone, rtol=2e-5, atol=1e-7)
 
 
 def test_outside_of_one_cpu_it_is_optax_itself():
@@ -90,11 +90,11 @@ def test_a_tree_without_leaves_has_only_its_count():
 
 def test_a_step_on_one_cpu_holds_little_more_than_the_gradients():
     config = T5Config(65536, 128, 2, 8, 16, 1, 1)
-    model, which = EncoderDecoderModel(config), stages.stage("fine_tuning")
+    model, stage = EncoderDecoderModel(config), stages.stage("fine_tuning")
     params = jax.eval_shape(model.init, jax.random.key(0))
     matrix = 4 * config.vocab_size * config.embed_dim
-    trainable, frozen = stages.partition(params, which)
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-3), params, which)
+    trainable, frozen = stages.partition(params, stage)
+    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-3), params, stage)
     tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32)
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
     batch = {**dict.fromkeys(names, tokens), "decoder_loss_weights": jax.ShapeDtypeStruct((2, 4), jnp.float32)}

@@ -9,8 +9,8 @@ from promot_t5x.training import optimizers
 
 
 def test_settings_are_printable_values():
-    shown = "adafactor(learning_rate=0.2, multiply_by_parameter_scale=True, weight_decay_rate=1e-05, decay_rate=0.8)"
-    assert repr(optimizers.adafactor(0.2, weight_decay_rate=1e-5)) == shown
+    text = "adafactor(learning_rate=0.2, multiply_by_parameter_scale=True, weight_decay_rate=1e-05, decay_rate=0.8)"
+    assert repr(optimizers.adafactor(0.2, weight_decay_rate=1e-5)) == text
     assert optimizers.adam(0.1) == optimizers.adam(0.1, b1=0.9) != optimizers.adam(0.1, b1=0.8)
     assert repr(optimizers.named("plain", optax.sgd(0.1))) == "named(name='plain')"
 

@@ -69,9 +69,9 @@ def _run(folder, *flags) -> tuple[int, str, str]:
         f"--gin.INITIAL_CHECKPOINT_PATH={folder / 'base'}",
         *flags,
     ]
-    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.redirect_stderr(io.StringIO()) as errors:
+    with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
         code = program.run_main(train.main, argv)
-    return code, shown.getvalue(), errors.getvalue()
+    return code, stdout.getvalue(), stderr.getvalue()
 
 
 def _bits(path) -> dict[str, bytes]:
@@ -82,13 +82,13 @@ def _bits(path) -> dict[str, bytes]:
 
 
 def test_only_what_it_names_changes_and_the_checkpoint_is_whole(folder):
-    code, shown, errors = _run(folder)
-    assert code == 0, errors
+    code, stdout, stderr = _run(folder)
+    assert code == 0, stderr
     before, after = _bits(folder / "base"), _bits(folder / "run")
     own = {name for name in before if name.startswith(("decoder/layers_1/", "decoder/decoder_norm/"))}
     own -= {"decoder/layers_1/mlp/wo/kernel"}
     assert {name for name in before if before[name] != after[name]} == own and len(own) == 14
-    assert "stage upper_layers:" in shown and "decoder, trained" in shown and "decoder, frozen" in shown
+    assert "stage upper_layers:" in stdout and "decoder, trained" in stdout and "decoder, frozen" in stdout
     metadata = saving.read_metadata(saving.checkpoint_folder(folder / "run", 4))
     assert metadata["stage"] == "upper_layers"
 

@@ -33,8 +33,8 @@ def _table(stage, **changes):
 def test_counts_and_states(scan_layers):
     rows, total = _table("prompt_tuning", scan_layers=scan_layers)
     assert list(rows.pop("group")) == ["stage", "parameters", "MiB", "dtype", "sharding"]
-    found = {group: (row[0], int(row[1].replace(",", ""))) for group, row in rows.items()}
-    assert found == {
+    states_and_counts = {group: (row[0], int(row[1].replace(",", ""))) for group, row in rows.items()}
+    assert states_and_counts == {
         "encoder": ("frozen", ENCODER),
         "decoder": ("frozen", DECODER),
         "decoder/logits_dense": ("frozen", EMBEDDING),
@@ -78,10 +78,10 @@ def test_groups_of_two_dtypes_and_of_another_preset():
     params["decoder"]["decoder_norm"]["scale"] = jax.ShapeDtypeStruct((8,), jnp.bfloat16)
     partitioner = Partitioner("fully_sharded")
     groups = parameter_table.parameter_groups(params, stages.stage("model_tuning"), partitioner, model)
-    found = {group.name: group for group in groups}
-    assert (found["decoder"].dtype, found["decoder"].bytes) == ("bfloat16,float32", 4 * DECODER - 2 * 8)
-    assert (found["decoder"].state, found["soft_prompt"].state) == ("trained", "frozen")
-    assert found["token_embedder"].sharding == "-xdata+model"
+    by_name = {group.name: group for group in groups}
+    assert (by_name["decoder"].dtype, by_name["decoder"].bytes) == ("bfloat16,float32", 4 * DECODER - 2 * 8)
+    assert (by_name["decoder"].state, by_name["soft_prompt"].state) == ("trained", "frozen")
+    assert by_name["token_embedder"].sharding == "-xdata+model"
 
 
 def test_a_part_that_trains_in_part_is_two_groups():

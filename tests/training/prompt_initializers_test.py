@@ -143,8 +143,8 @@ def test_save_and_load_return_the_same_bits(tmp_path, dtype):
         loaded = soft_prompts.load(path)
         assert loaded.dtype == dtype and loaded.shape == (2, 3, 4)
         assert loaded.tobytes() == prompt.tobytes()
-    facts = json.loads((tmp_path / "new" / "folder" / "soft_prompt.json").read_text())
-    assert facts == {"prompts": 2, "length": 3, "embed": 4, "base": "gs://checkpoint", "step": 7}
+    description = json.loads((tmp_path / "new" / "folder" / "soft_prompt.json").read_text())
+    assert description == {"prompts": 2, "length": 3, "embed": 4, "base": "gs://checkpoint", "step": 7}
     names = sorted(file.name for file in (tmp_path / "new" / "folder").iterdir())
     assert names == ["soft_prompt.json", "soft_prompt.safetensors"]  # no half-written file is left
 

@@ -35,7 +35,7 @@ def run(tmp_path):
     checkpoints.close()
 
 
-def test_the_newest_checkpoint_is_where_a_run_goes_on(run):
+def test_a_run_continues_at_the_newest_checkpoint(run):
     run._manager.wait_until_finished()
     fresh, frozen = _start(prompt=1.0)
     # The path may differ: the model may have moved.

@@ -62,7 +62,7 @@ def _export(folder, **sizes):
 
 
 def _flags(world, stage, model_dir=None, base="base", **macros) -> list[str]:
-    """A command line without shell quotes, as the shell hands it on."""
+    """A command line without shell quotes, as the program gets it."""
     values = {**SHORT, **macros}
     values |= {} if model_dir is None else {"MODEL_DIR": model_dir}
     values |= {} if base is None else {"INITIAL_CHECKPOINT_PATH": world / base}
@@ -110,14 +110,14 @@ def test_stage_1_leaves_what_a_user_needs(world, stage_1):
     assert list(stored) == ["soft_prompt/embedding"]
     (vectors_NxPxD,) = prompt.values()
     np.testing.assert_array_equal(vectors_NxPxD, stored["soft_prompt/embedding"])
-    facts = json.loads((stage_1 / "soft_prompt.json").read_text())
-    assert (facts["length"], facts["embed"], facts["stage"], facts["task"]) == (8, 16, "prompt_tuning", "toy_enfr")
-    assert facts["base"]["path"] == str(world / "base")
+    record = json.loads((stage_1 / "soft_prompt.json").read_text())
+    assert (record["length"], record["embed"], record["stage"], record["task"]) == (8, 16, "prompt_tuning", "toy_enfr")
+    assert record["base"]["path"] == str(world / "base")
     metadata = saving.read_metadata(saving.checkpoint_folder(stage_1, finished["best_step"]))
     assert (metadata["network"]["class"], metadata["network"]["prompt_length"]) == ("T5Config", 8)
     assert metadata["vocabulary"]["name"] == "WordVocabulary (288 pieces)"
-    assert metadata["vocabulary"] == facts["vocabulary"] and metadata["token_ids"]["end"] == 1
-    assert facts["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(_leaves(world / "base")))
+    assert metadata["vocabulary"] == record["vocabulary"] and metadata["token_ids"]["end"] == 1
+    assert record["base"]["fingerprint"] == fingerprints.fingerprint(parameter_names.unflatten(_leaves(world / "base")))
     assert sum(f.stat().st_size for f in stage_1.glob("soft_prompt.*")) < 10_000
 
 
@@ -142,8 +142,8 @@ def test_a_finished_run_returns_at_once(world, stage_1, monkeypatch, capsys):
 
 def test_written_configuration_makes_the_same_run_again(world, stage_1, tmp_path, capsys):
     again = tmp_path / "again"
-    code, shown = _run([f"--gin_file={stage_1 / 'config.gin'}", f"--gin.MODEL_DIR={again}"], capsys)
-    assert code == 0, shown
+    code, stderr = _run([f"--gin_file={stage_1 / 'config.gin'}", f"--gin.MODEL_DIR={again}"], capsys)
+    assert code == 0, stderr
     for step in (2, 4):
         ours, theirs = (_leaves(saving.checkpoint_folder(folder, step)) for folder in (again, stage_1))
         np.testing.assert_array_equal(ours["soft_prompt/embedding"], theirs["soft_prompt/embedding"])
@@ -152,10 +152,10 @@ def test_written_configuration_makes_the_same_run_again(world, stage_1, tmp_path
 
 
 def test_other_settings_in_the_same_folder(world, stage_1, capsys):
-    code, shown = _run(_flags(world, "prompt_tuning", stage_1, RANDOM_SEED=1), capsys)
+    code, stderr = _run(_flags(world, "prompt_tuning", stage_1, RANDOM_SEED=1), capsys)
     assert code == 1
     changed = "dataset.seed is 1, was 0; loop.seed is 1, was 0"
-    assert f"error: {stage_1} holds a run with other settings: {changed}; use a new MODEL_DIR or delete" in shown
+    assert f"error: {stage_1} holds a run with other settings: {changed}; use a new MODEL_DIR or delete" in stderr
 
 
 def _from_python(world, folder, optimizer=None, seed=0, steps=4, **rest):
@@ -211,8 +211,8 @@ def test_gin_and_python_make_the_same_run(scheduled, world, stage_1, tmp_path, c
         (tmp_path / "schedule.gin").write_text(SCHEDULE)
         from_gin, rate = tmp_path / "gin", optax.warmup_cosine_decay_schedule(0.0, 0.2, 2, 4)
         argv = [*_flags(world, "prompt_tuning", from_gin), f"--gin_file={tmp_path / 'schedule.gin'}"]
-        code, shown = _run(argv, capsys)
-        assert code == 0, shown
+        code, stderr = _run(argv, capsys)
+        assert code == 0, stderr
     _from_python(world, tmp_path / "python", _adafactor(rate))
     assert (from_gin / "settings.json").read_bytes() == (tmp_path / "python" / "settings.json").read_bytes()
     assert not (tmp_path / "python" / "config.gin").exists()
@@ -226,19 +226,21 @@ def test_gin_and_python_make_the_same_run(scheduled, world, stage_1, tmp_path, c
 
 
 def test_a_run_from_python_is_guarded_as_one_from_gin(world, stage_1, monkeypatch, capsys):
-    """The learning rate, the seed and the length of a finished run, on either way."""
+    """The learning rate, the seed and the length of a finished run, either way."""
     _forbid_training(monkeypatch)
     changes = "optimizer.learning_rate is 0.3, was 0.2; dataset.seed is 5, was 0; loop.total_steps is 6, was 4"
     sentence = f"{stage_1} holds a run with other settings: {changes}; loop.seed is 5, was 0; use a new MODEL_DIR or"
     with pytest.raises(ValueError, match=re.escape(sentence)):
         _from_python(world, stage_1, _adafactor(0.3), seed=5, steps=6)
-    code, shown = _run(_flags(world, "prompt_tuning", stage_1, LEARNING_RATE=0.3, RANDOM_SEED=5, TRAIN_STEPS=6), capsys)
-    assert code == 1 and f"error: {sentence}" in shown
-    for prompt_init, said in (
+    code, stderr = _run(
+        _flags(world, "prompt_tuning", stage_1, LEARNING_RATE=0.3, RANDOM_SEED=5, TRAIN_STEPS=6), capsys
+    )
+    assert code == 1 and f"error: {sentence}" in stderr
+    for prompt_init, message in (
         (prompt_initializers.random_uniform(0.0), "prompt_init.low is 0.0, was -0.5; use"),
         (None, "prompt_init is null, was not set"),
     ):
-        with pytest.raises(ValueError, match=re.escape(said)):
+        with pytest.raises(ValueError, match=re.escape(message)):
             _from_python(world, stage_1, prompt_init=prompt_init)
     mesh = Partitioner("tensor", num_slices=1)
     other = dict(partitioner=mesh, eval_batch_size=4, log_period=1, keep_latest=3)
@@ -295,8 +297,8 @@ def test_an_exported_prompt_still_names_its_model(world, tmp_path, capsys):
 
 def test_a_prompt_that_the_network_lacks(world, tmp_path, capsys):
     flags = _flags(world, "prompt_tuning", tmp_path / "m")
-    code, shown = _run([*flags, "--gin.training_batches.DatasetConfig.soft_prompt_id=1"], capsys)
-    assert code == 1 and "has the soft prompt 1, but the network has 1" in shown
+    code, stderr = _run([*flags, "--gin.training_batches.DatasetConfig.soft_prompt_id=1"], capsys)
+    assert code == 1 and "has the soft prompt 1, but the network has 1" in stderr
     assert not (tmp_path / "m" / "finished.json").exists()
 
 
@@ -309,14 +311,14 @@ def test_flags_reach_the_configuration_in_every_spelling(world, tmp_path, capsys
     flags = _flags(world, "prompt_tuning", tmp_path / "m")
     files = [flag for flag in flags if flag.startswith("--gin_file=")]
     others = [flag for flag in flags if flag not in files]
-    shown = resolved(*files, *others)
-    assert "TRAIN_STEPS = 4\n" in shown and "trainer.LoopConfig.total_steps = 4\n" in shown
-    assert "stage prompt_tuning: 128 parameters train" in shown
+    dry_run = resolved(*files, *others)
+    assert "TRAIN_STEPS = 4\n" in dry_run and "trainer.LoopConfig.total_steps = 4\n" in dry_run
+    assert "stage prompt_tuning: 128 parameters train" in dry_run
     for order in itertools.permutations(files):  # the model, the task and the stage do not fight over a name
-        assert resolved(*others, *order) == shown
+        assert resolved(*others, *order) == dry_run
     without = [flag for flag in others if "TRAIN_STEPS" not in flag]
     for spelling in (["--gin_bindings=TRAIN_STEPS = 4"], ["--gin.TRAIN_STEPS", "4"], ["--gin.TRAIN_STEPS=4"]):
-        assert resolved(*files, *without, *spelling) == shown
+        assert resolved(*files, *without, *spelling) == dry_run
     direct = resolved(*files, *without, "--gin.trainer.LoopConfig.total_steps=7")
     assert "trainer.LoopConfig.total_steps = 7\n" in direct
     assert not (tmp_path / "m").exists()
@@ -324,28 +326,28 @@ def test_flags_reach_the_configuration_in_every_spelling(world, tmp_path, capsys
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What every step of a run is given: [trainable leaves, frozen leaves], flat, as numpy arrays."""
-    given, original = [], trainer.make_step
+    """The arguments of every step of a run: [trainable leaves, frozen leaves], flat, as numpy arrays."""
+    leaves_by_step, original = [], trainer.make_step
 
     def make_step(*args):
         step = original(*args)
 
         def recorded(trainable, opt_state, frozen, *rest):
             flat = [parameter_names.flatten(tree) for tree in (trainable, frozen)]
-            given.append([{name: np.array(leaf) for name, leaf in leaves.items()} for leaves in flat])
+            leaves_by_step.append([{name: np.array(leaf) for name, leaf in leaves.items()} for leaves in flat])
             return step(trainable, opt_state, frozen, *rest)
 
         return recorded
 
     monkeypatch.setattr(trainer, "make_step", make_step)
-    return given
+    return leaves_by_step
 
 
 def test_a_frozen_model_may_be_held_in_bfloat16(world, stage_1, tmp_path, steps, capsys):
     """The prompt, and all that is stored, stays in float32; stage 2 trains the model as it was before."""
     half = {"FROZEN_WEIGHTS_DTYPE": "bfloat16"}
-    code, shown = _run(_flags(world, "prompt_tuning", tmp_path / "stage_1", **half), capsys)
-    assert code == 0, shown
+    code, stderr = _run(_flags(world, "prompt_tuning", tmp_path / "stage_1", **half), capsys)
+    assert code == 0, stderr
     base, prompt = _leaves(world / "base"), parameter_names.PROMPT
     assert len(steps) == 4
     for trainable, frozen in steps:
@@ -353,23 +355,23 @@ def test_a_frozen_model_may_be_held_in_bfloat16(world, stage_1, tmp_path, steps,
         assert list(frozen) == list(base)
         for name, leaf in base.items():
             assert frozen[name].tobytes() == np.asarray(leaf, jnp.bfloat16).tobytes(), name
-    found = {step: _leaves(tmp_path / "stage_1" / f"checkpoint_{step}") for step in (2, 4)}
-    for step, stored in found.items():
+    checkpoints = {step: _leaves(tmp_path / "stage_1" / f"checkpoint_{step}") for step in (2, 4)}
+    for step, stored in checkpoints.items():
         assert list(stored) == [prompt] and stored[prompt].dtype == np.float32
-        facts = [saving.read_metadata(run / f"checkpoint_{step}") for run in (tmp_path / "stage_1", stage_1)]
-        assert facts[0]["base"] == facts[1]["base"], "the base is the one in float32"
+        metadata = [saving.read_metadata(run / f"checkpoint_{step}") for run in (tmp_path / "stage_1", stage_1)]
+        assert metadata[0]["base"] == metadata[1]["base"], "the base is the one in float32"
     whole = _leaves(stage_1 / "checkpoint_4")[prompt]
-    off = np.linalg.norm(found[4][prompt] - whole) / np.linalg.norm(whole)
+    off = np.linalg.norm(checkpoints[4][prompt] - whole) / np.linalg.norm(whole)
     assert 0 < off < 0.1, "near what float32 finds, and not the same"
     (vectors_NxPxD,) = safetensors.numpy.load_file(tmp_path / "stage_1" / "soft_prompt.safetensors").values()
     assert vectors_NxPxD.dtype == np.float32
 
     steps.clear()
-    code, shown = _run(_flags(world, "model_tuning", tmp_path / "stage_2", tmp_path / "stage_1", **half), capsys)
-    assert code == 0, shown
+    code, stderr = _run(_flags(world, "model_tuning", tmp_path / "stage_2", tmp_path / "stage_1", **half), capsys)
+    assert code == 0, stderr
     trainable, frozen = steps[0]
     assert list(frozen) == [prompt] and list(trainable) == list(base)
-    best = found[saving.best_step(tmp_path / "stage_1")]
+    best = checkpoints[saving.best_step(tmp_path / "stage_1")]
     np.testing.assert_array_equal(frozen[prompt], best[prompt], strict=True)
     for name, leaf in base.items():
         np.testing.assert_array_equal(trainable[name], leaf, strict=True, err_msg=name)
@@ -393,14 +395,14 @@ def test_a_resumed_run_may_have_other_partitioner_settings(world, tmp_path, step
             _run(flags, capsys)
     assert saving.all_steps(tmp_path / "run") == [2] and len(steps) == 3
     mesh = ["--gin.PRESET=tensor", "--gin.NUM_PARTITIONS=1", "--gin.partitioner.Partitioner.num_slices=1"]
-    code, shown = _run([*flags, *mesh], capsys)
-    assert code == 0, shown
+    code, stderr = _run([*flags, *mesh], capsys)
+    assert code == 0, stderr
     assert len(steps) == 5, "two more, from the checkpoint on"
     written = gin_files.bindings((tmp_path / "run" / "config.gin").read_text())
     assert {"PRESET = 'tensor'", "partitioner.Partitioner.num_slices = 1"} <= set(written)
     # What it computes may still not change, the parts of a batch among it: they decide the masks of dropout.
-    code, shown = _run([*flags, "--gin.NUM_MICROBATCHES=2"], capsys)
-    assert code == 1 and "holds a run with other settings: loop.num_microbatches is 2, was 1; use" in shown
+    code, stderr = _run([*flags, "--gin.NUM_MICROBATCHES=2"], capsys)
+    assert code == 1 and "holds a run with other settings: loop.num_microbatches is 2, was 1; use" in stderr
 
 
 # Mistakes: one sentence, exit code 1, and nothing left that looks like a run.
@@ -449,11 +451,11 @@ MISTAKES = {
 }
 
 
-def _assert_one_sentence(code, shown):
-    assert code == 1, shown
-    assert "Traceback" not in shown
-    errors = [line for line in shown.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, shown
+def _assert_one_sentence(code, stderr):
+    assert code == 1, stderr
+    assert "Traceback" not in stderr
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, stderr
     return errors[0]
 
 
@@ -462,26 +464,26 @@ def test_a_mistake_is_one_sentence(mistake, world, tmp_path, capsys):
     changes, expected = MISTAKES[mistake]
     arguments = {"stage": "prompt_tuning", "model_dir": tmp_path / "run", **changes}
     extra = arguments.pop("extra", [])
-    code, shown = _run([*_flags(world, **arguments), *extra], capsys)
-    assert expected in _assert_one_sentence(code, shown)
+    code, stderr = _run([*_flags(world, **arguments), *extra], capsys)
+    assert expected in _assert_one_sentence(code, stderr)
     assert not (tmp_path / "run" / "finished.json").exists()
     assert not saving.all_steps(tmp_path / "run")
 
 
-def _randomise(folder, which):
+def _randomise(folder, part):
     rng = np.random.default_rng(0)
-    files = [file for file in folder.rglob("*") if file.is_file() and which in str(file.relative_to(folder))]
+    files = [file for file in folder.rglob("*") if file.is_file() and part in str(file.relative_to(folder))]
     assert files
     for file in files:
         file.write_bytes(rng.bytes(max(file.stat().st_size, 16)))
 
 
-@pytest.mark.parametrize("which", ["", "metadata/metadata", "params/", "/d/", "_METADATA"])
-def test_a_damaged_checkpoint_is_one_sentence(which, world, tmp_path, capsys):
+@pytest.mark.parametrize("part", ["", "metadata/metadata", "params/", "/d/", "_METADATA"])
+def test_a_damaged_checkpoint_is_one_sentence(part, world, tmp_path, capsys):
     shutil.copytree(world / "base", tmp_path / "damaged")
-    _randomise(tmp_path / "damaged", which)
-    code, shown = _run(_flags(world, "prompt_tuning", tmp_path / "run", base=tmp_path / "damaged"), capsys)
-    assert str(tmp_path / "damaged") in _assert_one_sentence(code, shown)
+    _randomise(tmp_path / "damaged", part)
+    code, stderr = _run(_flags(world, "prompt_tuning", tmp_path / "run", base=tmp_path / "damaged"), capsys)
+    assert str(tmp_path / "damaged") in _assert_one_sentence(code, stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -490,8 +492,8 @@ def test_random_bytes_are_no_checkpoint(world, tmp_path, capsys):
     for path in (tmp_path / "folder" / "checkpoint", tmp_path / "file"):
         path.write_bytes(np.random.default_rng(0).bytes(1000))
         base = path.parent if path.name == "checkpoint" else path
-        code, shown = _run(_flags(world, "prompt_tuning", tmp_path / "run", base=base), capsys)
-        assert str(base) in _assert_one_sentence(code, shown)
+        code, stderr = _run(_flags(world, "prompt_tuning", tmp_path / "run", base=base), capsys)
+        assert str(base) in _assert_one_sentence(code, stderr)
 
 
 def test_a_changed_base_is_noticed(world, stage_1, tmp_path, capsys):
@@ -503,16 +505,16 @@ def test_a_changed_base_is_noticed(world, stage_1, tmp_path, capsys):
     saving.export(
         tmp_path / "base", jax.tree.map(lambda x: jnp.ones(x.shape), model.abstract_params()), {"step": 0, "base": None}
     )
-    code, shown = _run(_flags(world, "model_tuning", tmp_path / "run", base=tmp_path / "stage_1"), capsys)
-    assert "put the original model back" in _assert_one_sentence(code, shown)
+    code, stderr = _run(_flags(world, "model_tuning", tmp_path / "run", base=tmp_path / "stage_1"), capsys)
+    assert "put the original model back" in _assert_one_sentence(code, stderr)
 
 
-def test_after_a_mended_mistake_the_folder_is_used(world, tmp_path, capsys):
+def test_after_a_fixed_mistake_the_folder_is_used(world, tmp_path, capsys):
     """The mistake shows only when the data are read, after the folder was made; nothing was trained in it."""
     code, _ = _run(_flags(world, "prompt_tuning", tmp_path / "run", TRAIN_SPLIT="trian"), capsys)
     assert code == 1
-    code, shown = _run(_flags(world, "prompt_tuning", tmp_path / "run", TRAIN_STEPS=1, EVAL_BATCH_SIZE=4), capsys)
-    assert code == 0, shown
+    code, stderr = _run(_flags(world, "prompt_tuning", tmp_path / "run", TRAIN_STEPS=1, EVAL_BATCH_SIZE=4), capsys)
+    assert code == 0, stderr
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(world, stage_1, tmp_path, capsys):
@@ -534,8 +536,8 @@ def test_a_killed_run_ends_as_if_it_had_not_been(world, stage_1, tmp_path, capsy
     stopped = saving.all_steps(tmp_path / "run")
     assert stopped and stopped[-1] < 12 and not (tmp_path / "run" / "finished.json").exists()
     for name in ("run", "whole"):
-        code, shown = _run(_flags(world, "model_tuning", tmp_path / name, base=stage_1, **steps), capsys)
-        assert code == 0, shown
+        code, stderr = _run(_flags(world, "model_tuning", tmp_path / name, base=stage_1, **steps), capsys)
+        assert code == 0, stderr
     ours, theirs = (_leaves(tmp_path / name / "checkpoint_12") for name in ("run", "whole"))
     assert (
         set(ours)

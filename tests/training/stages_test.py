@@ -1,4 +1,4 @@
-"""promot_t5x.training.stages against T5X's own Adafactor, and the split of a tree into what trains and what not."""
+"""promot_t5x.training.stages against T5X's own Adafactor, and the split of a tree into trainable and frozen leaves."""
 
 import jax
 import jax.numpy as jnp
@@ -59,22 +59,22 @@ def test_adafactor_is_t5x(testdata, kind, kwargs):
         assert np.max(np.abs(expected - fixture[f"params/{name}"])) > 1e-3
 
 
-@pytest.mark.parametrize("stage", ["joint_tuning", "model_tuning"])
+@pytest.mark.parametrize("stage_name", ["joint_tuning", "model_tuning"])
 @pytest.mark.parametrize("scaled", [True, False])
-def test_stacked_layers_are_updated_like_single_ones(stage, scaled):
-    which, transform = stages.stage(stage), optimizers.adafactor(1e-2, multiply_by_parameter_scale=scaled)
+def test_stacked_layers_are_updated_like_single_ones(stage_name, scaled):
+    stage, transform = stages.stage(stage_name), optimizers.adafactor(1e-2, multiply_by_parameter_scale=scaled)
     single, stacked = _tree(0), _stacked(_tree(0))
     final = []
     for params, convert in ((single, lambda tree: tree), (stacked, _stacked)):
-        trainable, frozen = stages.partition(params, which)
-        optimizer = optimizers.staged_optimizer(transform, params, which)
+        trainable, frozen = stages.partition(params, stage)
+        optimizer = optimizers.staged_optimizer(transform, params, stage)
         state, update = optimizer.init(trainable), jax.jit(optimizer.update)
         for seed in (1, 2, 3):
             # Layers of very different gradients: clipping or scaling them together would show.
             gradients = jax.tree_util.tree_map_with_path(
                 lambda path, g: g * 100.0 if "layers_1" in jax.tree_util.keystr(path) else g, _tree(seed)
             )
-            gradients, _ = stages.partition(convert(gradients), which)
+            gradients, _ = stages.partition(convert(gradients), stage)
             updates, state = update(gradients, state, trainable)
             trainable = optax.apply_updates(trainable, updates)
         final.append(parameter_names.unstack_layers(parameter_names.flatten(stages.combine(trainable, frozen))))
@@ -82,13 +82,13 @@ def test_stacked_layers_are_updated_like_single_ones(stage, scaled):
     before = parameter_names.flatten(single)
     for name, leaf in final[0].items():
         np.testing.assert_allclose(final[1][name], leaf, rtol=1e-6, atol=1e-6, err_msg=name)
-        assert np.any(leaf != before[name]) == which.trains(name)
+        assert np.any(leaf != before[name]) == stage.trains(name)
 
 
 @pytest.mark.parametrize("name", list(stages.STAGES))
 def test_partition_and_combine_are_inverse(name):
-    params, which = _tree(0), stages.stage(name)
-    trainable, frozen = stages.partition(params, which)
+    params, stage = _tree(0), stages.stage(name)
+    trainable, frozen = stages.partition(params, stage)
     flat, train, freeze = (
         parameter_names.flatten(params),
         parameter_names.flatten(trainable),
@@ -122,10 +122,10 @@ def test_labels_name_the_transform_of_each_trainable_leaf():
 def test_optimizer_state_exists_for_trainable_leaves_only(stacked, make):
     params = _stacked(_tree(0)) if stacked else _tree(0)
 
-    def slots(stage):
-        which = stages.stage(stage)
-        trainable, _ = stages.partition(params, which)
-        state = optimizers.staged_optimizer(make(1e-2), params, which).init(trainable)
+    def slots(name):
+        stage = stages.stage(name)
+        trainable, _ = stages.partition(params, stage)
+        state = optimizers.staged_optimizer(make(1e-2), params, stage).init(trainable)
         return [leaf for leaf in jax.tree.leaves(state) if leaf.size > L]  # without the counters
 
     prompt_slots = slots("prompt_tuning")
@@ -136,23 +136,23 @@ def test_optimizer_state_exists_for_trainable_leaves_only(stacked, make):
     assert len(slots("joint_tuning")) == len(slots("model_tuning")) + len(prompt_slots)
 
 
-@pytest.mark.parametrize("stage", ["prompt_tuning", "joint_tuning"])
-def test_a_long_prompt_keeps_its_whole_second_moment(stage):
-    params, which = _tree(0), stages.stage(stage)
+@pytest.mark.parametrize("stage_name", ["prompt_tuning", "joint_tuning"])
+def test_a_long_prompt_keeps_its_whole_second_moment(stage_name):
+    params, stage = _tree(0), stages.stage(stage_name)
     params["soft_prompt"]["embedding"] = jnp.ones((2, 150, 512))
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-2), params, which)
-    state = optimizer.init(stages.partition(params, which)[0])
+    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-2), params, stage)
+    state = optimizer.init(stages.partition(params, stage)[0])
     slots = {jax.tree_util.keystr(path): slot.shape for path, slot in jax.tree_util.tree_flatten_with_path(state)[0]}
     moments = {shape for name, shape in slots.items() if "soft_prompt" in name}
     assert moments == {(2, 150, 512), (1,)}  # v; the row and column of a factored one are left empty
     kernels = {shape for name, shape in slots.items() if "encoder" in name and "wo" in name}
-    assert kernels == ({(F,), (D,), (1,)} if stage == "joint_tuning" else set())
+    assert kernels == ({(F,), (D,), (1,)} if stage_name == "joint_tuning" else set())
 
 
 def test_frozen_leaves_are_absent_from_updates():
-    params, which = _tree(0), stages.stage("prompt_tuning")
-    trainable, _ = stages.partition(params, which)
-    optimizer = optimizers.staged_optimizer(optax.sgd(1.0), params, which)
+    params, stage = _tree(0), stages.stage("prompt_tuning")
+    trainable, _ = stages.partition(params, stage)
+    optimizer = optimizers.staged_optimizer(optax.sgd(1.0), params, stage)
     updates, _ = optimizer.update(trainable, optimizer.init(trainable), trainable)
     assert list(parameter_names.flatten(updates)) == ["soft_prompt/embedding"]
     np.testing.assert_array_equal(updates["soft_prompt"]["embedding"], -params["soft_prompt"]["embedding"])
@@ -194,7 +194,7 @@ def test_held_in_the_same_dtype_or_none_is_the_same():
 
 
 def test_abstract_leaves_are_held_where_they_are():
-    """A checkpoint is restored into them: they say dtype and place of what is read."""
+    """A checkpoint is restored into them: they give the dtype and device of what is read."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _tree(0))
     _, frozen = stages.partition(like, stages.stage("joint_tuning"))
@@ -220,7 +220,7 @@ def test_nothing_to_train_is_an_error():
         stages.partition({"soft_prompt": {"embedding": jnp.zeros(3)}}, stages.stage("fine_tuning"))
 
 
-def test_a_stage_of_ones_own_names_subtrees_and_leaves():
+def test_a_custom_stage_names_subtrees_and_leaves():
     params = _tree(0)
     own = stages.Stage("own", trainable=["decoder", r"encoder/layers_[12]/.*"], frozen=r".*/scale")
     trainable, frozen = map(parameter_names.flatten, stages.partition(params, own))
@@ -246,7 +246,7 @@ def test_a_prompt_that_is_not_attached_never_trains():
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_what_a_stage_of_ones_own_freezes_keeps_its_bits(stacked):
+def test_what_a_custom_stage_freezes_keeps_its_bits(stacked):
     params = _stacked(_tree(0)) if stacked else _tree(0)
     own = stages.Stage("own", trainable=("decoder",), frozen=(r".*/scale",), attaches_prompt=False)
     trainable, frozen = stages.partition(params, own)
@@ -321,34 +321,34 @@ def test_an_unknown_stage_names_the_nearest():
         stages.stage("xyz")
 
 
-def _adam_updates(params, gradients, clip_norm, which=stages.STAGES["joint_tuning"]):
+def _adam_updates(params, gradients, clip_norm, stage=stages.STAGES["joint_tuning"]):
     """Two steps, the second with a tenth of the gradients: updates of both, flat, layer by layer."""
-    trainable, _ = stages.partition(params, which)
-    optimizer = optimizers.staged_optimizer(optimizers.adam(0.1, clip_norm=clip_norm), params, which)
+    trainable, _ = stages.partition(params, stage)
+    optimizer = optimizers.staged_optimizer(optimizers.adam(0.1, clip_norm=clip_norm), params, stage)
     state, update, result = optimizer.init(trainable), jax.jit(optimizer.update), []
     for scale in (1.0, 0.1):
-        trained, _ = stages.partition(jax.tree.map(lambda g, scale=scale: g * scale, gradients), which)
+        trained, _ = stages.partition(jax.tree.map(lambda g, scale=scale: g * scale, gradients), stage)
         updates, state = update(trained, state, trainable)
         result.append(parameter_names.unstack_layers(parameter_names.flatten(updates)))
     return result
 
 
-@pytest.mark.parametrize("stage", ["joint_tuning", "model_tuning"])
-def test_adam_clips_by_the_norm_of_all_trainable_leaves(stage):
+@pytest.mark.parametrize("stage_name", ["joint_tuning", "model_tuning"])
+def test_adam_clips_by_the_norm_of_all_trainable_leaves(stage_name):
     """Also where they are stacked; the gradients of one layer are large, so that a norm of each would show."""
-    which, params = stages.stage(stage), _tree(0)
+    stage, params = stages.stage(stage_name), _tree(0)
     gradients = jax.tree_util.tree_map_with_path(
         lambda path, g: g * 100.0 if "layers_1" in jax.tree_util.keystr(path) else g, _tree(1)
     )
-    trained = [g for n, g in parameter_names.flatten(gradients).items() if which.trains(n)]
+    trained = [g for n, g in parameter_names.flatten(gradients).items() if stage.trains(n)]
     norm = float(np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in trained)))
     clip_norm = 0.5 * norm  # between the two steps' norms: the first is halved, the second is left as it is
-    single = _adam_updates(params, gradients, clip_norm, which)
-    stacked = _adam_updates(_stacked(params), _stacked(gradients), clip_norm, which)
-    for found, expected in zip(stacked, single, strict=True):
-        assert list(found) == list(expected) == [n for n in parameter_names.flatten(params) if which.trains(n)]
+    single = _adam_updates(params, gradients, clip_norm, stage)
+    stacked = _adam_updates(_stacked(params), _stacked(gradients), clip_norm, stage)
+    for actual, expected in zip(stacked, single, strict=True):
+        assert list(actual) == list(expected) == [n for n in parameter_names.flatten(params) if stage.trains(n)]
         for name, leaf in expected.items():
-            np.testing.assert_allclose(found[name], leaf, rtol=1e-6, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(actual[name], leaf, rtol=1e-6, atol=1e-6, err_msg=name)
     flat = parameter_names.flatten(gradients)
     for name, leaf in single[1].items():  # Kingma and Ba 2015, algorithm 1, of the gradients 0.5 g and 0.1 g
         g = np.float64(flat[name])

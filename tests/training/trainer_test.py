@@ -129,11 +129,11 @@ def test_a_prompt_tuning_step_returns_the_prompt_and_leaves_the_model_alone():
     """What comes out is the prompt, its optimizer's state and five numbers; the model is not returned or copied."""
     model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, embed_dim=64, mlp_dim=1024))
     before, optimizer, state, frozen = tiny.start(model, "prompt_tuning")
-    given = state.trainable, state.opt_state, frozen, tiny.batch(), jnp.int32(0)
-    compiled = trainer.make_step(model, optimizer).lower(*given).compile()
+    args = state.trainable, state.opt_state, frozen, tiny.batch(), jnp.int32(0)
+    compiled = trainer.make_step(model, optimizer).lower(*args).compile()
     weights = parameter_names.flatten(frozen)
     places = {name: leaf.unsafe_buffer_pointer() for name, leaf in weights.items()}
-    trainable, opt_state, metrics = compiled(*given)
+    trainable, opt_state, metrics = compiled(*args)
 
     prompt_bytes = P * 64 * 4
     assert list(parameter_names.flatten(trainable)) == ["soft_prompt/embedding"]
@@ -145,7 +145,7 @@ def test_a_prompt_tuning_step_returns_the_prompt_and_leaves_the_model_alone():
     # XLA's count holds a pointer for every output.
     assert memory.output_size_in_bytes <= sum(leaf.nbytes for leaf in outputs) + 8 * len(outputs)
     assert 2 * prompt_bytes <= memory.alias_size_in_bytes <= memory.output_size_in_bytes
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[:2]) if leaf.size > 1), "their memory is used again"
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(args[:2]) if leaf.size > 1), "their memory is used again"
 
     # Activations, and what the CPU lays out anew for a product: the larger kernels at most.
     assert memory.temp_size_in_bytes < 0.75 * sum(leaf.nbytes for leaf in weights.values())

@@ -1,14 +1,14 @@
-"""Weights of transformers' T5, mT5 and umT5 (the classes for conditional generation) as safetensors, in and out.
+"""Reads and writes weights of transformers' T5, mT5 and umT5 (for conditional generation) as safetensors.
 
-A folder there holds config.json and model.safetensors, or several such files and model.safetensors.index.json. Neither
-torch nor transformers is needed, and nothing is unpickled. The bits stay what they are: names change, and matrices are
-transposed, since torch keeps a Linear's weight as [out, in].
+A folder has config.json and model.safetensors, or several weight files and model.safetensors.index.json. Neither torch
+nor transformers is needed, and nothing is unpickled. The bits stay the same: names change, and matrices are transposed,
+since torch stores a Linear's weight as [out, in].
 
-The output matrix is what versions of transformers disagree on. Here a model without its own (`lm_head.weight`) shares
-the embedding, scaled by 1/sqrt(D) as `network.scaled_for_embedding` does it, where transformers computes the same;
-where it computes without the scale, the transposed embedding becomes `logits_dense`. A model with its own has no scale.
-(transformers 5 scales umT5's logits nevertheless, which leaves greedy answers as they are, but not scores, beams and
-samples; with `model.config.tie_word_embeddings = False` after loading it does not.)
+Versions of transformers disagree on the output matrix. A model without one (`lm_head.weight`) shares the embedding. If
+transformers scales its output by 1/sqrt(D), we share it too, with the same scale (`network.scaled_for_embedding`); if
+transformers does not scale, the transposed embedding becomes our `logits_dense`. A model with an output matrix has no
+scale. (transformers 5 scales umT5's logits even then, which leaves greedy answers unchanged, but not scores, beams and
+samples; setting `model.config.tie_word_embeddings = False` after loading avoids it.)
 """
 
 import json
@@ -37,49 +37,82 @@ _EMBEDDING = "shared.weight"
 
 _OUTPUT = "lm_head.weight"
 
-# The same bits as the embedding wherever they are stored; some converters have kept one of them in its place.
+# Copies of the embedding; some converters store one of them instead of it.
 _EMBEDDING_AGAIN = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 # Part of the first T5 checkpoints; no version of transformers that reads safetensors uses it.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
-_LISTED = 5  # names in one message
+_LISTED = 5  # most names in a message
 
 
-def is_huggingface(folder: epath.PathLike) -> bool:
-    """Whether a folder holds a model of transformers, of any kind and also a damaged one.
+def is_huggingface(folder: epath.Path) -> bool:
+    """Whether a folder holds a model of transformers, of any kind, even a damaged one.
 
-    >>> is_huggingface("/nothing/here")
+    >>> is_huggingface(epath.Path("/nothing/here"))
     False
     """
-    path = files.absolute(folder)
-    if not path.is_dir():
+    if not folder.is_dir():
         return False
-    if any((path / name).is_file() for name in (_WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")):
+    names = (_WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+    if any((folder / name).is_file() for name in names):
         return True
-    return (path / _CONFIG).is_file() and b'"model_type"' in (path / _CONFIG).read_bytes()
+    return (folder / _CONFIG).is_file() and b'"model_type"' in (folder / _CONFIG).read_bytes()
 
 
-def read_config(folder: epath.PathLike) -> dict[str, Any]:
-    """The fields of T5Config that a model's folder decides: sizes, activations, relative positions, output matrix.
+def write(
+    folder: epath.Path,
+    leaves: stored_leaves.Leaves,
+    config: T5Config,
+    *,
+    model_type: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a model that transformers' from_pretrained reads: weights, config.json and generation_config.json.
 
-    The headers of the weights are read as well: whether the embedding is the output matrix, config.json alone does not
-    say.
+    One block of one tensor is in memory at a time. config.json, without which the folder is not a model, is written
+    last; only process 0 writes. The vocabulary is not written: for a tokenizer, copy spiece.model and
+    tokenizer_config.json (or tokenizer.json) from the folder of the model that this one was trained from, such as
+    google/mt5-small.
 
     Args:
-      folder: a local folder.
-
-    Returns:
-      Arguments of T5Config.
+      folder: may exist, but must not hold a model.
+      leaves: the network's, one leaf per layer or stacks of layers, without the soft prompt.
+      config: the network's.
+      model_type: "t5", "mt5" or "umt5"; None determines it, see `config_file.model_type_of`.
+      max_shard_bytes: most bytes in one weight file; a larger tensor gets a separate file.
 
     Raises:
-      FileNotFoundError, ValueError: as `read`.
+      FileExistsError: the folder already holds a model.
+      ValueError: the leaves are not those of the network, or transformers has no class for it.
+      files.NoRoomError: the disk is full.
     """
-    return opened(folder)[0]
+    model_type = config_file.model_type_of(config, model_type)
+    tensors = as_named(leaves, config)
+    dtypes = {str(leaf.dtype) for leaf in tensors.values()}
+    values = config_file.values_of(config, model_type, dtypes.pop() if len(dtypes) == 1 else None)
+    if not processes.speaks():
+        return
+    if present := _model_files(folder):
+        raise FileExistsError(f"{folder} holds {_some(present)} already: give another folder, or remove these files.")
+    shards = _sharded(tensors, max_shard_bytes)
+    try:
+        for file, names in shards.items():
+            safetensors_file.write(folder / file, {name: tensors[name] for name in names})
+        if list(shards) != [_WEIGHTS]:
+            total = sum(stored_leaves.num_bytes(leaf) for leaf in tensors.values())
+            weight_map = {name: file for file, names in shards.items() for name in names}
+            files.write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        files.write_json(folder / _GENERATION, config_file.generation_values())
+        files.write_json(folder / _CONFIG, values)
+    except BaseException:
+        for file in (*shards, _INDEX, _GENERATION):
+            (folder / file).unlink(missing_ok=True)
+        raise
 
 
-def read(folder: epath.PathLike) -> dict[str, StoredLeaf]:
-    """The weights of a model under our names, one leaf per layer, in the dtype they are stored in; read when asked for.
+def opened(folder: epath.Path) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
+    """A model's network and its weights under our names, one leaf per layer, in their stored dtype.
 
     Names and shapes are compared with config.json before any weight is read.
 
@@ -87,78 +120,22 @@ def read(folder: epath.PathLike) -> dict[str, StoredLeaf]:
       folder: a local folder.
 
     Returns:
-      Leaves sorted by name; a block of a kernel is read from the transposed block of the file.
+      The fields of T5Config that the folder determines (sizes, activations, relative positions, output matrix; only the
+      weights' headers say whether the embedding is the output matrix), and leaves sorted by name; a block of a kernel
+      is read from the transposed block of the file.
 
     Raises:
-      FileNotFoundError: the folder, config.json or one of the files of weights is missing.
-      ValueError: it is another model, its weights are pickled, a file is damaged, or weights are missing, unknown, or
-        not of the sizes in config.json.
+      FileNotFoundError: the folder, config.json or a weight file is missing.
+      ValueError: it is another kind of model, its weights are pickled, a file is damaged, or weights are missing,
+        unknown, or of other sizes than in config.json.
     """
-    return opened(folder)[1]
-
-
-def write(
-    folder: epath.PathLike,
-    leaves: stored_leaves.Leaves,
-    config: T5Config,
-    *,
-    model_type: str | None = None,
-    max_shard_bytes: int = 5 * 10**9,
-) -> None:
-    """Writes a model that from_pretrained of transformers reads: weights, config.json and generation_config.json.
-
-    One block of one tensor is in memory at a time. config.json comes last, without which the folder is no model; of
-    several processes only the first writes. The vocabulary is not written: for a tokenizer copy spiece.model and
-    tokenizer_config.json (or tokenizer.json) from the folder of the model that this one was trained from, such as
-    google/mt5-small.
-
-    Args:
-      folder: may exist, but holds no model.
-      leaves: the network's, one leaf per layer or stacks of layers, without the soft prompt.
-      config: the network's.
-      model_type: "t5", "mt5" or "umt5"; None finds it, see `config_file.model_type_of`.
-      max_shard_bytes: what one file of weights may hold; a larger tensor has a file of its own.
-
-    Raises:
-      FileExistsError: the folder holds a model.
-      ValueError: the leaves are not those of the network, or transformers has no class for it.
-      files.NoRoomError: the disk is full.
-    """
-    path = files.absolute(folder)
-    model_type = config_file.model_type_of(config, model_type)
-    tensors = as_named(leaves, config)
-    dtypes = {str(leaf.dtype) for leaf in tensors.values()}
-    values = config_file.values_of(config, model_type, dtypes.pop() if len(dtypes) == 1 else None)
-    if not processes.speaks():
-        return
-    if present := _model_files(path):
-        raise FileExistsError(f"{path} holds {_some(present)} already: give another folder, or remove these files.")
-    shards = _sharded(tensors, max_shard_bytes)
-    try:
-        for file, names in shards.items():
-            safetensors_file.write(path / file, {name: tensors[name] for name in names})
-        if list(shards) != [_WEIGHTS]:
-            total = sum(stored_leaves.num_bytes(leaf) for leaf in tensors.values())
-            weight_map = {name: file for file, names in shards.items() for name in names}
-            files.write_json(path / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        files.write_json(path / _GENERATION, config_file.generation_values())
-        files.write_json(path / _CONFIG, values)
-    except BaseException:
-        for file in (*shards, _INDEX, _GENERATION):
-            (path / file).unlink(missing_ok=True)
-        raise
-
-
-def opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
-    """(what `read_config` returns, what `read` returns), for one opening of the files."""
-    path = files.absolute(folder)
-    if not path.exists():
-        raise FileNotFoundError(f"The Hugging Face folder {path} does not exist: check the path.")
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file, expected a folder with {_CONFIG} and {_WEIGHTS}.")
-    values = config_file.load(path / _CONFIG)
-    fields = config_file.fields(values, path / _CONFIG)
-    tensors = _tensors(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"The Hugging Face folder {folder} does not exist: check the path.")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder with {_CONFIG} and {_WEIGHTS}.")
+    values = config_file.load(folder / _CONFIG)
+    fields = config_file.fields(values, folder / _CONFIG)
+    tensors = _tensors(folder)
     tensors.pop(_UNUSED, None)
     for name in _EMBEDDING_AGAIN:
         if name in tensors:
@@ -167,22 +144,22 @@ def opened(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, StoredLeaf
         tensors.setdefault(_EMBEDDING, tensors[_OUTPUT])
     if (depth := fields["num_encoder_layers"] + fields["num_decoder_layers"]) > len(tensors):
         raise ValueError(
-            f"{path / _CONFIG} has {depth} layers, the weights next to it are {len(tensors)} tensors in all: put the "
-            f"{_CONFIG} of these weights there."
+            f"{folder / _CONFIG} has {depth} layers, but the weights next to it are only {len(tensors)} tensors: put "
+            f"the {_CONFIG} of these weights there."
         )
-    fields["logits_via_embedding"] = _shares_embedding(values, tensors, path)
+    fields["logits_via_embedding"] = _shares_embedding(values, tensors, folder)
     if fields["logits_via_embedding"]:
         tensors.pop(_OUTPUT, None)
     elif _OUTPUT not in tensors and _EMBEDDING in tensors and config_file.tied(values):
         tensors[_OUTPUT] = tensors[_EMBEDDING]  # shared, but without the scale
     table = {theirs: (ours, shape) for ours, theirs, shape in _table(T5Config(**fields))}
-    _compare({theirs: _file_shape(ours, shape) for theirs, (ours, shape) in table.items()}, tensors, path)
+    _compare({theirs: _file_shape(ours, shape) for theirs, (ours, shape) in table.items()}, tensors, folder)
     leaves = {ours: _turned(ours, tensors[theirs]) for theirs, (ours, _) in table.items()}
     return fields, dict(sorted(leaves.items()))
 
 
 def _shares_embedding(values: Mapping[str, Any], tensors: Mapping[str, StoredLeaf], path: epath.Path) -> bool:
-    """Whether the embedding is the output matrix in the way that T5Config.logits_via_embedding has it: scaled."""
+    """Whether the scaled embedding is the output matrix, as with T5Config.logits_via_embedding."""
     if not config_file.scales_output(values):
         return False
     if _OUTPUT not in tensors or _EMBEDDING not in tensors:
@@ -192,13 +169,13 @@ def _shares_embedding(values: Mapping[str, Any], tensors: Mapping[str, StoredLea
     if values["model_type"] == "t5":
         raise ValueError(
             f"{_OUTPUT} in {path} is not {_EMBEDDING}, though its {_CONFIG} says that the embedding is the output "
-            "matrix: for a T5 1.1 set tie_word_embeddings (and scale_decoder_outputs, if it is there) to false in it."
+            "matrix: for a T5 1.1 set tie_word_embeddings (and scale_decoder_outputs, if present) to false in it."
         )
     return False
 
 
 def _tensors(path: epath.Path) -> dict[str, StoredLeaf]:
-    """All tensors in a folder's files, under their names there."""
+    """All tensors in a folder's files, by their names in these files."""
     if (path / _WEIGHTS).is_file():
         return safetensors_file.leaves(path / _WEIGHTS)
     if (path / _INDEX).is_file():
@@ -206,8 +183,8 @@ def _tensors(path: epath.Path) -> dict[str, StoredLeaf]:
     others = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"))
     if others:
         raise ValueError(
-            f"{path} holds no {_WEIGHTS} but {_some(others)}, which is not read (unpickling runs whatever code a file "
-            "holds): load the model with transformers and save it with save_pretrained(folder), as safetensors."
+            f"{path} holds no {_WEIGHTS} but {_some(others)}, which is not read (unpickling can run any code): load "
+            "the model with transformers and save it with save_pretrained(folder), as safetensors."
         )
     raise FileNotFoundError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}: copy the weights there.")
 
@@ -223,7 +200,7 @@ def _indexed_tensors(path: epath.Path) -> dict[str, StoredLeaf]:
         raise ValueError(f"{index} names {elsewhere[0]}, expected files of its own folder: copy it again.")
     if missing := [file for file in names if not (path / file).is_file()]:
         raise FileNotFoundError(
-            f"{path} lacks {len(missing)} of the {len(names)} files of weights that {_INDEX} names "
+            f"{path} lacks {len(missing)} of the {len(names)} weight files that {_INDEX} names "
             f"({_some(missing)}): copy them there."
         )
     by_file = {file: safetensors_file.leaves(path / file) for file in names}
@@ -234,7 +211,7 @@ def _indexed_tensors(path: epath.Path) -> dict[str, StoredLeaf]:
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, StoredLeaf], path: epath.Path) -> None:
-    """Raises ValueError where the tensors of a folder are not what its config.json says."""
+    """Raises ValueError if the tensors of a folder do not match its config.json."""
     problems = []
     if missing := [name for name in expected if name not in tensors]:
         problems.append(f"lack {len(missing)} tensors ({_some(missing)})")
@@ -255,11 +232,15 @@ def _some(names: list[str]) -> str:
 
 
 def as_named(leaves: stored_leaves.Leaves, config: T5Config) -> dict[str, StoredLeaf]:
-    """Our leaves as transformers has them."""
+    """Our leaves under transformers' names and in its shapes.
+
+    Raises:
+      ValueError: the leaves are not those of the network, or include a soft prompt.
+    """
     if parameter_names.PROMPT in leaves:
         raise ValueError(
             f"{parameter_names.PROMPT} has no place in a model of transformers: leave it out "
-            "and write it as an adapter of PEFT."
+            "and write it as a PEFT adapter."
         )
     table = {ours: (theirs, shape) for ours, theirs, shape in _table(config)}
     leaves = stored_leaves.as_stored_in(leaves, table)
@@ -268,7 +249,10 @@ def as_named(leaves: stored_leaves.Leaves, config: T5Config) -> dict[str, Stored
     shapes = {name: (leaves[name].shape, shape) for name, (_, shape) in table.items() if name in leaves}
     wrong += [f"{name} ({given} for {shape})" for name, (given, shape) in shapes.items() if given != shape]
     if wrong:
-        raise ValueError(f"The parameters are not those of the network in T5Config: {_some(wrong)}; give its own.")
+        raise ValueError(
+            f"The parameters are not those of the network in T5Config: {_some(wrong)}; give the parameters of this "
+            "network."
+        )
     return {theirs: _turned(ours, leaves[ours]) for ours, (theirs, _) in table.items()}
 
 
@@ -322,7 +306,7 @@ def _is_transposed(ours: str) -> bool:
 
 
 def _turned(ours: str, leaf: StoredLeaf) -> StoredLeaf:
-    """From our form of a parameter to transformers', or back."""
+    """Converts a parameter from our shape to transformers', or back."""
     return stored_leaves.transposed(leaf, (1, 0)) if _is_transposed(ours) else leaf
 
 
@@ -347,6 +331,6 @@ def _sharded(tensors: Mapping[str, StoredLeaf], max_shard_bytes: int) -> dict[st
 
 
 def _model_files(path: epath.Path) -> list[str]:
-    """What of a model a folder holds already; also weights that a writer left when it was killed."""
+    """The files of a model in a folder, including weights left by a writer that was killed."""
     names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
     return [n for n in names if n in (_CONFIG, _INDEX) or (n.startswith("model") and n.endswith(".safetensors"))]

@@ -27,9 +27,9 @@ def change_config(folder, **values):
 def test_round_trip_bit_for_bit(dtype, tmp_path):
     prompt_PxD = PROMPT_PxD.astype(dtype)
     peft.write_adapter(tmp_path, prompt_PxD, "some/model")
-    found = peft.read_adapter(tmp_path)
-    assert (found.shape, found.dtype) == ((1, 5, 8), prompt_PxD.dtype)
-    assert found.tobytes() == prompt_PxD.tobytes()
+    read_NxPxD = peft.read_adapter(tmp_path)
+    assert (read_NxPxD.shape, read_NxPxD.dtype) == ((1, 5, 8), prompt_PxD.dtype)
+    assert read_NxPxD.tobytes() == prompt_PxD.tobytes()
 
 
 def test_what_is_written(adapter):
@@ -60,7 +60,7 @@ def test_prompts_of_other_shapes_are_not_written(shape, tmp_path):
     [
         (dict(peft_type="LORA"), "peft_type is 'LORA' in .*adapter_config.json, expected 'PROMPT_TUNING'"),
         (dict(task_type="CAUSAL_LM"), "task_type is 'CAUSAL_LM'"),
-        (dict(num_transformer_submodules=2), "num_transformer_submodules is 2 .*, expected 1: only a prompt before"),
+        (dict(num_transformer_submodules=2), "num_transformer_submodules is 2 .*, expected 1: only a prompt in front"),
         (dict(num_virtual_tokens=6), r"holds prompt_embeddings \(5, 8\), expected prompt_embeddings \(6, 8\)"),
         (dict(token_dim=16), r"expected prompt_embeddings \(5, 16\) as adapter_config.json says"),
     ],
@@ -72,7 +72,9 @@ def test_adapters_of_another_kind(values, message, adapter):
 
 
 def test_missing_and_damaged_files(adapter):
-    with pytest.raises(FileNotFoundError, match="adapter_config.json does not exist: give the folder of an adapter"):
+    with pytest.raises(
+        FileNotFoundError, match="adapter_config.json does not exist: give the folder of a PEFT adapter"
+    ):
         peft.read_adapter(adapter / "nothing")
     weights = adapter / "adapter_model.safetensors"
     data = weights.read_bytes()
@@ -85,13 +87,13 @@ def test_missing_and_damaged_files(adapter):
     (adapter / "adapter_model.bin").write_bytes(data)
     with pytest.raises(ValueError, match="holds no adapter_model.safetensors but adapter_model.bin"):
         peft.read_adapter(adapter)
-    for text, message in (("{", "it is not JSON"), ("[]", "it is no JSON object")):
+    for text, message in (("{", "it is not JSON"), ("[]", "it is not a JSON object")):
         (adapter / "adapter_config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             peft.read_adapter(adapter)
 
 
-def test_other_tensors_beside_the_prompt(adapter):
+def test_other_tensors_next_to_the_prompt(adapter):
     tensors = {"prompt_embeddings": PROMPT_PxD, "classifier.weight": PROMPT_PxD}
     safetensors.numpy.save_file(tensors, adapter / "adapter_model.safetensors")
     with pytest.raises(

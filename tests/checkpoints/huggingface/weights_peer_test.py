@@ -27,7 +27,7 @@ pytestmark = [
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-_PEERS = "this test compares with torch, transformers and peft, which must be installed beside promot_t5x"
+_PEERS = "this test compares with torch, transformers and peft, which must be installed next to promot_t5x"
 torch = pytest.importorskip("torch", reason=_PEERS)
 transformers = pytest.importorskip("transformers", reason=_PEERS)
 
@@ -47,7 +47,7 @@ OURS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """One family: how transformers is told of it, and our network."""
+    """One family: the arguments of its transformers config, and our network."""
 
     model_type: str
     feed_forward: str
@@ -176,9 +176,9 @@ def nested(leaves) -> dict:
 def test_their_folder_read_by_us(kind, tmp_path, record_property):
     peer = random_peer(kind)
     peer.save_pretrained(tmp_path)
-    config = T5Config(**weights.read_config(tmp_path))
+    config = T5Config(**weights.opened(tmp_path)[0])
     assert config == kind.config
-    params = nested(weights.read(tmp_path))
+    params = nested(weights.opened(tmp_path)[1])
     ours = network(config)
     assert_same_logits(logits(ours, params, batch()), peer, record_property)
     assert_same_answers(answers(ours, params, batch()), peer)
@@ -207,11 +207,11 @@ def test_our_folder_read_by_them(name, max_shard_bytes, tmp_path, record_propert
 def test_their_half_precision_bit_for_bit(dtype, tmp_path):
     peer = random_peer(KINDS["t5_1_1"]).to(getattr(torch, dtype))
     peer.save_pretrained(tmp_path)
-    found = weights.read(tmp_path)
-    assert {str(leaf.dtype) for leaf in found.values()} == {dtype}
+    leaves = weights.opened(tmp_path)[1]
+    assert {str(leaf.dtype) for leaf in leaves.values()} == {dtype}
     for name, theirs in (("token_embedder/embedding", peer.shared), ("decoder/logits_dense/kernel", peer.lm_head)):
         bits = theirs.weight.detach().view(torch.int16).numpy()
-        ours = stored_leaves.whole(found[name]).view(np.int16)
+        ours = stored_leaves.whole(leaves[name]).view(np.int16)
         np.testing.assert_array_equal(ours if ours.shape == bits.shape else ours.T, bits)
 
 

@@ -1,4 +1,4 @@
-"""Folders of transformers in and out: bits, names, shards, what config.json says, and everything that may be wrong."""
+"""Folders of transformers in and out: bits, names, shards, what config.json says, and every mistake in them."""
 
 import dataclasses
 import errno
@@ -50,7 +50,7 @@ def in_file(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def model_folder(tmp_path) -> Path:
-    """An untied T5 1.1 in one file, to be changed."""
+    """An untied T5 1.1 in one file, for tests to change."""
     weights.write(tmp_path / "model", as_leaves(random_params(T5_1_1)), T5_1_1)
     return tmp_path / "model"
 
@@ -74,22 +74,22 @@ def change_weights(folder: Path, change) -> None:
 def test_round_trip_bit_for_bit(config, dtype, tmp_path):
     params = random_params(config, dtype)
     weights.write(tmp_path, as_leaves(params), config)
-    found = weights.read(tmp_path)
-    assert list(found) == list(params)
-    for name, leaf in found.items():
+    leaves = weights.opened(tmp_path)[1]
+    assert list(leaves) == list(params)
+    for name, leaf in leaves.items():
         assert (leaf.shape, leaf.dtype) == (params[name].shape, params[name].dtype), name
         whole = stored_leaves.whole(leaf)
         assert (whole.dtype, whole.tobytes()) == (params[name].dtype, params[name].tobytes()), name
     assert weights.is_huggingface(tmp_path)
     fields = {field: getattr(config, field) for field in OF_WEIGHTS}
-    assert weights.read_config(tmp_path) == fields
+    assert weights.opened(tmp_path)[0] == fields
 
 
 @each_network
 def test_blocks_are_those_of_the_whole(config, tmp_path):
     params = random_params(config, jnp.bfloat16)
     weights.write(tmp_path, as_leaves(params), config)
-    for name, leaf in weights.read(tmp_path).items():
+    for name, leaf in weights.opened(tmp_path)[1].items():
         index = tuple(slice(1, size - 1) if size > 2 else slice(0, 1) for size in leaf.shape)
         assert leaf.read(index).tobytes() == params[name][index].tobytes(), name
         assert leaf.source.startswith(f"{tmp_path}/model.safetensors: ")
@@ -113,7 +113,7 @@ def test_shards(dtype, tmp_path, monkeypatch):
         tensors |= content
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in tensors.values())
     assert set(index["weight_map"]) == set(tensors)
-    for name, leaf in weights.read(tmp_path).items():
+    for name, leaf in weights.opened(tmp_path)[1].items():
         assert stored_leaves.whole(leaf).tobytes() == params[name].tobytes(), name
 
 
@@ -149,7 +149,7 @@ def test_stacks_of_layers_are_written_as_layers(tmp_path):
     params = random_params(scanned)
     weights.write(tmp_path, as_leaves(params), scanned)
     separate = parameter_names.unstack_layers(params)
-    for name, leaf in weights.read(tmp_path).items():
+    for name, leaf in weights.opened(tmp_path)[1].items():
         np.testing.assert_array_equal(stored_leaves.whole(leaf), separate[name], err_msg=name)
 
 
@@ -165,7 +165,7 @@ def test_leaves_of_several_dtypes(tmp_path):
     for name, entry in json.loads(data[8 : 8 + length]).items():
         if name != "__metadata__":
             assert entry["data_offsets"][0] % {"F32": 4, "BF16": 2}[entry["dtype"]] == 0, name
-    for name, leaf in weights.read(tmp_path).items():
+    for name, leaf in weights.opened(tmp_path)[1].items():
         assert stored_leaves.whole(leaf).tobytes() == params[name].tobytes(), name
 
 
@@ -199,7 +199,7 @@ def test_model_types():
 
 
 def test_config_json_of_the_first_t5(tmp_path):
-    """It has no feed_forward_proj, no tie_word_embeddings, no decoder's depth; its weights have a table too many."""
+    """It has no feed_forward_proj, no tie_word_embeddings, no decoder's depth; its weights have one table too many."""
     config = dataclasses.replace(T5, num_decoder_layers=2, relative_bias_buckets=32, relative_bias_max_distance=128)
     weights.write(tmp_path, as_leaves(random_params(config)), config)
     gone = ("num_decoder_layers", "relative_attention_num_buckets", "relative_attention_max_distance", "torch_dtype")
@@ -213,18 +213,18 @@ def test_config_json_of_the_first_t5(tmp_path):
             tensors[name] = tensors["shared.weight"]
 
     change_weights(tmp_path, as_of_old)
-    assert T5Config(**weights.read_config(tmp_path)) == config
+    assert T5Config(**weights.opened(tmp_path)[0]) == config
     params = random_params(config)
-    found = weights.read(tmp_path)
-    assert list(found) == list(params)
-    assert all(stored_leaves.whole(leaf).tobytes() == params[name].tobytes() for name, leaf in found.items())
+    leaves = weights.opened(tmp_path)[1]
+    assert list(leaves) == list(params)
+    assert all(stored_leaves.whole(leaf).tobytes() == params[name].tobytes() for name, leaf in leaves.items())
 
 
 @pytest.mark.parametrize("kept", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
 def test_embedding_under_another_name(kept, tmp_path):
     weights.write(tmp_path, as_leaves(random_params(T5)), T5)
     change_weights(tmp_path, lambda tensors: tensors.update({kept: tensors.pop("shared.weight")}))
-    embedding = stored_leaves.whole(weights.read(tmp_path)["token_embedder/embedding"])
+    embedding = stored_leaves.whole(weights.opened(tmp_path)[1]["token_embedder/embedding"])
     np.testing.assert_array_equal(embedding, random_params(T5)["token_embedder/embedding"])
 
 
@@ -241,8 +241,8 @@ def test_own_output_matrix_where_transformers_5_writes_tied(config, values, tmp_
     params = random_params(config)
     weights.write(tmp_path, as_leaves(params), config)
     change_config(tmp_path, **values)
-    assert weights.read_config(tmp_path)["logits_via_embedding"] is False
-    kernel = stored_leaves.whole(weights.read(tmp_path)["decoder/logits_dense/kernel"])
+    assert weights.opened(tmp_path)[0]["logits_via_embedding"] is False
+    kernel = stored_leaves.whole(weights.opened(tmp_path)[1]["decoder/logits_dense/kernel"])
     np.testing.assert_array_equal(kernel, params["decoder/logits_dense/kernel"])
 
 
@@ -261,11 +261,11 @@ def test_shared_output_matrix_with_and_without_scale(values, is_scaled, tmp_path
     params = random_params(T5)
     weights.write(tmp_path, as_leaves(params), T5)
     change_config(tmp_path, **values)
-    assert weights.read_config(tmp_path)["logits_via_embedding"] is is_scaled
-    found = weights.read(tmp_path)
-    assert ("decoder/logits_dense/kernel" in found) is not is_scaled
+    assert weights.opened(tmp_path)[0]["logits_via_embedding"] is is_scaled
+    leaves = weights.opened(tmp_path)[1]
+    assert ("decoder/logits_dense/kernel" in leaves) is not is_scaled
     if not is_scaled:
-        kernel = stored_leaves.whole(found["decoder/logits_dense/kernel"])
+        kernel = stored_leaves.whole(leaves["decoder/logits_dense/kernel"])
         np.testing.assert_array_equal(kernel, params["token_embedder/embedding"].T)
 
 
@@ -278,9 +278,9 @@ def test_no_weight_is_read_before_it_is_asked_for(tmp_path, monkeypatch):
         return leaf._replace(read=lambda index: (reads.append(name), leaf.read(index))[1])
 
     monkeypatch.setattr(safetensors_file, "_leaf", counted)
-    found = weights.read(tmp_path)
+    leaves = weights.opened(tmp_path)[1]
     assert not reads
-    stored_leaves.whole(found["decoder/logits_dense/kernel"])
+    stored_leaves.whole(leaves["decoder/logits_dense/kernel"])
     assert reads == ["lm_head.weight"]
 
 
@@ -288,13 +288,13 @@ def test_wrong_places(tmp_path):
     assert not weights.is_huggingface(tmp_path / "nothing")
     assert not weights.is_huggingface(tmp_path)
     with pytest.raises(FileNotFoundError, match="folder .*/nothing does not exist: check the path"):
-        weights.read(tmp_path / "nothing")
+        weights.opened(tmp_path / "nothing")[1]
     (tmp_path / "file").write_text("x")
     assert not weights.is_huggingface(tmp_path / "file")
     with pytest.raises(ValueError, match="is a file, expected a folder with config.json"):
-        weights.read(tmp_path / "file")
+        weights.opened(tmp_path / "file")[1]
     with pytest.raises(FileNotFoundError, match="config.json does not exist"):
-        weights.read(tmp_path)
+        weights.opened(tmp_path)
     (tmp_path / "config.json").write_text('{"model": "of something else"}')
     assert not weights.is_huggingface(tmp_path)
 
@@ -311,7 +311,7 @@ def test_buckets_are_refused(model_folder):
         (dict(model_type=None), "model of type None"),
         (dict(model_type=["t5"]), "model of type ..t5.., expected one of t5"),
         (dict(feed_forward_proj=["relu"]), "feed_forward_proj is ..relu.. in .*config.json, expected one of relu"),
-        (dict(num_layers=10**9), "config.json has 100000000. layers, the weights next to it are .* tensors in all"),
+        (dict(num_layers=10**9), "config.json has 100000000. layers, but the weights next to it are only .* tensors"),
         (
             dict(feed_forward_proj="gated-tanh"),
             "feed_forward_proj is 'gated-tanh' in .*config.json, expected one of relu",
@@ -327,9 +327,8 @@ def test_buckets_are_refused(model_folder):
 )
 def test_config_json_of_another_network(values, message, model_folder):
     change_config(model_folder, **values)
-    for read in (weights.read, weights.read_config):
-        with pytest.raises(ValueError, match=message):
-            read(model_folder)
+    with pytest.raises(ValueError, match=message):
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "t5",', "[]"])
@@ -337,7 +336,7 @@ def test_damaged_config_json(text, model_folder):
     (model_folder / "config.json").write_text(text)
     assert weights.is_huggingface(model_folder)
     with pytest.raises(ValueError, match="config.json is (damaged, it is not JSON|of a model of type None)"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize(
@@ -353,30 +352,30 @@ def test_damaged_config_json(text, model_folder):
 def test_weights_of_other_sizes_than_config_json(values, message, model_folder):
     change_config(model_folder, **values)
     with pytest.raises(ValueError, match=message):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 def test_missing_and_unknown_tensors(model_folder):
     change_weights(model_folder, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(ValueError, match=r"they lack 1 tensors \(lm_head.weight\); put"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
     change_weights(model_folder, lambda tensors: tensors.update({"lora.weight": np.zeros(2, np.float32)}))
     with pytest.raises(
         ValueError, match=r"lack 1 tensors \(lm_head.weight\), and have 1 that are unknown \(lora.weight\)"
     ):
-        weights.read(model_folder)
+        weights.opened(model_folder)[1]
 
 
 def test_tied_t5_with_another_output_matrix(model_folder):
     change_config(model_folder, tie_word_embeddings=True)
     with pytest.raises(ValueError, match="lm_head.weight in .* is not shared.weight, though its config.json says"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 def test_integers_for_weights(model_folder):
     change_weights(model_folder, lambda tensors: tensors.update({"shared.weight": np.zeros((20, 8), np.int8)}))
     with pytest.raises(ValueError, match="The tensor shared.weight in .* has the type I8, expected one of F16, BF16"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 200, -1])
@@ -384,18 +383,18 @@ def test_truncated_weights(kept, model_folder):
     file = model_folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match="safetensors file .*model.safetensors is damaged .*: copy or save it again"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 def test_weights_with_bytes_too_many(model_folder):
     with (model_folder / "model.safetensors").open("ab") as file:
         file.write(b"\0" * 16)
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 @pytest.mark.parametrize(
-    "lie",
+    "corrupt",
     [
         lambda length, header: (2**60, header),
         lambda length, header: (length - 8, header),
@@ -405,15 +404,15 @@ def test_weights_with_bytes_too_many(model_folder):
     ],
     ids=["length", "shorter", "shape", "offsets", "json"],
 )
-def test_header_that_lies(lie, model_folder):
+def test_header_that_contradicts_the_file(corrupt, model_folder):
     file = model_folder / "model.safetensors"
     data = file.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    said, header = lie(length, data[8 : 8 + length])
-    assert len(header) == length and (said, header) != (length, data[8 : 8 + length])
-    file.write_bytes(struct.pack("<Q", said) + header + data[8 + length :])
+    stated_length, header = corrupt(length, data[8 : 8 + length])
+    assert len(header) == length and (stated_length, header) != (length, data[8 : 8 + length])
+    file.write_bytes(struct.pack("<Q", stated_length) + header + data[8 + length :])
     with pytest.raises(ValueError, match="model.safetensors is damaged"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 @pytest.fixture
@@ -425,8 +424,10 @@ def sharded_folder(tmp_path) -> Path:
 def test_missing_shard(sharded_folder):
     files = sorted(sharded_folder.glob("*.safetensors"))
     files[1].unlink()
-    with pytest.raises(FileNotFoundError, match=rf"lacks 1 of the {len(files)} files .*\({files[1].name}\): copy"):
-        weights.read(sharded_folder)
+    with pytest.raises(
+        FileNotFoundError, match=rf"lacks 1 of the {len(files)} weight files .*\({files[1].name}\): copy"
+    ):
+        weights.opened(sharded_folder)
 
 
 def test_index_that_does_not_fit(sharded_folder):
@@ -436,15 +437,15 @@ def test_index_that_does_not_fit(sharded_folder):
     content["weight_map"]["shared.weight"] = files[-1]
     index.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"{files[-1]} lacks shared.weight, which model.safetensors.index.json says"):
-        weights.read(sharded_folder)
+        weights.opened(sharded_folder)
     content["weight_map"]["shared.weight"] = "../elsewhere.safetensors"
     index.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="names ../elsewhere.safetensors, expected files of its own folder"):
-        weights.read(sharded_folder)
+        weights.opened(sharded_folder)
     for text in ("{", "[]", '{"weight_map": 3}'):
         index.write_text(text)
         with pytest.raises(ValueError, match="index.json is damaged, it maps no tensors to files"):
-            weights.read(sharded_folder)
+            weights.opened(sharded_folder)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "flax_model.msgpack"])
@@ -452,13 +453,13 @@ def test_pickled_weights_are_refused(name, model_folder):
     (model_folder / "model.safetensors").rename(model_folder / name)
     assert weights.is_huggingface(model_folder)
     with pytest.raises(ValueError, match=f"holds no model.safetensors but {name}, .* save_pretrained"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 def test_no_weights(model_folder):
     (model_folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds neither model.safetensors nor model.safetensors.index.json"):
-        weights.read(model_folder)
+        weights.opened(model_folder)
 
 
 def test_leaves_of_another_network_are_not_written(tmp_path):
@@ -469,9 +470,9 @@ def test_leaves_of_another_network_are_not_written(tmp_path):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, logits_via_embedding=True))
     with pytest.raises(ValueError, match=r"token_embedder/embedding \(\(20, 8\) for \(21, 8\)\)"):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, vocab_size=21))
-    with pytest.raises(ValueError, match="soft_prompt/embedding has no place .* an adapter of PEFT"):
+    with pytest.raises(ValueError, match="soft_prompt/embedding has no place .* a PEFT adapter"):
         weights.write(tmp_path, as_leaves(params | {parameter_names.PROMPT: np.zeros((1, 2, 8))}), T5_1_1)
-    with pytest.raises(ValueError, match=r"mlp_activations is \('silu', 'gelu'\), which config.json cannot say"):
+    with pytest.raises(ValueError, match=r"mlp_activations is \('silu', 'gelu'\), which config.json cannot express"):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, mlp_activations=("silu", "gelu")))
     with pytest.raises(ValueError, match="is of int32, which cannot be written"):
         whole_numbers = {name: array.astype(np.int32) for name, array in params.items()}
@@ -488,7 +489,7 @@ def test_a_model_is_not_written_over(model_folder):
 
 @pytest.mark.parametrize("where", ["lm_head", "config.json"])
 def test_nothing_half_written_stays(where, tmp_path, monkeypatch):
-    """Neither when a source cannot be read nor when the disk is full; the tokenizer that lay there does."""
+    """Neither when a source cannot be read nor when the disk is full; the tokenizer that was there stays."""
     leaves = as_leaves(random_params(T5_1_1))
     (tmp_path / "spiece.model").write_text("kept")
 

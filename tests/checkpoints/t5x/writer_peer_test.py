@@ -6,7 +6,7 @@ import pytest
 from promot_t5x.checkpoints import conversion
 
 checkpoints = pytest.importorskip(
-    "t5x.checkpoints", reason="needs T5X beside this package: see docs/t5x.md", exc_type=ImportError
+    "t5x.checkpoints", reason="needs T5X next to this package: see docs/t5x.md", exc_type=ImportError
 )
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore")]  # T5X and its dependencies warn of their own
 
@@ -16,11 +16,11 @@ def test_t5x_reads_the_same_bits(testdata, tmp_path, kind, to_format):
     source = testdata / "t5x_tiny" / f"{kind}_legacy" / "checkpoint_0"
     conversion.convert_checkpoint(str(source), str(tmp_path / "checkpoint_7"), to_format)
     state = checkpoints.load_t5x_checkpoint(str(tmp_path / "checkpoint_7"))
-    found = {name: np.asarray(leaf) for name, leaf in _flat(state["target"]).items()}
+    leaves = {name: np.asarray(leaf) for name, leaf in _flat(state["target"]).items()}
     expected = _flat(checkpoints.load_t5x_checkpoint(str(source))["target"])
-    assert found.keys() == expected.keys()
+    assert leaves.keys() == expected.keys()
     for name, array in expected.items():
-        assert found[name].shape == array.shape and found[name].tobytes() == np.asarray(array).tobytes(), name
+        assert leaves[name].shape == array.shape and leaves[name].tobytes() == np.asarray(array).tobytes(), name
     assert int(state["state"]["step"]) == 7
 
 
