@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_the_old_results(tiny_model, tmp_path, monkeypatch, c
             {"architecture.T5Config.vocab_size": 2048},
             "WordVocabulary (288 pieces) does not match the network, which has 2048",
         ),
-        ({"eval.Suite.prompt_id": 1, "PROMPTS": "('attached',)"}, "the checkpoint has 1, from 0 on"),
+        ({"eval.Suite.prompt_id": 1, "PROMPTS": "('attached',)"}, "the checkpoint has 1, numbered from 0"),
         ({"scoring.EvaluationConfig.answering": "guess"}, "expected generate or rank"),
         (dict(SHOTS="(-1,)"), "no negative number of exemplars"),
     ],
