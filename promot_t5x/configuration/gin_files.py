@@ -156,10 +156,16 @@ def bound_arguments(function: Callable[..., Any], spelling: str = "", given: Seq
     parameters = inspect.signature(function).parameters.values()
     needed = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
     if missing := sorted(needed - {*bound, *given}):
-        name = spelling or function.__name__
-        flags = " ".join(f"--gin.{name}.{argument}=VALUE" for argument in missing)
-        raise ConfigError(f"{name} needs {', '.join(missing)} and nothing gives a value: pass {flags}")
+        raise ConfigError(value_needed(spelling or function.__name__, missing))
     return bound
+
+
+def value_needed(name: str, parameters: Sequence[str]) -> str:
+    """The sentence about parameters of a configurable that have no value, spelt as the gin files spell its name."""
+    mentioned = gin_statements.MENTIONED
+    written = next((selector for selector in mentioned if selector.split(".")[-1] == name.split(".")[-1]), name)
+    flags = " ".join(f"--gin.{written}.{parameter}=VALUE" for parameter in parameters)
+    return f"{written} needs {', '.join(parameters)} and nothing gives a value: pass {flags}"
 
 
 def statements(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging
 
-from promot_t5x.configuration import gin_checks, gin_files, gin_statements
+from promot_t5x.configuration import gin_checks, gin_files
 from promot_t5x.configuration.flags import Invocation, parse_flags
 from promot_t5x.runtime import files, processes
 
@@ -133,17 +133,10 @@ def _user_error(error: Exception) -> str | None:
     if isinstance(error, TypeError) and unset and inside and unset[1] == inside[2].split(".")[-1]:
         if inside[1] == "macro":
             return f"macro {inside[3]} is used but defined nowhere: pass --gin.{inside[3]}=VALUE"
-        return _value_needed(inside[1], re.findall(r"'(\w+)'", unset[2]))
+        return gin_files.value_needed(inside[1], re.findall(r"'(\w+)'", unset[2]))
     if isinstance(error, RuntimeError):
         required = re.match(r"Required bindings for `(.*)` not provided in config: (.*)", message)
-        return _value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
+        return gin_files.value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
     if isinstance(error, _MISTAKES):
         return re.sub(r"^\[Errno \d+\] ", "", message)
     return None
-
-
-def _value_needed(name: str, parameters: Sequence[str]) -> str:
-    mentioned = gin_statements.MENTIONED
-    written = next((selector for selector in mentioned if selector.split(".")[-1] == name.split(".")[-1]), name)
-    flags = " ".join(f"--gin.{written}.{parameter}=VALUE" for parameter in parameters)
-    return f"{written} needs {', '.join(parameters)} and nothing gives a value: pass {flags}"

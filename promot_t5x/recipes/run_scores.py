@@ -62,7 +62,7 @@ def scores(
     decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
     if file.exists():
         kept = json.loads(file.read_text())
-        if kept.get("decided_by") == decided_by:
+        if kept.get("decided_by") == decided_by and "checkpoints" in kept:  # older files lack this key
             return kept
     checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
     questions = list(_questions(recipe, planned, config))

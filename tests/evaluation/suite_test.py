@@ -300,7 +300,7 @@ def test_more_exemplars_than_training_rows(tiny_model, own, tmp_path, monkeypatc
     monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
     extra, changes = own
     assert _run(tiny_model, tmp_path / "out", *extra, SHOTS="(6,)", **changes) == 1
-    assert "asked with 6 exemplars, but they are drawn from 6 training questions" in capsys.readouterr().err
+    assert "has 6 exemplars per prompt, but they are drawn from 6 training questions" in capsys.readouterr().err
 
 
 def test_an_empty_split(tiny_model, own, tmp_path, monkeypatch, capsys):
