@@ -46,7 +46,8 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         return search.Planned(
             {stages.stage(training.stage).name: training}, _answering(training, validation and validation.config)
         )
-    bound = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
+    # A recipe that names no evaluation is planned without one.
+    bound = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train", "evaluation_config"))
     recipe, by_stage = bound["recipe"], {}
     trained = [run for run in recipes.planned_runs(recipe) if run.trains]
     if not trained:

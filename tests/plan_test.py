@@ -47,6 +47,14 @@ def test_a_recipe_is_both_stages_and_its_evaluation(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recipe_without_an_evaluation_is_planned_without_one(tmp_path):
+    without = TINY.replace("pipeline.run.evaluation_config = @scoring.EvaluationConfig()\n", "")
+    assert without != TINY
+    (tmp_path / "tiny.gin").write_text(without)
+    planned = _planned(f"--gin_file={tmp_path}/tiny.gin", devices=DEVICES[:4])
+    assert planned.evaluation is None and list(planned.stages) == ["prompt_tuning", "model_tuning"]
+
+
 def test_the_optimizers_are_the_stages_own():
     """Stage 1 does not scale by the parameters, stage 2 does: the same update moves a large weight further."""
     import jax.numpy as jnp
