@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import formats, loading, networks, placing, soft_prompts, sources, stored_leaves
+from promot_t5x.checkpoints import (
+    SOFT_PROMPT_FORMATS,
+    formats,
+    loading,
+    networks,
+    placing,
+    soft_prompts,
+    sources,
+    stored_leaves,
+)
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import Index, Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
@@ -52,9 +61,10 @@ def convert_checkpoint(
     Raises:
       FileExistsError: there is something at `to_path`.
       FileNotFoundError: there is nothing at `from_path`.
-      ValueError: the source is damaged, the format cannot hold it, the prompt does not belong to it, what was written
+      ValueError: no such format, the source is damaged, the format cannot hold it, the prompt does not belong to it, what was written
         differs, or the source is one of ours that was written before checkpoints carried their network.
     """
+    formats.check_format(to_format)
     source = sources.open_source(from_path, network)
     sources.complete_config(source)
     _check_complete(source)
@@ -94,8 +104,9 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
     Raises:
       FileExistsError: there is something at `to_path`.
       FileNotFoundError: there is nothing at `from_path`.
-      ValueError: there is no soft prompt in it, or what was written differs.
+      ValueError: no such format, there is no soft prompt in it, or what was written differs.
     """
+    formats.check_format(to_format, SOFT_PROMPT_FORMATS)
     path, target = absolute(from_path), absolute(to_path)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; give another path, or delete it.")

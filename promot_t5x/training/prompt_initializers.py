@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from promot_t5x.checkpoints import soft_prompts
 
@@ -197,7 +198,7 @@ class from_file:
 
         def init(key, num_prompts, length, embedding_VxD):
             del key
-            prompt_NxPxD = soft_prompts.load(path)
+            prompt_NxPxD, _ = soft_prompts.read(epath.Path(path))
             expected = (num_prompts, length, embedding_VxD.shape[1])
             if prompt_NxPxD.shape != expected:
                 raise ValueError(

@@ -13,7 +13,7 @@ from flax import serialization
 
 from promot_t5x import convert
 from promot_t5x.checkpoints import conversion, formats, loading, saving, soft_prompts, sources, stored_leaves
-from promot_t5x.checkpoints.huggingface import config_file, weights
+from promot_t5x.checkpoints.huggingface import config_file, peft, weights
 from promot_t5x.checkpoints.t5x import reader, writer
 from promot_t5x.configuration import flags, gin_files
 from promot_t5x.data import vocabularies
@@ -387,3 +387,27 @@ def test_training_does_not_start_from_numbers_that_are_not_finite(t5, tmp_path, 
     formats.write(tmp_path / "checkpoint_2", source, to_format)
     with pytest.raises(ValueError, match=r"checkpoint_2.* holds numbers that are not finite"):
         loading.load(tmp_path / "checkpoint_2", EncoderDecoderModel(source.config), Partitioner())
+
+
+@pytest.mark.parametrize("to_format", ["hugginface", "soft_prompt", "", None])
+def test_an_unknown_format_writes_nothing(tmp_path, to_format):
+    with pytest.raises(ValueError, match=f"The format to write is {to_format!r}.*; expected one of promot, t5x"):
+        conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), to_format)
+    with pytest.raises(ValueError, match="The format to write is 'promot'; expected one of soft_prompt, npy, peft"):
+        conversion.convert_soft_prompt(str(DEMO), str(tmp_path / "out"), "promot")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_prompt_that_is_not_finite_is_attached_to_nothing(tmp_path):
+    prompt = np.ones((1, 3, 128), np.float32)
+    prompt[0, 1, 2] = np.nan
+    np.save(tmp_path / "prompt.npy", prompt)
+    soft_prompts.save(tmp_path / "folder", prompt, {})
+    peft.write_adapter(tmp_path / "adapter", prompt[0], "")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name in before:
+        with pytest.raises(ValueError, match=f"{name} holds a soft prompt with numbers that are not finite"):
+            conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), "promot", prompt_path=str(tmp_path / name))
+        with pytest.raises(ValueError, match="not finite"):
+            conversion.convert_soft_prompt(str(tmp_path / name), str(tmp_path / "out"), "npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
