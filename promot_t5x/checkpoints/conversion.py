@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config, function_fields
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
 
 _MOST_DIFFERENCE = 1e-5  # of the largest logit
@@ -35,13 +37,14 @@ _MOST_DIFFERENCE = 1e-5  # of the largest logit
 _KEPT = tuple(name for name in (*function_fields(T5Config), "dropout_rate") if name not in networks.TOLD_BY_SHAPES)
 
 
+@arguments.checked
 def convert_checkpoint(
-    from_path: str,
-    to_path: str,
+    from_path: str | os.PathLike[str],
+    to_path: str | os.PathLike[str],
     to_format: str,
     *,
     network: Mapping[str, Any] | None = None,
-    prompt_path: str | None = None,
+    prompt_path: str | os.PathLike[str] | None = None,
     force: bool = False,
     check_logits: bool = False,
     dry_run: bool = False,
@@ -61,8 +64,8 @@ def convert_checkpoint(
     Raises:
       FileExistsError: there is something at `to_path`.
       FileNotFoundError: there is nothing at `from_path`.
-      ValueError: no such format, the source is damaged, the format cannot hold it, the prompt does not belong to it, what was written
-        differs, or the source is one of ours that was written before checkpoints carried their network.
+      ValueError: no such format, the source is damaged, the format cannot hold it, the prompt does not belong to it,
+        what was written differs, or the source is one of ours from before checkpoints carried their network.
     """
     formats.check_format(to_format)
     source = sources.open_source(from_path, network)

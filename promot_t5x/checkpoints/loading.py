@@ -4,13 +4,13 @@ A prompt-tuning checkpoint stores the prompt only; the rest comes from the base 
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
-from etils import epath
 
 from promot_t5x.checkpoints import fingerprints, placing, sources
 from promot_t5x.checkpoints.sources import Source
@@ -19,7 +19,7 @@ from promot_t5x.checkpoints.t5x import layouts
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import processes
+from promot_t5x.runtime import arguments, processes
 
 _PROMPT_LENGTH = "architecture.T5Config.prompt_length"
 
@@ -43,8 +43,9 @@ class Loaded:
     vocabulary: Mapping[str, Any] | None = None
 
 
+@arguments.checked
 def load(
-    path: str | epath.Path, model: EncoderDecoderModel | None = None, partitioner: Partitioner = Partitioner()
+    path: str | os.PathLike[str], model: EncoderDecoderModel | None = None, partitioner: Partitioner = Partitioner()
 ) -> Loaded:
     """Reads all parameters of a checkpoint, strictly: nothing is left to chance, cast or initialised.
 

@@ -21,6 +21,7 @@ from etils import epath
 from promot_t5x.checkpoints import arrays, placing
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
 
 FORMAT = "promot_t5x 1"
@@ -28,6 +29,7 @@ FORMAT = "promot_t5x 1"
 _PREFIX = "checkpoint"
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """How often a run saves and what it keeps.

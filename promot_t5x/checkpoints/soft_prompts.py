@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -16,7 +18,7 @@ from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.huggingface import peft
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import files
+from promot_t5x.runtime import arguments, files
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
 
@@ -150,7 +152,8 @@ def _check(prompt_NxPxD: np.ndarray, source: epath.PathLike) -> None:
         )
 
 
-def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: Mapping[str, Any]) -> None:
+@arguments.checked
+def save(folder: str | os.PathLike[str], prompt_NxPxD: np.ndarray | jax.Array, description: Mapping[str, Any]) -> None:
     """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each whole or not at all.
 
     Args:
@@ -169,7 +172,8 @@ def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: Mappin
     files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors))
 
 
-def load(path: str | epath.Path) -> np.ndarray:
+@arguments.checked
+def load(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads prompt_NxPxD that `save` wrote (file or folder), or a .npy of one prompt [P, D] or several [N, P, D].
 
     Raises:

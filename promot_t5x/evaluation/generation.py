@@ -15,6 +15,7 @@ from promot_t5x.evaluation import answering
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import DecodingConfig
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 from promot_t5x.tasks.vocabularies import as_vocabulary
 
 
@@ -41,6 +42,7 @@ def encoder_features(
     return arrays, sum(len(tokens) > inputs_length - 1 for tokens in encoded)
 
 
+@arguments.checked
 def generate(
     loaded: Loaded,
     texts: Sequence[str],

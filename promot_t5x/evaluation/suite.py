@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.reports import scores
 from promot_t5x.reports.scores import ATTACHED, REMOVED, prompt_word
-from promot_t5x.runtime import files, settings
+from promot_t5x.runtime import arguments, files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -32,6 +33,7 @@ CHECKPOINT_MODES = ("best", "all")
 _DECIDE_ANSWERS = ("jax", "flax", "promot_t5x")
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Suite:
     """What is asked of a checkpoint.
@@ -87,11 +89,12 @@ class Checkpoint:
     partitioner: Partitioner
 
 
+@arguments.checked
 def evaluate_suite(
     model: EncoderDecoderModel,
-    checkpoint_path: str,
+    checkpoint_path: str | os.PathLike[str],
     suite: Suite,
-    output_dir: str,
+    output_dir: str | os.PathLike[str],
     partitioner: Partitioner = Partitioner(),
     checkpoint_mode: str = "best",
 ) -> dict[str, Any]:

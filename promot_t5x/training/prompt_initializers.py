@@ -6,7 +6,7 @@ here are built from settings, frozen dataclasses with a method `build`; a plain 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from promot_t5x.checkpoints import soft_prompts
 Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
 
 
+@runtime_checkable
 class InitializerSettings(Protocol):
     """Settings that an initialiser is built from."""
 

@@ -19,7 +19,7 @@ from promot_t5x.evaluation import scoring
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import arguments, files, processes
 from promot_t5x.training import (
     initial_parameters,
     optimizers,
@@ -32,7 +32,10 @@ from promot_t5x.training import (
     validation_loss,
 )
 
+Path = str | os.PathLike[str]
 
+
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """How the best checkpoint is chosen: the first metric of a seqio task on a split that is not the test split.
@@ -82,20 +85,21 @@ class RunSettings:
     partitioner: Partitioner = dataclasses.field(metadata={"may_change": True})
 
 
+@arguments.checked
 def run_stage(
     model: EncoderDecoderModel,
     stage: str | stages.Stage,
     optimizer: optimizers.Optimizer,
     dataset: training_batches.DatasetConfig,
     loop: trainer.LoopConfig,
-    model_dir: str,
+    model_dir: Path,
     checkpoint: saving.CheckpointConfig = saving.CheckpointConfig(),
-    initial_checkpoint_path: str | Sequence[str] | None = None,
+    initial_checkpoint_path: Path | Sequence[Path] | None = None,
     prompt_init: prompt_initializers.PromptInit | None = None,
     validation: Validation | None = None,
     partitioner: Partitioner = Partitioner(),
     frozen_weights_dtype: str | None = None,
-    export_dir: str | None = None,
+    export_dir: Path | None = None,
     dry_run: bool = False,
     config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
@@ -149,7 +153,7 @@ def run_stage(
         prompt_init=prompt_init,
         validation=validation,
         frozen_weights_dtype=frozen_weights_dtype,
-        export_dir=export_dir,
+        export_dir=None if export_dir is None else os.fspath(export_dir),
         partitioner=partitioner,
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
@@ -167,7 +171,7 @@ def run_stage(
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < loop.total_steps:
             _train(settings, staged, state, frozen, save, model_dir)
-    return run_folder.finish(model_dir, export_dir)
+    return run_folder.finish(model_dir, settings.export_dir)
 
 
 def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str) -> None:
@@ -204,7 +208,7 @@ def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str
     return description
 
 
-def _paths(paths: str | Sequence[str] | None) -> tuple[str, ...]:
+def _paths(paths: Path | Sequence[Path] | None) -> tuple[str, ...]:
     """Absolute paths of the checkpoints that a run starts from."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
     return tuple(str(files.absolute(path)) for path in several)
