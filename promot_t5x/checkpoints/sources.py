@@ -20,6 +20,7 @@ from promot_t5x.checkpoints.t5x import layouts, reader
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
 from promot_t5x.runtime.files import absolute
+from promot_t5x.runtime.text import did_you_mean
 
 _WHERE = "INITIAL_CHECKPOINT_PATH, CHECKPOINT_PATH or --from"
 
@@ -131,6 +132,12 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
 
 
 def _with_given(source: Source, given: Mapping[str, Any]) -> Source:
+    names = [field.name for field in dataclasses.fields(T5Config)]
+    if unknown := [name for name in given if name not in names]:
+        raise ValueError(
+            f"The network that is given has a field {unknown[0]!r}, which T5Config has not"
+            f"{did_you_mean(str(unknown[0]), names)}; expected some of {', '.join(names)}."
+        )
     stated = {**source.stated, **networks.told_by_shapes(source.leaves, source.folder)}
     config = T5Config(**{**networks.of_public_models(source.leaves), **stated, **given})
     networks.check_agreement(stated, config, given, source.folder)

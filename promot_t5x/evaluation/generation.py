@@ -74,10 +74,13 @@ def generate(
 
     Raises:
       TypeError: one text where several are expected.
-      ValueError: no such prompt, or a vocabulary that is not the network's.
+      ValueError: a length below 1, no such prompt, or a vocabulary that is not the network's.
     """
-    if isinstance(texts, str):
-        raise TypeError("generate takes a sequence of texts; write [text] for a single one.")
+    if min(inputs_length, targets_length, batch_size) < 1:
+        raise ValueError(
+            f"generate has inputs_length={inputs_length}, targets_length={targets_length}, batch_size={batch_size}: "
+            "expected at least 1 each."
+        )
     if not texts:
         return []
     model = loaded.model if decoding is None else dataclasses.replace(loaded.model, decoding=decoding)

@@ -121,7 +121,7 @@ def evaluate_suite(
       ValueError: an unknown or empty split, a vocabulary or checkpoint of another network, no prompt to attach, or
         all checkpoints of what is no run's folder.
     """
-    folder = epath.Path(output_dir)
+    folder, checkpoint_path = epath.Path(output_dir), os.fspath(checkpoint_path)
     if checkpoint_mode not in CHECKPOINT_MODES:
         raise ValueError(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' (of a run's folder) or 'all' (that it keeps)."

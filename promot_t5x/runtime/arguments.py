@@ -3,6 +3,7 @@
 import collections.abc
 import functools
 import inspect
+import re
 import reprlib
 import types
 import typing
@@ -27,7 +28,7 @@ def checked(function: _Checked) -> _Checked:
     """
     if isinstance(function, type):
         function.__init__ = _checked(function.__init__, function.__name__)
-        return function
+        return typing.cast(_Checked, function)
     return typing.cast(_Checked, _checked(function, function.__name__))
 
 
@@ -46,7 +47,10 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return function(*args, **kwargs)
         for parameter, value in given.items():
             if not fits(value, hint := hints().get(parameter, Any)):
-                raise WrongTypeError(f"{name}.{parameter} is {reprlib.repr(value)}, expected {hint_name(hint)}.")
+                advice = "; write [text] for a single one" if isinstance(value, str) and "Sequence" in str(hint) else ""
+                raise WrongTypeError(
+                    f"{name}.{parameter} is {reprlib.repr(value)}, expected {hint_name(hint)}{advice}."
+                )
         return function(*args, **kwargs)
 
     return call
@@ -58,7 +62,7 @@ def hint_name(hint: Any) -> str:
     >>> hint_name(collections.abc.Sequence[int] | None)
     'Sequence[int] | None'
     """
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
+    return hint.__name__ if isinstance(hint, type) else re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", str(hint))
 
 
 def fits(value: Any, hint: Any, undecided: tuple[type, ...] = ()) -> bool:
