@@ -88,7 +88,8 @@ def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[s
     network: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
     if not network:
         return {}
-    class_name = network.pop("class", None)
+    network.pop("class", None)
+    class_name = stored.get("class")
     if class_name not in tuple(_CLASSES):  # compared, as a damaged one may not be hashable
         raise ValueError(f"{folder} holds a network of the class {class_name!r}; expected {', '.join(_CLASSES)}.")
     kinds = {field.name: field.type for field in dataclasses.fields(_CLASSES[class_name])}

@@ -259,6 +259,15 @@ def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, 
     return placing.place(leaves, like)
 
 
+def check_replaceable(folder: str | epath.Path) -> None:
+    """Raises ValueError where an export would delete something that is no checkpoint of its own."""
+    folder = absolute(folder)
+    if folder.exists() and not (is_checkpoint(folder) or folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} holds something else than one checkpoint, which an export would delete; give a new folder."
+        )
+
+
 def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[str, Any]) -> None:
     """Writes parameters alone, without optimizer state, as one checkpoint that anything here can start from.
 
@@ -266,7 +275,11 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
       folder: an export that is there is replaced.
       params: nested or flat.
       metadata: step, base, and what `networks.described` says of the network.
+
+    Raises:
+      ValueError: the folder holds anything else.
     """
+    check_replaceable(folder)
     stored = {"format": FORMAT, "score": None, **metadata}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(

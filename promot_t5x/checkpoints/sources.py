@@ -105,6 +105,17 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
       FileNotFoundError: nothing is there, or a file is missing.
       ValueError: it is no checkpoint, is damaged, or states another network than is given.
     """
+    source = _opened(path, ())
+    return _with_given(source, given) if given else source
+
+
+def _opened(path: epath.PathLike, prompts: tuple[epath.Path, ...]) -> Source:
+    """A checkpoint, in its own words.
+
+    Args:
+      path: as for `open_source`.
+      prompts: the checkpoints of soft prompts alone on the way here; each names the next one as its model.
+    """
     folder = absolute(path)  # a later run may start in another folder
     if not folder.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}; check {_WHERE}.")
@@ -113,7 +124,7 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
         logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
         folder = saving.checkpoint_folder(folder, best)
     if saving.is_checkpoint(folder):
-        source = _ours(folder)
+        source = _ours(folder, prompts)
     elif reader.is_t5x_checkpoint(folder):
         numbered = re.search(r"checkpoint_(\d+)", folder.as_posix())
         leaves = _sharing_equal_biases(reader.read(folder))
@@ -128,7 +139,7 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
             f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; check "
             f"{_WHERE}."
         )
-    return _with_given(source, given) if given else source
+    return source
 
 
 def _with_given(source: Source, given: Mapping[str, Any]) -> Source:
@@ -152,7 +163,7 @@ def _sharing_equal_biases(leaves: dict[str, StoredLeaf]) -> dict[str, StoredLeaf
         return leaves
 
 
-def _ours(folder: epath.Path) -> Source:
+def _ours(folder: epath.Path, prompts: tuple[epath.Path, ...]) -> Source:
     metadata, leaves = saving.read_metadata(folder), saving.stored_params(folder)
     source = Source(
         folder,
@@ -162,10 +173,10 @@ def _ours(folder: epath.Path) -> Source:
         step=metadata["step"],
         description=networks.carried(metadata),
     )
-    return _with_base(source, metadata.get("base")) if set(leaves) == {parameter_names.PROMPT} else source
+    return _with_base(source, metadata.get("base"), prompts) if set(leaves) == {parameter_names.PROMPT} else source
 
 
-def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
+def _with_base(prompt: Source, named: Mapping[str, str] | None, prompts: tuple[epath.Path, ...]) -> Source:
     """A soft prompt alone together with the model that it names, whose own prompt, if any, gives way."""
     if named is None:
         raise ValueError(
@@ -176,9 +187,12 @@ def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
         raise FileNotFoundError(
             f"{prompt.folder} holds a soft prompt for the model in {named['path']}, which is not there."
         )
-    if absolute(named["path"]) == prompt.folder:
-        raise ValueError(f"{prompt.folder} holds a soft prompt alone and names itself as its model; copy it again.")
-    base = open_source(named["path"])
+    if prompt.folder in prompts:
+        through = "".join(f", through {folder}" for folder in prompts if folder != prompt.folder)
+        raise ValueError(
+            f"{prompt.folder} holds a soft prompt alone and names itself as its model{through}; copy it again."
+        )
+    base = _opened(named["path"], (*prompts, prompt.folder))
     return dataclasses.replace(
         prompt,
         leaves=dict(sorted({**base.leaves, **prompt.leaves}.items())),

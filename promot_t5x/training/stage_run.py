@@ -158,6 +158,7 @@ def run_stage(
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
+    _check_export(settings.export_dir, model_dir, starts)
     params, base = initial_parameters.starting_parameters(model, stage, starts, prompt_init, partitioner, loop.seed)
     trainable, frozen = stages.partition(params, stage)
     frozen = stages.held_in(frozen, frozen_weights_dtype)
@@ -266,6 +267,19 @@ def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: 
             f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
             "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
         )
+
+
+def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str]) -> None:
+    """Said before training: an export deletes what it replaces."""
+    if export_dir is None:
+        return
+    saving.check_replaceable(export_dir)
+    export = files.absolute(export_dir)
+    for name, path in (("MODEL_DIR", model_dir), *(("INITIAL_CHECKPOINT_PATH", start) for start in starts)):
+        if export in (files.absolute(path), *files.absolute(path).parents):
+            raise ValueError(
+                f"EXPORT_DIR is {export}, which an export would delete with {name} {path}; give a new folder."
+            )
 
 
 def _batches(

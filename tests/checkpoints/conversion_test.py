@@ -173,6 +173,17 @@ def test_a_prompt_that_names_itself_as_its_model(tmp_path):
         sources.open_source(tmp_path / "prompt")
 
 
+def test_prompts_that_name_each_other_as_their_model(tmp_path):
+    prompt = {"soft_prompt": {"embedding": np.ones((1, 3, 32), np.float32)}}
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        named = {"path": str(tmp_path / other), "fingerprint": "0" * 16}
+        saving.export(tmp_path / name, prompt, {"step": 1, "base": named})
+    with pytest.raises(
+        ValueError, match="b holds a soft prompt alone and names itself .*, through .*c, through .*a; copy"
+    ):
+        sources.open_source(tmp_path / "b")
+
+
 def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
     honest = formats.written_leaves
 
@@ -411,3 +422,10 @@ def test_a_prompt_that_is_not_finite_is_attached_to_nothing(tmp_path):
         with pytest.raises(ValueError, match="not finite"):
             conversion.convert_soft_prompt(str(tmp_path / name), str(tmp_path / "out"), "npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_fields_that_no_network_has(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"has a field 'dropout', which T5Config has not \(did you mean 'dropout_rate'"
+    ):
+        conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), "promot", network={"dropout": 0.1})
