@@ -185,7 +185,7 @@ def test_a_recipe_is_checked_before_anything_runs(tmp_path):
         (None, "`train` returned None for the run seed0/fine_tuning_lr0.001; expected what `run_stage` returns"),
         (
             run_folder.RunResult("/nowhere", 2, None),
-            "chose /nowhere/checkpoint_2 of the run .*, but there is no checkpoint",
+            "chose /nowhere/checkpoint_2 of the run .* no checkpoint",
         ),
     ],
 )

@@ -127,6 +127,11 @@ def evaluate_suite(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' (of a run's folder) or 'all' (that it keeps)."
         )
     paths = [checkpoint_path] if checkpoint_mode == "best" else _kept_checkpoints(checkpoint_path)
+    if checkpoint_mode == "all" and files.absolute(output_dir) == files.absolute(checkpoint_path):
+        raise ValueError(
+            f"EVAL_OUTPUT_DIR is {output_dir}, the run's own folder, whose checkpoints would get files of answers "
+            "among their own; give another folder."
+        )
     _check(suite, model)
     rows: list[Row] = []
     origins: list[Mapping[str, Any]] = []

@@ -157,9 +157,7 @@ def _checkpoint(result: Any, run: PlannedRun) -> str:
             f"`train` returned {result!r} for the run {run.name}; expected what `run_stage` returns, a RunResult."
         )
     if not saving.is_checkpoint(epath.Path(result.best_checkpoint)):
-        raise ValueError(
-            f"`train` says that the run {run.name} chose {result.best_checkpoint}, which is no checkpoint."
-        )
+        raise ValueError(f"`train` chose {result.best_checkpoint} of the run {run.name}, but there is no checkpoint.")
     return result.best_checkpoint
 
 
