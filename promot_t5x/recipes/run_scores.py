@@ -80,12 +80,13 @@ def scores(
 
 
 def _kept(file: epath.Path) -> dict[str, Any]:
-    """The contents of a scores.json; nothing of one that is not there or damaged, which is measured again."""
+    """The contents of a scores.json; nothing of one that is missing, damaged or older, which is measured again."""
     try:
-        return scores_file.read(file) if file.exists() else {}
+        kept = scores_file.read(file) if file.exists() else {}
     except ValueError as error:
         logging.warning("%s", error)
         return {}
+    return kept if kept.get("checkpoints") and "details" in kept else {}
 
 
 def _questions(
