@@ -53,7 +53,7 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
     if not trained:
         raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
     runs = gin_runs.GinRuns(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    runs.check_flags(trained)
+    runs.check(trained)
     for run in [run for run in trained if run.planned] or trained:
         runs.configure(run, "not read", ["not read"] * len(run.starts_from))
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)

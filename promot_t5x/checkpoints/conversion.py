@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,13 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import formats, loading, networks, placing, soft_prompts, sources, stored_leaves
+from promot_t5x.checkpoints import (
+    SOFT_PROMPT_FORMATS,
+    formats,
+    loading,
+    networks,
+    placing,
+    soft_prompts,
+    sources,
+    stored_leaves,
+)
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import Index, Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config, function_fields
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
 
 _MOST_DIFFERENCE = 1e-5  # of the largest logit
@@ -26,13 +37,14 @@ _MOST_DIFFERENCE = 1e-5  # of the largest logit
 _KEPT = tuple(name for name in (*function_fields(T5Config), "dropout_rate") if name not in networks.FROM_SHAPES)
 
 
+@arguments.checked
 def convert_checkpoint(
-    from_path: str,
-    to_path: str,
+    from_path: str | os.PathLike[str],
+    to_path: str | os.PathLike[str],
     to_format: str,
     *,
     network: Mapping[str, Any] | None = None,
-    prompt_path: str | None = None,
+    prompt_path: str | os.PathLike[str] | None = None,
     force: bool = False,
     check_logits: bool = False,
     dry_run: bool = False,
@@ -52,9 +64,10 @@ def convert_checkpoint(
     Raises:
       FileExistsError: `to_path` exists and is not empty.
       FileNotFoundError: `from_path` does not exist.
-      ValueError: the source is damaged, the format cannot hold it, the prompt does not belong to it, the result
-        differs, or the source is one of ours from before checkpoints carried their network.
+      ValueError: an unknown format, the source is damaged, the format cannot hold it, the prompt does not belong to it,
+        the result differs, or the source is one of ours from before checkpoints carried their network.
     """
+    formats.check_format(to_format)
     source = sources.open_source(from_path, network)
     sources.complete_config(source)
     _check_complete(source)
@@ -96,8 +109,9 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
     Raises:
       FileExistsError: `to_path` exists.
       FileNotFoundError: `from_path` does not exist.
-      ValueError: it holds no soft prompt, or the result differs.
+      ValueError: an unknown format, the source holds no soft prompt, or the result differs.
     """
+    formats.check_format(to_format, SOFT_PROMPT_FORMATS)
     path, target = absolute(from_path), absolute(to_path)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; give another path, or delete it.")

@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import networks, saving, sources, stored_leaves
+from promot_t5x.checkpoints import FORMATS, networks, saving, sources, stored_leaves
 from promot_t5x.checkpoints.huggingface import peft, weights
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import Leaves, StoredLeaf
@@ -15,6 +16,7 @@ from promot_t5x.checkpoints.t5x import layouts, writer
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.runtime.files import absolute
+from promot_t5x.runtime.text import did_you_mean
 
 ADAPTER = f"{parameter_names.SOFT_PROMPT}_adapter"
 
@@ -32,6 +34,15 @@ def as_named(leaves: Leaves, config: T5Config, to_format: str) -> dict[str, Stor
     if to_format == "promot":
         return parameter_names.unstack_layers(leaves, stored_leaves.layer)
     return writer.as_named(leaves, scanned="scanned" in to_format, head_dim=config.head_dim)
+
+
+def check_format(to_format: str, expected: Sequence[str] = FORMATS) -> None:
+    """Raises ValueError where a format is none of those expected."""
+    if to_format not in expected:
+        raise ValueError(
+            f"The format to write is {to_format!r}{did_you_mean(str(to_format), expected)}; expected one of "
+            f"{', '.join(expected)}."
+        )
 
 
 def target_folder(to_path: epath.PathLike, to_format: str, step: int) -> epath.Path:

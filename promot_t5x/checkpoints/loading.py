@@ -5,13 +5,13 @@ fingerprint must match.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
-from etils import epath
 
 from promot_t5x.checkpoints import fingerprints, placing, sources
 from promot_t5x.checkpoints.sources import Source
@@ -20,7 +20,7 @@ from promot_t5x.checkpoints.t5x import layouts
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import processes
+from promot_t5x.runtime import arguments, processes
 
 _PROMPT_LENGTH = "architecture.T5Config.prompt_length"
 
@@ -44,8 +44,9 @@ class Loaded:
     vocabulary: Mapping[str, Any] | None = None
 
 
+@arguments.checked
 def load(
-    path: str | epath.Path, model: EncoderDecoderModel | None = None, partitioner: Partitioner = Partitioner()
+    path: str | os.PathLike[str], model: EncoderDecoderModel | None = None, partitioner: Partitioner = Partitioner()
 ) -> Loaded:
     """Reads all parameters of a checkpoint strictly: names and shapes must match, and nothing is filled in.
 

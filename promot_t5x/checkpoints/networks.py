@@ -83,10 +83,12 @@ def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[s
     if other := [f"{name} {value}" for name, value in ids.items() if value != TOKEN_IDS[name]]:
         expected = ", ".join(f"{name} {value}" for name, value in TOKEN_IDS.items())
         raise ValueError(f"{folder} has the token ids {', '.join(other)}; the network computes with {expected}.")
-    network = dict(metadata.get("network") or {})
+    stored: dict[str, Any] = metadata.get("network") or {}
+    network: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
     if not network:
         return {}
-    class_name = network.pop("class", None)
+    class_name = stored.get("class")
+    network.pop("class", None)
     if class_name not in tuple(_CLASSES):  # a tuple, since a damaged value may not be hashable
         raise ValueError(f"{folder} holds a network of the class {class_name!r}; expected {', '.join(_CLASSES)}.")
     kinds = {field.name: field.type for field in dataclasses.fields(_CLASSES[class_name])}
@@ -102,7 +104,7 @@ def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[s
         _CLASSES[class_name](**network)
     except ValueError as error:
         raise ValueError(f"The metadata of {folder} are damaged: {error} Copy the checkpoint again.") from error
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()}
+    return network
 
 
 def _is_of_kind(value: Any, kind: Any) -> bool:
@@ -111,7 +113,7 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
         return type(value) in (int, float)
     if kind in (int, bool, str):
         return type(value) is kind
-    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
 
 
 def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable[str], folder: epath.PathLike) -> None:

@@ -21,6 +21,7 @@ from etils import epath
 from promot_t5x.checkpoints import arrays, placing
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
 
 FORMAT = "promot_t5x 1"
@@ -28,6 +29,7 @@ FORMAT = "promot_t5x 1"
 _PREFIX = "checkpoint"
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """How often a run saves, and which checkpoints it keeps.
@@ -257,6 +259,15 @@ def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, 
     return placing.place(leaves, like)
 
 
+def check_replaceable(folder: str | epath.Path) -> None:
+    """Raises ValueError where an export would delete something that is no checkpoint of its own."""
+    folder = absolute(folder)
+    if folder.exists() and not (is_checkpoint(folder) or folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} holds something else than one checkpoint, which an export would delete; give a new folder."
+        )
+
+
 def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[str, Any]) -> None:
     """Writes parameters alone, without optimizer state, as one checkpoint that any run can start from.
 
@@ -264,7 +275,11 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
       folder: an existing export is replaced.
       params: nested or flat.
       metadata: step, base, and what `networks.described` returns.
+
+    Raises:
+      ValueError: the folder holds anything other than an export.
     """
+    check_replaceable(folder)
     stored = {"format": FORMAT, "score": None, **metadata}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(

@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -15,7 +18,7 @@ from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.huggingface import peft
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import files
+from promot_t5x.runtime import arguments, files
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
 
@@ -34,14 +37,19 @@ def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
 
     Raises:
       FileNotFoundError: the path does not exist.
-      ValueError: it is not a soft prompt, or damaged.
+      ValueError: it is not a soft prompt, is damaged, or holds numbers that are not finite.
     """
-    if (path / "adapter_config.json").is_file():
-        return peft.read_adapter(path), {}
+    is_adapter = (path / "adapter_config.json").is_file()
+    prompt_NxPxD = peft.read_adapter(path) if is_adapter else load(path)
+    if not np.isfinite(prompt_NxPxD).all():
+        raise ValueError(
+            f"{path} holds a soft prompt with numbers that are not finite (NaN or infinity): its run had failed, or it "
+            "is damaged; take an earlier one or copy it again."
+        )
     description = (path if path.is_dir() else path.parent) / DESCRIPTION
-    if path.suffix == ".npy" or not description.is_file():
-        return load(path), {}
-    return load(path), _description(description)
+    if is_adapter or path.suffix == ".npy" or not description.is_file():
+        return prompt_NxPxD, {}
+    return prompt_NxPxD, _description(description)
 
 
 def _description(file: epath.Path) -> dict[str, Any]:
@@ -125,22 +133,49 @@ def check_width(prompt_NxPxD: np.ndarray, path: epath.PathLike, embed_dim: int, 
         )
 
 
-def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
+def _check(prompt_NxPxD: np.ndarray, source: epath.PathLike) -> None:
+    """Checks that an array is a soft prompt.
+
+    Args:
+      prompt_NxPxD: the array.
+      source: where it was read or is to be written.
+
+    Raises:
+      ValueError: other dimensions, no vector, or another dtype.
+    """
+    if prompt_NxPxD.ndim != 3:
+        raise ValueError(
+            f"{source} holds an array of shape {prompt_NxPxD.shape}; a prompt is [length, embed] or [N, P, D]."
+        )
+    if not prompt_NxPxD.size or prompt_NxPxD.dtype not in _DTYPES.values():
+        raise ValueError(
+            f"{source} holds {prompt_NxPxD.dtype}{prompt_NxPxD.shape}, expected a prompt of at least one vector in one "
+            f"of {', '.join(str(np.dtype(dtype)) for dtype in _DTYPES.values())}; save it again."
+        )
+
+
+@arguments.checked
+def save(folder: str | os.PathLike[str], prompt_NxPxD: np.ndarray | jax.Array, description: Mapping[str, Any]) -> None:
     """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each atomically.
 
     Args:
       folder: created if missing.
       prompt_NxPxD: the prompts.
       description: what a reader needs to use them: path and fingerprint of the base checkpoint, task, step.
+
+    Raises:
+      ValueError: what `load` would refuse, or a description that JSON cannot hold; nothing is written then.
     """
-    folder = epath.Path(folder)
-    prompts, length, embed = prompt_NxPxD.shape
+    folder, prompt_NxPxD = epath.Path(folder), np.asarray(prompt_NxPxD)
+    _check(prompt_NxPxD, folder / WEIGHTS)
+    sizes = dict(zip(("prompts", "length", "embed"), prompt_NxPxD.shape, strict=True))
+    files.write_json(folder / DESCRIPTION, {**sizes, **description, **sizes})  # first: it may have no JSON form
     tensors = {parameter_names.PROMPT: np.ascontiguousarray(prompt_NxPxD)}
     files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors))
-    files.write_json(folder / DESCRIPTION, {"prompts": prompts, "length": length, "embed": embed, **description})
 
 
-def load(path: str | epath.Path) -> np.ndarray:
+@arguments.checked
+def load(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads prompt_NxPxD from what `save` wrote (file or folder), or from a .npy of shape [P, D] or [N, P, D].
 
     Raises:
@@ -164,11 +199,5 @@ def load(path: str | epath.Path) -> np.ndarray:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
     if prompt.ndim == 2:
         prompt = prompt[None]
-    if prompt.ndim != 3:
-        raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
-    if not prompt.size or prompt.dtype not in _DTYPES.values():
-        raise ValueError(
-            f"{file} holds {prompt.dtype}{prompt.shape}, expected a prompt of at least one vector in one of "
-            f"{', '.join(str(np.dtype(dtype)) for dtype in _DTYPES.values())}; save it again."
-        )
+    _check(prompt, file)
     return prompt

@@ -20,6 +20,7 @@ from promot_t5x.checkpoints.t5x import layouts, reader
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
 from promot_t5x.runtime.files import absolute
+from promot_t5x.runtime.text import did_you_mean
 
 _WHERE = "INITIAL_CHECKPOINT_PATH, CHECKPOINT_PATH or --from"
 
@@ -104,6 +105,17 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
       FileNotFoundError: the path does not exist, or a file is missing.
       ValueError: it is not a checkpoint, is damaged, or states other values than those given.
     """
+    source = _opened(path, ())
+    return _with_given(source, given) if given else source
+
+
+def _opened(path: epath.PathLike, prompts: tuple[epath.Path, ...]) -> Source:
+    """A checkpoint with what it states itself.
+
+    Args:
+      path: as for `open_source`.
+      prompts: the checkpoints of soft prompts alone that led here; each names the next one as its model.
+    """
     folder = absolute(path)  # recorded as the base; a later run may have another working directory
     if not folder.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}; check {_WHERE}.")
@@ -112,7 +124,7 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
         logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
         folder = saving.checkpoint_folder(folder, best)
     if saving.is_checkpoint(folder):
-        source = _ours(folder)
+        source = _ours(folder, prompts)
     elif reader.is_t5x_checkpoint(folder):
         numbered = re.search(r"checkpoint_(\d+)", folder.as_posix())
         leaves = _sharing_equal_biases(reader.read(folder))
@@ -127,10 +139,16 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
             f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; check "
             f"{_WHERE}."
         )
-    return _with_given(source, given) if given else source
+    return source
 
 
 def _with_given(source: Source, given: Mapping[str, Any]) -> Source:
+    names = [field.name for field in dataclasses.fields(T5Config)]
+    if unknown := [name for name in given if name not in names]:
+        raise ValueError(
+            f"T5Config has no field {unknown[0]!r}{did_you_mean(str(unknown[0]), names)}; expected some of "
+            f"{', '.join(names)}."
+        )
     stated = {**source.stated, **networks.from_shapes(source.leaves, source.folder)}
     config = T5Config(**{**networks.of_public_models(source.leaves), **stated, **given})
     networks.check_agreement(stated, config, given, source.folder)
@@ -148,7 +166,7 @@ def _sharing_equal_biases(leaves: dict[str, StoredLeaf]) -> dict[str, StoredLeaf
         return leaves
 
 
-def _ours(folder: epath.Path) -> Source:
+def _ours(folder: epath.Path, prompts: tuple[epath.Path, ...]) -> Source:
     metadata, leaves = saving.read_metadata(folder), saving.stored_params(folder)
     source = Source(
         folder,
@@ -158,10 +176,10 @@ def _ours(folder: epath.Path) -> Source:
         step=metadata["step"],
         description=networks.carried(metadata),
     )
-    return _with_base(source, metadata.get("base")) if set(leaves) == {parameter_names.PROMPT} else source
+    return _with_base(source, metadata.get("base"), prompts) if set(leaves) == {parameter_names.PROMPT} else source
 
 
-def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
+def _with_base(prompt: Source, named: Mapping[str, str] | None, prompts: tuple[epath.Path, ...]) -> Source:
     """A soft prompt alone, together with the model that it names; it replaces the model's own prompt, if any."""
     if named is None:
         raise ValueError(
@@ -172,9 +190,12 @@ def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
         raise FileNotFoundError(
             f"{prompt.folder} holds a soft prompt for the model in {named['path']}, which does not exist; put it back."
         )
-    if absolute(named["path"]) == prompt.folder:
-        raise ValueError(f"{prompt.folder} holds a soft prompt alone and names itself as its model; copy it again.")
-    base = open_source(named["path"])
+    if prompt.folder in prompts:
+        through = "".join(f", through {folder}" for folder in prompts if folder != prompt.folder)
+        raise ValueError(
+            f"{prompt.folder} holds a soft prompt alone and names itself as its model{through}; copy it again."
+        )
+    base = _opened(named["path"], (*prompts, prompt.folder))
     return dataclasses.replace(
         prompt,
         leaves=dict(sorted({**base.leaves, **prompt.leaves}.items())),

@@ -18,7 +18,7 @@ from absl import logging
 
 from promot_t5x.configuration import gin_checks, gin_files
 from promot_t5x.configuration.flags import Invocation, parse_flags
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import arguments, files, processes
 
 _PACKAGE = str(Path(__file__).parents[1])  # as records and tracebacks name it, so not resolved
 
@@ -116,7 +116,7 @@ def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> 
 _MISTAKES = (
     *(ValueError, FloatingPointError),
     *(FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, files.NoRoomError),
-    TimeoutError,
+    *(TimeoutError, arguments.WrongTypeError),
 )
 
 

@@ -15,6 +15,7 @@ from promot_t5x.evaluation import answering
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import DecodingConfig
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 from promot_t5x.tasks.vocabularies import as_vocabulary
 
 
@@ -41,6 +42,7 @@ def encoder_features(
     return arrays, sum(len(tokens) > inputs_length - 1 for tokens in encoded)
 
 
+@arguments.checked
 def generate(
     loaded: Loaded,
     texts: Sequence[str],
@@ -72,10 +74,13 @@ def generate(
 
     Raises:
       TypeError: `texts` is a single string.
-      ValueError: no such prompt, or a vocabulary that is not the network's.
+      ValueError: a length below 1, no such prompt, or a vocabulary that is not the network's.
     """
-    if isinstance(texts, str):
-        raise TypeError("generate takes a sequence of texts; write [text] for a single one.")
+    if min(inputs_length, targets_length, batch_size) < 1:
+        raise ValueError(
+            f"generate has inputs_length={inputs_length}, targets_length={targets_length}, batch_size={batch_size}: "
+            "expected at least 1 each."
+        )
     if not texts:
         return []
     model = loaded.model if decoding is None else dataclasses.replace(loaded.model, decoding=decoding)

@@ -15,8 +15,10 @@ from promot_t5x.evaluation import answering
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How much is evaluated, and how it is answered.
@@ -135,6 +137,7 @@ def standard_error(outcome: Evaluation, alone: Sequence[float | None]) -> float 
     return float(np.std(scores_N, ddof=1) / math.sqrt(len(scores_N)))
 
 
+@arguments.checked
 def evaluate(
     model: EncoderDecoderModel,
     params: Mapping[str, Any],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.reports import scores
 from promot_t5x.reports.scores import ATTACHED, REMOVED, prompt_word
-from promot_t5x.runtime import files, settings
+from promot_t5x.runtime import arguments, files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -32,6 +33,7 @@ CHECKPOINT_MODES = ("best", "all")
 _DECIDE_ANSWERS = ("jax", "flax", "promot_t5x")
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Suite:
     """The tasks that a checkpoint is scored on.
@@ -87,11 +89,12 @@ class Checkpoint:
     partitioner: Partitioner
 
 
+@arguments.checked
 def evaluate_suite(
     model: EncoderDecoderModel,
-    checkpoint_path: str,
+    checkpoint_path: str | os.PathLike[str],
     suite: Suite,
-    output_dir: str,
+    output_dir: str | os.PathLike[str],
     partitioner: Partitioner = Partitioner(),
     checkpoint_mode: str = "best",
 ) -> dict[str, Any]:
@@ -118,12 +121,17 @@ def evaluate_suite(
       ValueError: an unknown or empty split, another network's vocabulary or checkpoint, a prompt that the checkpoint
         lacks, or mode "all" for a path that is not a run's folder.
     """
-    folder = epath.Path(output_dir)
+    folder, checkpoint_path = epath.Path(output_dir), os.fspath(checkpoint_path)
     if checkpoint_mode not in CHECKPOINT_MODES:
         raise ValueError(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' or 'all' (checkpoints of a run's folder)."
         )
     paths = [checkpoint_path] if checkpoint_mode == "best" else _kept_checkpoints(checkpoint_path)
+    if checkpoint_mode == "all" and files.absolute(output_dir) == files.absolute(checkpoint_path):
+        raise ValueError(
+            f"EVAL_OUTPUT_DIR is {output_dir}, the run's own folder, whose checkpoints would get files of answers "
+            "among their own; give another folder."
+        )
     _check(suite, model)
     rows: list[Row] = []
     origins: list[Mapping[str, Any]] = []

@@ -11,6 +11,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning import meshes
 from promot_t5x.partitioning.partitioner import PRESETS, Partitioner
 from promot_t5x.planning import chips, measures, programs, tables
+from promot_t5x.runtime import arguments
 from promot_t5x.training import optimizers, parameter_table, stages
 
 EVALUATION = {"scoring": programs.scoring, "decoding": programs.decoding}
@@ -28,6 +29,7 @@ class Planned:
     evaluation: programs.Answering | None = None
 
 
+@arguments.checked
 def plan_training(
     model: EncoderDecoderModel,
     stage: str | stages.Stage,

@@ -27,8 +27,8 @@ def follow(invocation: flags.Invocation) -> None:
     settings = settings_of_scores(gin_files.bindings(gin_files.resolved_config()))
     arguments = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
     train = GinRuns(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    train.check_flags(planned_runs(arguments["recipe"]))
     if invocation.dry_run:
+        train.check(planned_runs(arguments["recipe"]))
         folder = files.absolute(arguments["work_dir"])
         _print_runs(train, arguments["recipe"], folder, arguments["initial_checkpoint_path"])
         return

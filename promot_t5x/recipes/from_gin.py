@@ -5,8 +5,10 @@ from typing import Any
 
 from promot_t5x.configuration import gin_checks, gin_files, gin_statements
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
+from promot_t5x.runtime import arguments
 
 
+@arguments.checked
 def from_gin(
     files: Sequence[str], bindings: Mapping[str, Any] | None = None, search_paths: Sequence[str] = ()
 ) -> EncoderDecoderModel:
@@ -18,18 +20,17 @@ def from_gin(
       search_paths: folders that are searched for the files before the package.
 
     Returns:
-      The model; gin's global configuration is empty afterwards.
+      The model; gin's global configuration is neither read nor changed.
 
     Raises:
       FileNotFoundError: a gin file does not exist.
-      ConfigError: a mistake in the files or bindings, or files that declare no model.
+      ConfigError: a mistake in the files or bindings, a macro that nothing uses, or files that declare no model.
 
     >>> from_gin(["models/mt5_xxl.gin"], {"PROMPT_LENGTH": 50}).config.prompt_length
     50
     """
-    try:
+    with gin_statements.separate():
         gin_files.parse(files, gin_files.statements(bindings or {}), search_paths)
         gin_checks.check_macros()
+        gin_checks.check_flags()
         return gin_files.configurable(EncoderDecoderModel)()
-    finally:
-        gin_statements.clear()

@@ -6,6 +6,7 @@ from typing import Any
 
 from promot_t5x.configuration import gin_checks, gin_files, gin_statements
 from promot_t5x.recipes.recipe import PlannedRun
+from promot_t5x.runtime import arguments
 from promot_t5x.training import run_folder, stage_run
 
 
@@ -25,12 +26,10 @@ class GinRuns:
 
     def __call__(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> run_folder.RunResult:
         """Trains or resumes one run, or returns the result of a finished one; see `running.Train`."""
-        try:
+        with gin_statements.separate():
             self.configure(run, model_dir, starts)
             train = gin_files.configurable(stage_run.run_stage, "train.train")
             return train(config_gin=gin_files.operative_config)
-        finally:
-            gin_statements.clear()
 
     def configure(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> None:
         """Sets gin's configuration to that of one run.
@@ -50,20 +49,24 @@ class GinRuns:
         gin_files.parse([*run.gin_files, *self.files], bindings, self.search_paths)
         gin_checks.check_macros()
 
-    def check_flags(self, runs: Sequence[PlannedRun]) -> None:
-        """Checks that every macro set by a flag is used by the recipe, which gin must hold now, or by one of its runs.
+    def check(self, runs: Sequence[PlannedRun]) -> None:
+        """Configures all runs, and checks that every macro of the bindings is used by one of them or by the files.
 
         Raises:
-          ConfigError: names every macro that changes nothing.
+          FileNotFoundError: a gin file does not exist.
+          ConfigError: a mistake in a file or binding, or macros that change nothing, all named.
         """
-        unused = gin_checks.unused_flag_macros()
-        for run in runs:
-            if unused and run.trains:
-                self.configure(run, model_dir="not read", starts=("not read",))
-                unused &= gin_checks.unused_flag_macros()
-        gin_checks.check_flags(unused)
+        with gin_statements.separate():
+            gin_files.parse(self.files, self.bindings, self.search_paths)
+            unused = gin_checks.unused_flag_macros()
+            for run in runs:
+                if run.trains:
+                    self.configure(run, model_dir="not read", starts=("not read",))
+                    unused &= gin_checks.unused_flag_macros()
+            gin_checks.check_flags(unused)
 
 
+@arguments.checked
 def runs_from_gin(
     files: Sequence[str], bindings: Mapping[str, Any] | None = None, search_paths: Sequence[str] = ()
 ) -> GinRuns:
@@ -73,6 +76,9 @@ def runs_from_gin(
       files: gin files of the network and the task; each method's row names its stage's file.
       bindings: values of macros or parameters, the same for all runs.
       search_paths: folders that are searched for the files before the package.
+
+    Raises:
+      ConfigError: a value that gin cannot write. `run_recipe` says what is wrong with files and names.
 
     >>> runs_from_gin(["models/toy.gin", "tasks/toy.gin"], {"TRAIN_STEPS": 100}).bindings
     ('TRAIN_STEPS = 100',)

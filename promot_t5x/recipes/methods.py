@@ -7,18 +7,25 @@ as names from this table, in Python or in gin::
     pipeline.Recipe.methods = ('pretrained', 'fine_tuning', @my/methods.Method())
     my/methods.Method.name = 'my_method'
     my/methods.Method.gin_files = ('my_method.gin',)
+
+A row with the name of one of this table takes its place in the recipe.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 from promot_t5x.reports import method_rows
+from promot_t5x.runtime import arguments
 
 PRETRAINED = "pretrained"
 
 """In `starts_from`, the model that the recipe starts from, even if it is not compared itself."""
 
 
+_LONGEST_NAME = 100
+
+
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Method:
     """One way of training, and how it is shown.
@@ -38,7 +45,8 @@ class Method:
       description: one or two sentences for the page.
 
     Raises:
-      ValueError: `name` cannot be part of a folder's name.
+      ValueError: `name` cannot be part of a folder's name, a method other than the untouched model is called
+        PRETRAINED, `prompt` is negative, or the row cannot be shown (see `method_rows.MethodRow`).
 
     >>> Method("my_method", ("my_method.gin",)).row.label
     'my method'
@@ -56,10 +64,21 @@ class Method:
     description: str = "A method of this run."
 
     def __post_init__(self):
-        if not self.name.isidentifier():
+        if not self.name.isidentifier() or len(self.name) > _LONGEST_NAME:
             raise ValueError(
-                f"Method.name is {self.name!r}, expected letters, digits and underscores: it names folders."
+                f"Method.name is {self.name!r}, expected letters, digits and underscores, {_LONGEST_NAME} at most: it "
+                "names folders."
             )
+        if self.name == PRETRAINED and (self.gin_files or self.starts_from):
+            raise ValueError(
+                f"Method.name is {PRETRAINED!r}, which is the model that the recipe starts from; give a method that "
+                "trains or starts from something else another name."
+            )
+        if self.prompt is not None and self.prompt < 0:
+            raise ValueError(
+                f"Method.prompt is {self.prompt}; expected the number of a soft prompt, from 0 on, or None."
+            )
+        _ = self.row  # it is checked, too
 
     @property
     def row(self) -> method_rows.MethodRow:

@@ -1,14 +1,18 @@
 """A recipe: the methods, learning rates and seeds to compare, as a graph of runs."""
 
+import collections
 import dataclasses
 import graphlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from promot_t5x.recipes.methods import HEADLINE, METHODS, PRETRAINED, Method
 from promot_t5x.reports.method_rows import Compared
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.text import did_you_mean
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What is compared.
@@ -27,7 +31,8 @@ class Recipe:
       headline: names of the method that the report judges, of the one to compare it with, and of the untouched model.
 
     Raises:
-      ValueError: an unknown or repeated name, a missing method that another one starts from, a cycle of methods.
+      ValueError: an unknown or repeated name, a missing method that another one starts from, a cycle of methods, a
+        learning rate or seed that no run can have, two runs of one name.
     """
 
     methods: Sequence[str | Method]
@@ -48,7 +53,7 @@ class Recipe:
                     f"{did_you_mean(str(method), METHODS)}, or a methods.Method of your own."
                 )
         names = [row.name for row in self.rows]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        if repeated := _repeated(names):
             raise ValueError(f"Recipe.methods has {', '.join(repeated)} more than once; give each method its own name.")
         method_names = [*METHODS, *names]
         if unknown := [name for name in self.stage_files if name not in method_names]:
@@ -58,9 +63,24 @@ class Recipe:
             )
         if len(self.headline) != 3:
             raise ValueError(f"Recipe.headline is {self.headline!r}; expected the names of three methods.")
-        if not self.learning_rates or not self.seeds:
-            raise ValueError("Recipe.learning_rates and Recipe.seeds need at least one entry each.")
-        sorted_methods(self)
+        if unknown := [name for name in self.headline if name not in method_names]:
+            raise ValueError(
+                f"Recipe.headline names {unknown[0]!r}, which is no method{did_you_mean(unknown[0], method_names)}; "
+                f"the methods are {', '.join(dict.fromkeys(method_names))}."
+            )
+        if not self.methods or not self.learning_rates or not self.seeds:
+            raise ValueError("Recipe.methods, Recipe.learning_rates and Recipe.seeds need at least one entry each.")
+        if wrong := [rate for rate in self.learning_rates if not 0 < rate < math.inf]:
+            raise ValueError(f"Recipe.learning_rates has {wrong[0]!r}; expected positive numbers.")
+        if wrong := [seed for seed in self.seeds if seed < 0]:
+            raise ValueError(f"Recipe.seeds has {wrong[0]!r}; expected whole numbers from 0 on.")
+        if repeated := _repeated(self.in_context):
+            raise ValueError(f"Recipe.in_context has {', '.join(repeated)} more than once; name each task once.")
+        if repeated := _repeated(run.name for run in planned_runs(self)):
+            raise ValueError(
+                f"Two runs of the recipe would share the folder {repeated[0]}; give different seeds, and learning "
+                "rates that differ in six digits."
+            )
 
     @property
     def rows(self) -> tuple[Method, ...]:
@@ -71,6 +91,10 @@ class Recipe:
     def compared(self) -> Compared:
         """The headline's methods, for reports."""
         return Compared(*self.headline)
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in collections.Counter(names).items() if count > 1)
 
 
 @dataclasses.dataclass(frozen=True)

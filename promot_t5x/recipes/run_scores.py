@@ -1,9 +1,9 @@
 """Scores a run's best checkpoint; scores are kept in the run's folder, as `eval` writes them, and reused."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import saving
@@ -13,6 +13,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.recipes.recipe import PlannedRun, Recipe
 from promot_t5x.reports import comparison
+from promot_t5x.reports import scores as scores_file
 from promot_t5x.runtime import files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
@@ -60,10 +61,8 @@ def scores(
         "prompt": planned.prompt,
     }
     decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
-    if file.exists():
-        kept = json.loads(file.read_text())
-        if kept.get("decided_by") == decided_by and "checkpoints" in kept:  # older files lack this key
-            return kept
+    if (kept := _kept(file)).get("decided_by") == decided_by:
+        return kept
     checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
     questions = list(_questions(recipe, planned, config))
     rows = []
@@ -78,6 +77,16 @@ def scores(
     summary |= {"details": details, "decided_by": decided_by}
     files.write_json(file, summary)
     return summary
+
+
+def _kept(file: epath.Path) -> dict[str, Any]:
+    """The contents of a scores.json; nothing of one that is missing, damaged or older, which is measured again."""
+    try:
+        kept = scores_file.read(file) if file.exists() else {}
+    except ValueError as error:
+        logging.warning("%s", error)
+        return {}
+    return kept if kept.get("checkpoints") and "details" in kept else {}
 
 
 def _questions(

@@ -3,6 +3,8 @@
 A second call skips finished runs and resumes interrupted ones.
 """
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.methods import METHODS, PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison, page, tables
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import arguments, files, processes
 from promot_t5x.runtime.versions import versions
 from promot_t5x.training import initial_parameters, run_folder
 
@@ -27,16 +29,20 @@ RANDOM_WEIGHTS = "random_weights"
 
 Train = Callable[[PlannedRun, str, Sequence[str]], run_folder.RunResult]
 
-"""Trains or resumes one run: (the run, its folder, the checkpoints it starts from) -> its result."""
+"""Trains or resumes one run: (the run, its folder, the checkpoints it starts from) -> its result.
+
+If it has a method `check`, that is called with all runs before anything is trained or scored.
+"""
 
 
+@arguments.checked
 def run_recipe(
     recipe: Recipe,
     train: Train,
     model: EncoderDecoderModel,
     evaluation_config: scoring.EvaluationConfig,
-    work_dir: str,
-    initial_checkpoint_path: str | None,
+    work_dir: str | os.PathLike[str],
+    initial_checkpoint_path: str | os.PathLike[str] | None,
     partitioner: Partitioner = Partitioner(),
     title: str = "ProMoT",
     config: Mapping[str, Any] | None = None,
@@ -64,27 +70,34 @@ def run_recipe(
       ValueError: a run cannot be trained, or was trained from a model that has changed since.
       FileNotFoundError: no pretrained model, or no data.
     """
+    runs = planned_runs(recipe)
+    decided_by, config = (_as_json(values, name) for values, name in ((decided_by, "decided_by"), (config, "config")))
+    if check := getattr(train, "check", None):
+        check(runs)
     folder = files.absolute(work_dir)
-    base = initial_checkpoint_path or str(folder / RANDOM_WEIGHTS)
+    base = str(folder / RANDOM_WEIGHTS if initial_checkpoint_path is None else files.absolute(initial_checkpoint_path))
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
         random = initial_parameters.random_parameters(model, partitioner, seed=0)
         saving.export(base, random, {"step": 0, "base": None, **networks.described(model.config)})
     fingerprint = loading.load(base, model, partitioner).base_fingerprint
     decided_by = {
         **run_scores.decided_by(recipe, model, evaluation_config),
-        **(decided_by or {}),
+        **decided_by,
         "base_fingerprint": fingerprint,
     }
     weights: dict[PlannedRun | str, str] = {PRETRAINED: fingerprint}
+    folders: dict[PlannedRun, str] = {}
     measured: list[comparison.Run] = []
-    runs = planned_runs(recipe)
     for number, run in enumerate(runs, start=1):
         logging.info("run %d of %d: %s", number, len(runs), run.name)
+        paths = starts(run, folder, base, folders)
         if run.trains:
-            checkpoint = train(run, str(folder / run.name), starts(run, folder, base)).best_checkpoint
+            result = train(run, str(folder / run.name), paths)
+            checkpoint = _checkpoint(result, run)
             _check_base(checkpoint, run, weights, base)
+            folders[run] = result.model_dir
         else:
-            (checkpoint,) = starts(run, folder, base)
+            (checkpoint,) = paths
         decided = {**decided_by, "checkpoint": checkpoint}
         scores = run_scores.scores(recipe, run, folder, decided, model, evaluation_config, partitioner)
         weights[run] = scores["checkpoints"][0]["base_fingerprint"]
@@ -92,7 +105,7 @@ def run_recipe(
         _show(measured[-1])
     method_rows = {method.name: method.row for method in (*METHODS.values(), *recipe.rows)}
     in_order = {method.name: method_rows.pop(method.name) for method in recipe.rows} | method_rows
-    shown = {"target": recipe.target, **(config or {})}
+    shown = {"target": recipe.target, **config}
     results = comparison.compare(measured, versions(), shown, in_order, recipe.compared)
     files.write_json(folder / "comparison.json", results)
     written = page.write_all(results, folder, title=title)
@@ -100,21 +113,51 @@ def run_recipe(
     return results
 
 
-def starts(run: PlannedRun, folder: epath.Path, base: str) -> tuple[str, ...]:
+def starts(
+    run: PlannedRun, folder: epath.Path, base: str, folders: Mapping[PlannedRun, str] | None = None
+) -> tuple[str, ...]:
     """The paths of the checkpoints that a run starts from.
 
     Args:
       run: the run.
       folder: the recipe's WORK_DIR.
       base: the pretrained model.
+      folders: where runs were trained that may be elsewhere than in WORK_DIR.
     """
 
     def path(start: PlannedRun | str) -> str:
         if isinstance(start, PlannedRun):
-            return str(folder / start.name)
+            return (folders or {}).get(start, str(folder / start.name))
         return base if start == PRETRAINED else start
 
     return tuple(path(start) for start in run.starts_from)
+
+
+def _as_json(values: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """Values as they are read back from a file.
+
+    Raises:
+      ValueError: they have no JSON form.
+    """
+    try:
+        return json.loads(json.dumps(dict(values or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run_recipe's {name} holds a value that JSON does not have ({error}).") from error
+
+
+def _checkpoint(result: Any, run: PlannedRun) -> str:
+    """The checkpoint that `train` chose.
+
+    Raises:
+      ValueError: it returned no run's result, or that of no run.
+    """
+    if not isinstance(result, run_folder.RunResult):
+        raise ValueError(
+            f"`train` returned {result!r} for the run {run.name}; expected what `run_stage` returns, a RunResult."
+        )
+    if not saving.is_checkpoint(epath.Path(result.best_checkpoint)):
+        raise ValueError(f"`train` chose {result.best_checkpoint} of the run {run.name}, but there is no checkpoint.")
+    return result.best_checkpoint
 
 
 def _check_base(checkpoint: str, run: PlannedRun, weights: Mapping[PlannedRun | str, str], base: str) -> None:
@@ -122,10 +165,10 @@ def _check_base(checkpoint: str, run: PlannedRun, weights: Mapping[PlannedRun | 
     if len(run.starts_from) != 1 or run.starts_from[0] not in weights:
         return
     start = run.starts_from[0]
-    trained_from, fingerprint = saving.read_metadata(checkpoint)["base"]["fingerprint"], weights[start]
+    trained_from, fingerprint = (saving.read_metadata(checkpoint)["base"] or {}).get("fingerprint"), weights[start]
     if trained_from != fingerprint:
         raise ValueError(
-            f"{checkpoint} was trained from a model with fingerprint {trained_from}, but "
+            f"{checkpoint} was trained from a model with fingerprint {trained_from or 'unknown (random weights)'}, but "
             f"{base if isinstance(start, str) else start.name} has {fingerprint}; put the original model back, or use "
             "a new WORK_DIR."
         )

@@ -1,12 +1,15 @@
 """What a report needs to know about a method: its name, look and description. Callers pass these rows in."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 OTHER_COLOUR, OTHER_MARKER = "#8a6d00", "X"
 
 """Colour and marker of a method that has none of its own."""
+
+_MARKERS = tuple(".,ov^<>12348spP*hH+xXDd|_")  # matplotlib's that are one character
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +21,26 @@ class MethodRow:
       colour: "#rrggbb".
       marker: one of matplotlib's.
       description: one or two sentences for the page.
+
+    Raises:
+      ValueError: a label of several lines, or no such colour or marker.
     """
 
     label: str
     colour: str = OTHER_COLOUR
     marker: str = OTHER_MARKER
     description: str = "A method of this run."
+
+    def __post_init__(self):
+        if not self.label.isprintable() or not self.label.strip():
+            raise ValueError(f"A method has the label {self.label!r}; expected one line of text.")
+        if not re.fullmatch("#[0-9a-fA-F]{6}", self.colour):
+            raise ValueError(f"The method {self.label!r} has the colour {self.colour!r}; expected '#rrggbb'.")
+        if self.marker not in _MARKERS:
+            raise ValueError(
+                f"The method {self.label!r} has the marker {self.marker!r}; expected one of matplotlib's, "
+                f"{' '.join(_MARKERS)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from promot_t5x.evaluation import scoring
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import arguments, files, processes
 from promot_t5x.training import (
     initial_parameters,
     optimizers,
@@ -32,7 +32,10 @@ from promot_t5x.training import (
     validation_loss,
 )
 
+Path = str | os.PathLike[str]
 
+
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """How the best checkpoint is chosen: by the first metric of a seqio task on a split other than the test split.
@@ -83,20 +86,21 @@ class RunSettings:
     partitioner: Partitioner = dataclasses.field(metadata={"may_change": True})
 
 
+@arguments.checked
 def run_stage(
     model: EncoderDecoderModel,
     stage: str | stages.Stage,
     optimizer: optimizers.Optimizer,
     dataset: training_batches.DatasetConfig,
     loop: trainer.LoopConfig,
-    model_dir: str,
+    model_dir: Path,
     checkpoint: saving.CheckpointConfig = saving.CheckpointConfig(),
-    initial_checkpoint_path: str | Sequence[str] | None = None,
+    initial_checkpoint_path: Path | Sequence[Path] | None = None,
     prompt_init: prompt_initializers.PromptInit | None = None,
     validation: Validation | None = None,
     partitioner: Partitioner = Partitioner(),
     frozen_weights_dtype: str | None = None,
-    export_dir: str | None = None,
+    export_dir: Path | None = None,
     dry_run: bool = False,
     config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
@@ -150,11 +154,12 @@ def run_stage(
         prompt_init=prompt_init,
         validation=validation,
         frozen_weights_dtype=frozen_weights_dtype,
-        export_dir=export_dir,
+        export_dir=None if export_dir is None else os.fspath(export_dir),
         partitioner=partitioner,
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
+    _check_export(settings.export_dir, model_dir, starts)
     params, base = initial_parameters.starting_parameters(model, stage, starts, prompt_init, partitioner, loop.seed)
     trainable, frozen = stages.partition(params, stage)
     frozen = stages.held_in(frozen, frozen_weights_dtype)
@@ -168,7 +173,7 @@ def run_stage(
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < loop.total_steps:
             _train(settings, staged, state, frozen, save, model_dir)
-    return run_folder.finish(model_dir, export_dir)
+    return run_folder.finish(model_dir, settings.export_dir)
 
 
 def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str) -> None:
@@ -205,7 +210,7 @@ def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str
     return description
 
 
-def _paths(paths: str | Sequence[str] | None) -> tuple[str, ...]:
+def _paths(paths: Path | Sequence[Path] | None) -> tuple[str, ...]:
     """Absolute paths of the checkpoints that a run starts from."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
     return tuple(str(files.absolute(path)) for path in several)
@@ -263,6 +268,19 @@ def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: 
             f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
             "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
         )
+
+
+def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str]) -> None:
+    """Said before training: an export deletes what it replaces."""
+    if export_dir is None:
+        return
+    saving.check_replaceable(export_dir)
+    export = files.absolute(export_dir)
+    for name, path in (("MODEL_DIR", model_dir), *(("INITIAL_CHECKPOINT_PATH", start) for start in starts)):
+        if export in (files.absolute(path), *files.absolute(path).parents):
+            raise ValueError(
+                f"EXPORT_DIR is {export}, which an export would delete with {name} {path}; give a new folder."
+            )
 
 
 def _batches(

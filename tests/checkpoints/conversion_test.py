@@ -13,7 +13,7 @@ from flax import serialization
 
 from promot_t5x import convert
 from promot_t5x.checkpoints import conversion, formats, loading, saving, soft_prompts, sources, stored_leaves
-from promot_t5x.checkpoints.huggingface import config_file, weights
+from promot_t5x.checkpoints.huggingface import config_file, peft, weights
 from promot_t5x.checkpoints.t5x import reader, writer
 from promot_t5x.configuration import flags, gin_files
 from promot_t5x.data import vocabularies
@@ -171,6 +171,17 @@ def test_a_prompt_that_names_itself_as_its_model(tmp_path):
     saving.export(tmp_path / "prompt", prompt, {"step": 1, "base": named})
     with pytest.raises(ValueError, match="names itself as its model"):
         sources.open_source(tmp_path / "prompt")
+
+
+def test_prompts_that_name_each_other_as_their_model(tmp_path):
+    prompt = {"soft_prompt": {"embedding": np.ones((1, 3, 32), np.float32)}}
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        named = {"path": str(tmp_path / other), "fingerprint": "0" * 16}
+        saving.export(tmp_path / name, prompt, {"step": 1, "base": named})
+    with pytest.raises(
+        ValueError, match="b holds a soft prompt alone and names itself .*, through .*c, through .*a; copy"
+    ):
+        sources.open_source(tmp_path / "b")
 
 
 def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
@@ -402,3 +413,34 @@ def test_training_does_not_start_from_numbers_that_are_not_finite(t5, tmp_path, 
     formats.write(tmp_path / "checkpoint_2", source, to_format)
     with pytest.raises(ValueError, match=r"checkpoint_2.* holds numbers that are not finite"):
         loading.load(tmp_path / "checkpoint_2", EncoderDecoderModel(source.config), Partitioner())
+
+
+@pytest.mark.parametrize("to_format", ["hugginface", "soft_prompt", "", None])
+def test_an_unknown_format_writes_nothing(tmp_path, to_format):
+    with pytest.raises(ValueError, match=f"The format to write is {to_format!r}.*; expected one of promot, t5x"):
+        conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), to_format)
+    with pytest.raises(ValueError, match="The format to write is 'promot'; expected one of soft_prompt, npy, peft"):
+        conversion.convert_soft_prompt(str(DEMO), str(tmp_path / "out"), "promot")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_prompt_that_is_not_finite_is_attached_to_nothing(tmp_path):
+    prompt = np.ones((1, 3, 128), np.float32)
+    prompt[0, 1, 2] = np.nan
+    np.save(tmp_path / "prompt.npy", prompt)
+    soft_prompts.save(tmp_path / "folder", prompt, {})
+    peft.write_adapter(tmp_path / "adapter", prompt[0], "")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name in before:
+        with pytest.raises(ValueError, match=f"{name} holds a soft prompt with numbers that are not finite"):
+            conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), "promot", prompt_path=str(tmp_path / name))
+        with pytest.raises(ValueError, match="not finite"):
+            conversion.convert_soft_prompt(str(tmp_path / name), str(tmp_path / "out"), "npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_fields_that_no_network_has(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"has a field 'dropout', which T5Config has not \(did you mean 'dropout_rate'"
+    ):
+        conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), "promot", network={"dropout": 0.1})

@@ -434,6 +434,11 @@ def test_all_checkpoints_of_what_is_no_run(path, expected, tiny_model, tmp_path,
     assert expected in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_no_answers_are_written_into_checkpoints(tiny_model, run_folder, capsys):
+    assert _run(tiny_model, run_folder, CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE="all") == 1
+    assert "the run's own folder, whose checkpoints would get files of answers" in capsys.readouterr().err
+
+
 def test_an_unknown_checkpoint_mode(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out", CHECKPOINT_MODE="latest") == 1
     assert "CHECKPOINT_MODE is 'latest': expected 'best' or 'all'" in capsys.readouterr().err
