@@ -96,6 +96,8 @@ class Partitioner:
                     f"{', '.join(sorted(PRESETS['mixed']))} and mesh axes among {', '.join(meshes.AXES)}."
                 )
         object.__setattr__(self, "rules", rules)
+        if self.devices is not None:
+            object.__setattr__(self, "devices", tuple(self.devices))
 
     def all_rules(self) -> Rules:
         """The preset's rules, overridden by `rules`."""

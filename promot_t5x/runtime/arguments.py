@@ -1,13 +1,12 @@
 """Arguments of public functions, compared with their annotations when they are called: a wrong type is one sentence."""
 
-import collections.abc
 import functools
 import inspect
 import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 _Checked = TypeVar("_Checked", bound=Callable[..., Any])
@@ -59,7 +58,7 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 def hint_name(hint: Any) -> str:
     """An annotation as people write it.
 
-    >>> hint_name(collections.abc.Sequence[int] | None)
+    >>> hint_name(Sequence[int] | None)
     'Sequence[int] | None'
     """
     return hint.__name__ if isinstance(hint, type) else re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", str(hint))
@@ -68,24 +67,25 @@ def hint_name(hint: Any) -> str:
 def fits(value: Any, hint: Any, undecided: tuple[type, ...] = ()) -> bool:
     """Whether a value fits an annotation; True where this cannot be decided.
 
-    A sequence is a list or tuple, never text, and True and False are no numbers.
+    A sequence is a list or tuple, never text, and so is a tuple of any length, as gin and JSON have lists; True and
+    False are no numbers.
 
     Args:
       value: anything.
       hint: the annotation.
       undecided: classes of what stands for a value that is not known yet.
 
-    >>> fits((1, 2), collections.abc.Sequence[int]), fits("12", collections.abc.Sequence[str])
-    (True, False)
+    >>> fits((1, 2), Sequence[int]), fits([1], tuple[int, ...]), fits("12", Sequence[str])
+    (True, True, False)
     """
     if hint is Any or isinstance(value, undecided):
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, argument, undecided) for argument in arguments)
-    if origin is collections.abc.Callable:
+    if origin is Callable:
         return callable(value)
-    if origin is collections.abc.Sequence:
+    if origin is Sequence or (origin is tuple and arguments[1:] == (...,)):
         return isinstance(value, (list, tuple)) and all(fits(item, arguments[0], undecided) for item in value)
     if origin is not None or not isinstance(hint, type):
         return not isinstance(origin, type) or isinstance(value, origin)

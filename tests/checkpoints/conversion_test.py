@@ -415,7 +415,7 @@ def test_training_does_not_start_from_numbers_that_are_not_finite(t5, tmp_path, 
         loading.load(tmp_path / "checkpoint_2", EncoderDecoderModel(source.config), Partitioner())
 
 
-@pytest.mark.parametrize("to_format", ["hugginface", "soft_prompt", "", None])
+@pytest.mark.parametrize("to_format", ["hugginface", "soft_prompt", ""])
 def test_an_unknown_format_writes_nothing(tmp_path, to_format):
     with pytest.raises(ValueError, match=f"The format to write is {to_format!r}.*; expected one of promot, t5x"):
         conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), to_format)
@@ -440,7 +440,5 @@ def test_a_prompt_that_is_not_finite_is_attached_to_nothing(tmp_path):
 
 
 def test_fields_that_no_network_has(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"has a field 'dropout', which T5Config has not \(did you mean 'dropout_rate'"
-    ):
+    with pytest.raises(ValueError, match=r"T5Config has no field 'dropout' \(did you mean 'dropout_rate'"):
         conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), "promot", network={"dropout": 0.1})
