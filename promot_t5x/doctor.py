@@ -1,4 +1,4 @@
-"""The doctor verb: what anyone who helps would ask first: versions, folders, devices."""
+"""The doctor command: versions, folders and devices, the first things to ask for when something fails."""
 
 import os
 import platform

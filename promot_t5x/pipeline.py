@@ -1,4 +1,4 @@
-"""The pipeline verb: runs the recipe of the gin files."""
+"""The pipeline command: runs the recipe of the gin files."""
 
 import sys
 from collections.abc import Sequence
