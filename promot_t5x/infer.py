@@ -20,7 +20,7 @@ with epy.lazy_api_imports(globals()):  # gin files say infer.infer, as T5X's do
 
 def main(argv: Sequence[str]) -> None:
     """Runs `infer.infer` as the gin files and flags say."""
-    parser = flags.flag_parser("python -m promot_t5x.infer", "Answers the inputs of a JSONL file.")
+    parser = flags.flag_parser("promot-t5x infer", "Answers the inputs of a JSONL file.")
     invocation = program.start(argv, parser)
     gin_checks.check_flags()
     if not invocation.dry_run:

@@ -21,7 +21,7 @@ with epy.lazy_api_imports(globals()):  # gin files say train.train and train.Val
 
 def main(argv: Sequence[str]) -> None:
     """Runs `train.train` as the gin files and flags configure it."""
-    parser = flags.flag_parser("python -m promot_t5x.train", "Trains one stage of ProMoT, or a baseline.")
+    parser = flags.flag_parser("promot-t5x train", "Trains one stage of ProMoT, or a baseline.")
     invocation = program.start(argv, parser)
     gin_checks.check_flags()
     run = gin_files.configurable(stage_run.run_stage, "train.train")

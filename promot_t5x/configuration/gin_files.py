@@ -102,9 +102,9 @@ def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequ
 
 
 def _import_order(imports: Sequence[config_parser.ImportStatement]) -> list[config_parser.ImportStatement]:
-    """Keeps the last of repeated imports and puts dynamic registration first, as gin requires."""
-    last = list({statement.format(): statement for statement in reversed(imports)}.values())[::-1]
-    return sorted(last, key=lambda statement: statement.module != _DYNAMIC_REGISTRATION)
+    """Keeps one of repeated imports and puts dynamic registration first, as gin requires."""
+    distinct = {statement.format(): statement for statement in imports}.values()
+    return sorted(distinct, key=lambda statement: statement.module != _DYNAMIC_REGISTRATION)
 
 
 def configurable(function: Callable[..., Any], spelling: str = "") -> Callable[..., Any]:
