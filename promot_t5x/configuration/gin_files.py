@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import math
 import os
 import re
@@ -28,7 +29,7 @@ from gin import config_parser
 
 from promot_t5x.configuration import gin_checks, gin_statements
 from promot_t5x.configuration.flags import NAME, ConfigError
-from promot_t5x.runtime.text import nearest
+from promot_t5x.runtime.text import aligned, nearest
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "gin"
 
@@ -40,6 +41,16 @@ _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 def gin_files_packaged() -> list[Path]:
     """The gin files that come with the package, sorted."""
     return sorted(_PACKAGED.rglob("*.gin"))
+
+
+def listing() -> str:
+    """The packaged gin files by their short names, with the first sentence of each."""
+    rows = []
+    for file in gin_files_packaged():
+        comment = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.removeprefix("#").strip() for line in comment)
+        rows.append((file.relative_to(_PACKAGED).as_posix(), text.split(" Hardware:")[0].split(". ")[0].rstrip(".")))
+    return aligned(rows)
 
 
 def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
