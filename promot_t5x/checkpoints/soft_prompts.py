@@ -156,7 +156,10 @@ def load(path: str | epath.Path) -> np.ndarray:
                 prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would take archives as well
         else:
             # Not safetensors.numpy.load, which knows no bfloat16.
-            stored = dict(safetensors.deserialize(file.read_bytes()))[parameter_names.PROMPT]
+            tensors = dict(safetensors.deserialize(file.read_bytes()))
+            stored = tensors.pop(parameter_names.PROMPT)
+            if tensors:
+                raise ValueError(f"it holds {', '.join(sorted(tensors)[:3])} as well, expected a prompt alone")
             prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
