@@ -113,7 +113,7 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
         except Exception as error:
             raise ValueError(damaged(array.location, f"the array cannot be read: {line(error)}")) from error
 
-    return StoredLeaf(shape, dtype, array.location, read)
+    return stored_leaves.entering(StoredLeaf(shape, dtype, array.location, read))
 
 
 def damaged(location: epath.PathLike, problem: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
@@ -90,7 +89,7 @@ def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[
 
 
 def _fitting(source: Source, wanted: Mapping[str, Any]) -> tuple[dict[str, StoredLeaf], dict[str, Any]]:
-    """(a checkpoint's leaves, what they become), compared: only another program's may be of another floating dtype.
+    """(a checkpoint's leaves, what they become), compared: only another program's may be of another dtype.
 
     Raises:
       ValueError: the network has no place for the soft prompt, or other parameters.
@@ -108,8 +107,9 @@ def _fitting(source: Source, wanted: Mapping[str, Any]) -> tuple[dict[str, Store
 
     def as_converted(name: str, leaf: StoredLeaf) -> StoredLeaf:
         holder = source if name == parameter_names.PROMPT else source.model
-        is_foreign = holder.format != "promot"
-        convertible = is_foreign and name in in_stored_layout and jnp.issubdtype(leaf.dtype, jnp.floating)
+        # Of ours too, where it was converted out of weights in another dtype than networks here train in.
+        is_foreign = holder.format != "promot" or str(leaf.dtype) != holder.stated.get("param_dtype", str(leaf.dtype))
+        convertible = is_foreign and name in in_stored_layout
         return leaf._replace(dtype=in_stored_layout[name].dtype) if convertible else leaf
 
     placing.compare({n: as_converted(n, x) for n, x in leaves.items()}, in_stored_layout, str(source.folder))

@@ -11,7 +11,6 @@ from concurrent import futures
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from promot_t5x.checkpoints import stored_leaves
@@ -69,7 +68,7 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
         another floating dtype is converted; one without a sharding becomes a numpy array.
 
     Raises:
-      ValueError: a file is damaged, or holds numbers that are not finite.
+      ValueError: a file is damaged, or holds numbers that are not finite or that the wanted dtype does not have.
     """
     takes_apart = parameter_names.is_scanned(leaves) and not parameter_names.is_scanned(wanted)
     if takes_apart:
@@ -79,26 +78,20 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
     placed = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
         names, reading = iter(stored), collections.deque()
-        while True:  # in the same order on every process, as computations on several must be
+        while True:
             for name in itertools.islice(names, _AHEAD - len(reading)):
                 reading.append((name, pool.submit(_read, name, leaves[name], wanted)))
             if not reading:
                 break
             name, future = reading.popleft()
-            arrays = future.result()
-            if not all(bool(_is_finite(array)) for array in arrays.values()):
-                raise ValueError(
-                    f"{leaves[name].source} holds numbers that are not finite (NaN or infinity): its run had failed, "
-                    "or it is damaged; take an earlier checkpoint or copy it again."
-                )
-            placed |= arrays
+            placed |= future.result()
     return {name: placed[name] for name in wanted}
 
 
 def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """A leaf, or the layers of a stack, each where it belongs."""
     if name in wanted:
-        return {name: _placed(leaf.read, wanted[name])}
+        return {name: _placed(leaf.read, leaf.source, wanted[name])}
     blocks: dict[Any, np.ndarray] = {}
 
     def layer(number: int, index: Index) -> np.ndarray:
@@ -108,28 +101,18 @@ def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, A
         return blocks[ends][number]
 
     numbers = parameter_names.unstack_layers({name: leaf}, lambda _, number: number)
-    return {each: _placed(functools.partial(layer, number), wanted[each]) for each, number in numbers.items()}
+    return {
+        each: _placed(functools.partial(layer, number), leaf.source, wanted[each]) for each, number in numbers.items()
+    }
 
 
-def _placed(read: Callable[[Index], np.ndarray], like: Any) -> Any:
+def _placed(read: Callable[[Index], np.ndarray], source: str, like: Any) -> Any:
     """The array that `read` gives the blocks of, in the dtype and sharding of `like`."""
 
     def block(index: Any) -> np.ndarray:
         slices = (slice(*i.indices(size)[:2]) for i, size in zip(index, like.shape, strict=True))
-        return read(tuple(slices)).astype(like.dtype, copy=False)
+        return stored_leaves.converted(read(tuple(slices)), like.dtype, source)
 
     if getattr(like, "sharding", None) is None:
         return block(stored_leaves.everything(like.shape))
     return jax.make_array_from_callback(like.shape, like.sharding, block)
-
-
-def _is_finite(array: Any) -> Any:
-    # The largest size is NaN when any number is; a comparison of each would write an array.
-    if isinstance(array, np.ndarray):
-        return np.isfinite(np.max(np.abs(array), initial=0))
-    return _is_finite_on_devices(array)
-
-
-@jax.jit
-def _is_finite_on_devices(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(jnp.max(jnp.abs(array), initial=0))

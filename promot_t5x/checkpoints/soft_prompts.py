@@ -5,21 +5,18 @@ import io
 import json
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
 
 from promot_t5x.checkpoints import stored_leaves
-from promot_t5x.checkpoints.huggingface import peft
+from promot_t5x.checkpoints.huggingface import peft, safetensors_file
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
-
-_DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
 
 
 def is_prompt(path: epath.Path) -> bool:
@@ -143,7 +140,7 @@ def load(path: str | epath.Path) -> np.ndarray:
 
     Raises:
       FileNotFoundError: nothing there.
-      ValueError: the file is no prompt.
+      ValueError: the file is no prompt, or holds numbers that are not finite.
     """
     file = epath.Path(path)
     if file.is_dir():
@@ -160,16 +157,16 @@ def load(path: str | epath.Path) -> np.ndarray:
             stored = tensors.pop(parameter_names.PROMPT)
             if tensors:
                 raise ValueError(f"it holds {', '.join(sorted(tensors)[:3])} as well, expected a prompt alone")
-            prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
+            prompt = np.frombuffer(stored["data"], safetensors_file.DTYPES[stored["dtype"]]).reshape(stored["shape"])
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
     if prompt.ndim == 2:
         prompt = prompt[None]
     if prompt.ndim != 3:
         raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
-    if not prompt.size or prompt.dtype not in _DTYPES.values():
+    if not prompt.size or prompt.dtype not in stored_leaves.DTYPES:
         raise ValueError(
             f"{file} holds {prompt.dtype}{prompt.shape}, expected a prompt of at least one vector in one of "
-            f"{', '.join(str(np.dtype(dtype)) for dtype in _DTYPES.values())}; save it again."
+            f"{', '.join(map(str, stored_leaves.DTYPES))}; save it again."
         )
-    return prompt
+    return stored_leaves.whole(stored_leaves.entering(stored_leaves.from_array(prompt, str(file))))

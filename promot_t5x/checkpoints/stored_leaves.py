@@ -11,11 +11,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from promot_t5x.models import parameter_names
 
 Index = tuple[slice, ...]
+
+DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
+
+"""What weights are stored in."""
+
+_LOOKED_AT = 2**16  # elements, which stay in the processor's cache
 
 _BLOCK = 2**24  # elements that are read at once where a leaf need not be whole
 
@@ -60,6 +67,59 @@ def whole(leaf: StoredLeaf) -> np.ndarray:
 def from_array(array: np.ndarray, source: str) -> StoredLeaf:
     """A leaf that is in memory already."""
     return StoredLeaf(array.shape, array.dtype, source, array.__getitem__)
+
+
+def entering(leaf: StoredLeaf) -> StoredLeaf:
+    """A leaf as every reader of files hands it on: of floating point numbers, each block looked at when it is read.
+
+    Raises:
+      ValueError: it is of another dtype; when a block is read, that numbers in it are not finite.
+    """
+    if leaf.dtype not in DTYPES:
+        raise ValueError(
+            f"{leaf.source} is of {leaf.dtype}, expected one of {', '.join(map(str, DTYPES))}: save it as such."
+        )
+
+    def read(index: Index) -> np.ndarray:
+        block = leaf.read(index)
+        if not is_finite(block):
+            raise ValueError(
+                f"{leaf.source} holds numbers that are not finite (NaN or infinity): its run had failed, or it is "
+                "damaged; take an earlier checkpoint or copy it again."
+            )
+        return block
+
+    return leaf._replace(read=read)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no number of an array is NaN or infinite.
+
+    >>> is_finite(np.ones(3, np.float16)), is_finite(np.array([1, np.inf], ml_dtypes.bfloat16))
+    (True, False)
+    """
+    # By the bits, for which bfloat16 is as fast as the others: NaN and infinity have all bits of the exponent set.
+    exponent = np.array([np.inf], array.dtype).view(f"u{array.dtype.itemsize}")[0]
+    bits = array.reshape(-1).view(exponent.dtype)
+    return all((bits[i : i + _LOOKED_AT] & exponent).max() < exponent for i in range(0, bits.size, _LOOKED_AT))
+
+
+def converted(block: np.ndarray, dtype: np.dtype, source: str) -> np.ndarray:
+    """A block of finite numbers in another floating dtype.
+
+    Raises:
+      ValueError: the dtype does not have numbers as large.
+    """
+    if block.dtype == dtype:
+        return block
+    with np.errstate(over="ignore"):
+        result = block.astype(dtype)
+    if not is_finite(result):
+        raise ValueError(
+            f"{source} holds numbers that {np.dtype(dtype)} does not have, the largest is {np.abs(block).max():.3g}: "
+            "save it again with smaller ones."
+        )
+    return result
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

@@ -1,9 +1,12 @@
 """promot_t5x.checkpoints.sources: what an opened checkpoint says of itself; no array is read."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_t5x.checkpoints import fingerprints, networks, saving, sources, stored_leaves
+from promot_t5x.checkpoints import conversion, fingerprints, formats, loading, networks, saving, sources, stored_leaves
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -41,3 +44,63 @@ def test_a_prompt_alone_brings_its_model(base, tmp_path):
     sources.check_base(source, source.fingerprint)
     with pytest.raises(ValueError, match="but the model there now has 0000; put the original model back"):
         sources.check_base(source, "0000")
+
+
+ONE_PROMPT = dataclasses.replace(CONFIG, scan_layers=False, prompt_length=0)
+BROKEN = "decoder/layers_1/mlp/wo/kernel"
+
+
+def _written(folder, to_format, dtype=np.float32, **changed):
+    """A model in any format, with some leaves changed on the way."""
+    shapes = parameter_names.flatten(EncoderDecoderModel(ONE_PROMPT).abstract_params())
+    arrays = {name: np.full(leaf.shape, 0.5, dtype) for name, leaf in shapes.items()} | changed
+    leaves = {name: stored_leaves.from_array(array, name) for name, array in arrays.items()}
+    source = sources.Source(folder, "t5x", leaves, dataclasses.asdict(ONE_PROMPT))
+    formats.write(folder, source, to_format)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    "dtype,bad", [(np.float16, np.inf), (jnp.bfloat16, np.nan), (np.float32, -np.inf), (np.float64, np.nan)]
+)
+@pytest.mark.parametrize("to_format", ["promot", "t5x", "t5x_legacy", "huggingface"])
+def test_numbers_that_are_not_finite_enter_from_no_format(tmp_path, to_format, bad, dtype):
+    """Whoever reads them: conversion, fingerprint, and training, which converts float16 on the way."""
+    array = np.full((10, 6), 0.5, dtype)
+    array[3, 4] = bad
+    _written(tmp_path / "checkpoint_1", to_format, dtype, **{BROKEN: array})
+    message = "checkpoint_1.* holds numbers that are not finite"
+    with pytest.raises(ValueError, match=message):
+        conversion.convert_checkpoint(str(tmp_path / "checkpoint_1"), str(tmp_path / "out"), "promot")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=message):
+        _ = sources.open_source(tmp_path / "checkpoint_1").fingerprint
+
+
+@pytest.mark.parametrize("to_format", ["promot", "t5x", "t5x_legacy"])
+@pytest.mark.parametrize("dtype", [np.int64, bool])
+def test_leaves_that_are_no_floats_enter_from_no_format(tmp_path, to_format, dtype):
+    _written(tmp_path / "checkpoint_1", to_format, **{BROKEN: np.ones((10, 6), dtype)})
+    with pytest.raises(
+        ValueError, match=rf"checkpoint_1.*wo.kernel.* is of {np.dtype(dtype)}, expected one of float16"
+    ):
+        sources.open_source(tmp_path / "checkpoint_1")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("names", [[BROKEN], None], ids=["one", "all"])
+def test_what_was_converted_can_be_loaded(tmp_path, dtype, names):
+    """Also in a dtype that no network trains in, which is converted as other programs' weights are."""
+    arrays = _written(tmp_path / "hf", "huggingface", np.float32 if names else dtype)
+    if names:
+        arrays = _written(tmp_path / "hf2", "huggingface", **{name: arrays[name].astype(dtype) for name in names})
+    conversion.convert_checkpoint(str(tmp_path / ("hf2" if names else "hf")), str(tmp_path / "ours"), "promot")
+    params = parameter_names.flatten(loading.load(tmp_path / "ours").params)
+    assert {str(leaf.dtype) for leaf in params.values()} == {"float32"}
+    np.testing.assert_array_equal(params[BROKEN], np.full((10, 6), 0.5))
+
+
+def test_numbers_that_a_network_cannot_hold_are_refused(tmp_path):
+    _written(tmp_path / "hf", "huggingface", **{BROKEN: np.full((10, 6), 1e39)})
+    with pytest.raises(ValueError, match="model.safetensors: .*wo.weight holds numbers that float32 does not have"):
+        loading.load(tmp_path / "hf")

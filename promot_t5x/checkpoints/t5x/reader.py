@@ -67,7 +67,9 @@ def read(folder: epath.Path) -> dict[str, StoredLeaf]:
     opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
     inline = f"{folder / LEGACY_FILE}: "
     by_name = {
-        name: stored_leaves.from_array(leaf, inline + name) if isinstance(leaf, np.ndarray) else opened[name]
+        name: stored_leaves.entering(stored_leaves.from_array(leaf, inline + name))
+        if isinstance(leaf, np.ndarray)
+        else opened[name]
         for name, leaf in leaves.items()
     }
     return layouts.from_scanned(by_name) if layouts.is_scanned(by_name) else by_name
