@@ -28,7 +28,6 @@ _SIZES = {
     "relative_attention_max_distance": "relative_bias_max_distance",
 }
 
-# There `gelu_new` is the tanh approximation, which is our gelu, and so is `gated-gelu`; a plain `gelu` is another one.
 _FEED_FORWARD = {
     "relu": ("relu",),
     "silu": ("silu",),
@@ -36,6 +35,29 @@ _FEED_FORWARD = {
     "gated-gelu": ("gelu", "linear"),
     "gated-relu": ("relu", "linear"),
     "gated-silu": ("silu", "linear"),
+}
+
+# transformers' names of one function each; its `gelu` is another one, of which `gated-gelu` alone means `gelu_new`.
+_ACTIVATIONS = {
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+}
+
+# Keys with which transformers computes something else than the network, and the values that change nothing.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (None, True),
+    "is_decoder": (None, False),
+    "tie_encoder_decoder": (None, False),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "forced_bos_token_id": (None,),
+    "tie_word_embeddings": (None, True, False),
+    "scale_decoder_outputs": (None, True, False),
 }
 
 _EPSILON = 1e-6  # of the network's layer norms
@@ -58,7 +80,7 @@ def load(file: epath.Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file} does not exist, which says what the weights next to it are: copy it there.")
     try:
         values = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type not in tuple(MODEL_TYPES):  # compared, as a damaged one may not be hashable
@@ -92,27 +114,80 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
         if type(value) is not int or value < 1:
             raise ValueError(f"{theirs} is {value!r} in {file}, expected a positive number: copy the file again.")
         stated[ours] = value
-    feed_forward = values.get("feed_forward_proj", "relu" if values["model_type"] == "t5" else "gated-gelu")
-    if feed_forward not in tuple(_FEED_FORWARD):
-        raise ValueError(
-            f"feed_forward_proj is {feed_forward!r} in {file}, expected one of {', '.join(_FEED_FORWARD)}: the network "
-            "has no such layer."
-        )
     epsilon = values.get("layer_norm_epsilon", _EPSILON)
     if epsilon != _EPSILON:
         raise ValueError(f"layer_norm_epsilon is {epsilon!r} in {file}, expected {_EPSILON}, the network's.")
-    for name, expected in _IDS.items():
-        if values.get(name) not in (None, expected):
+    for name, harmless in _WITHOUT_EFFECT.items():
+        if not any(type(values.get(name)) is type(value) and values.get(name) == value for value in harmless):
             raise ValueError(
-                f"{name} is {values[name]!r} in {file}, expected {expected}, which the network is built for."
+                f"{name} is {values[name]!r} in {file}, expected {' or '.join(map(repr, harmless[1:])) or 'none'}: the "
+                "network computes something else."
             )
+    check_ids(values, file)
     dropout_rate = values.get("dropout_rate", 0.1)
     if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate is {dropout_rate!r} in {file}, expected a probability below 1.")
     stated["dropout_rate"] = float(dropout_rate)
-    stated["mlp_activations"] = _FEED_FORWARD[feed_forward]
+    stated["mlp_activations"] = _activations(values, file)
     stated["relative_bias"] = "per_layer" if values["model_type"] == "umt5" else "shared"
     return stated
+
+
+def _activations(values: Mapping[str, Any], file: epath.Path) -> tuple[str, ...]:
+    """The MLP's, as transformers finds them: `dense_act_fn` and `is_gated_act` win over `feed_forward_proj`."""
+    named = values.get("feed_forward_proj")
+    if named is None:
+        named = "relu" if values["model_type"] == "t5" else "gated-gelu"
+    gate, _, function = str(named).rpartition("-")
+    function = values.get("dense_act_fn") or ("gelu_new" if named == "gated-gelu" else function)
+    is_gated = values.get("is_gated_act")
+    is_gated = gate == "gated" if is_gated is None else is_gated
+    if gate not in ("", "gated") or function not in tuple(_ACTIVATIONS) or not isinstance(is_gated, bool):
+        names = ", ".join((*_ACTIVATIONS, "gated-gelu", *(f"gated-{name}" for name in _ACTIVATIONS)))
+        told = "".join(
+            f", {key} {values[key]!r}" for key in ("dense_act_fn", "is_gated_act") if values.get(key) is not None
+        )
+        raise ValueError(
+            f"feed_forward_proj is {named!r}{told} in {file}, expected one of {names}: the network has no such layer."
+        )
+    return (_ACTIVATIONS[function], "linear") if is_gated else (_ACTIVATIONS[function],)
+
+
+def check_ids(values: Mapping[str, Any], file: epath.Path) -> None:
+    """Compares the ids that start, end and pad an output, in config.json or generation_config.json, with the network's.
+
+    Raises:
+      ValueError: another id.
+    """
+    given = {name: values.get(name) for name in _IDS}
+    if given["decoder_start_token_id"] is None and values.get("bos_token_id") is not None:
+        given["decoder_start_token_id"] = values["bos_token_id"]  # which transformers takes then
+    for name, expected in _IDS.items():
+        value = given[name]
+        if value is not None and value != [expected] and (type(value) is not int or value != expected):
+            raise ValueError(f"{name} is {value!r} in {file}, expected {expected}, which the network is built for.")
+
+
+def check_generation(file: epath.Path) -> None:
+    """Looks at the ids of a generation_config.json, which win over those of config.json; there need be none.
+
+    Raises:
+      ValueError: another id, or damaged.
+    """
+    if not file.is_file():
+        return
+    try:
+        values = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged, it is no JSON object: copy it again.")
+    if values.get("forced_bos_token_id") is not None:
+        raise ValueError(
+            f"forced_bos_token_id is {values['forced_bos_token_id']!r} in {file}, expected none: the network computes "
+            "something else."
+        )
+    check_ids(values, file)
 
 
 def tied(values: Mapping[str, Any]) -> bool:

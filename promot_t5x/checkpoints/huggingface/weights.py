@@ -120,6 +120,7 @@ def opened(folder: epath.Path) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
         raise ValueError(f"{folder} is a file, expected a folder with {_CONFIG} and {WEIGHTS}.")
     values = config_file.load(folder / _CONFIG)
     fields = config_file.fields(values, folder / _CONFIG)
+    config_file.check_generation(folder / _GENERATION)
     tensors = folder_tensors.without_copies(folder_tensors.in_folder(folder), folder, config_file.tied(values))
     if (depth := fields["num_encoder_layers"] + fields["num_decoder_layers"]) > len(tensors):
         raise ValueError(
