@@ -25,6 +25,12 @@ _KEYS = ("network", "token_ids", "vocabulary")
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple[str, ...]: "names"}
 
+# What transformers' resize_token_embeddings(len(tokenizer)) leaves of a public model.
+_ROWS_WITHOUT_PADDING = {
+    32100: " (T5's vocabulary with its 100 sentinels, without the 28 padding rows of 32128)",
+    250100: " (mT5's vocabulary without the 12 padding rows of 250112)",
+}
+
 TOLD_BY_SHAPES = (
     "vocab_size",
     "embed_dim",
@@ -129,10 +135,11 @@ def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable
     decisive = function_fields(config)
     for name in names:
         if name in decisive and name in stated and stated[name] != getattr(config, name):
+            named = _ROWS_WITHOUT_PADDING.get(stated[name], "") if name == "vocab_size" else ""
             raise ValueError(
                 f"{folder} does not hold this network's parameters: its {type(config).__name__}.{name} is "
-                f"{stated[name]!r}, the configuration has {getattr(config, name)!r}; give the checkpoint's own value, "
-                "or none."
+                f"{stated[name]!r}{named}, the configuration has {getattr(config, name)!r}; give the checkpoint's own "
+                "value, or none."
             )
 
 

@@ -147,6 +147,7 @@ def load(path: str | epath.Path) -> np.ndarray:
         file = file / WEIGHTS
     if not file.exists():
         raise FileNotFoundError(f"There is no soft prompt at {file}; expected {WEIGHTS} or a .npy file.")
+    files.check_no_pointer(file)
     try:
         if file.suffix == ".npy":
             with file.open("rb") as stream:

@@ -19,7 +19,7 @@ from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts, reader
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
-from promot_t5x.runtime.files import absolute
+from promot_t5x.runtime.files import absolute, check_no_pointer
 
 _WHERE = "INITIAL_CHECKPOINT_PATH, CHECKPOINT_PATH or --from"
 
@@ -123,6 +123,8 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
     elif inside := reader.checkpoints_in(folder):
         raise ValueError(f"{folder} is no checkpoint, it holds {', '.join(inside)}: give the path of one.")
     else:
+        if (folder / reader.LEGACY_FILE).is_file():
+            check_no_pointer(folder / reader.LEGACY_FILE)
         raise ValueError(
             f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; check "
             f"{_WHERE}."

@@ -28,6 +28,21 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
 
 
+def check_no_pointer(path: str | os.PathLike[str]) -> None:
+    """Looks whether a file is what git-lfs leaves in place of a large one that it has not fetched.
+
+    Raises:
+      ValueError: it is.
+    """
+    with epath.Path(path).open("rb") as stream:
+        start = stream.read(42)
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise ValueError(
+            f"{os.fspath(path)} is a git-lfs pointer, the file itself was not downloaded: run `git lfs pull` in its "
+            "folder."
+        )
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a file for atomic writing: readers see the old contents or the complete new ones.

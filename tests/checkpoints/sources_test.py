@@ -6,7 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from promot_t5x.checkpoints import conversion, fingerprints, formats, loading, networks, saving, sources, stored_leaves
+from promot_t5x.checkpoints import (
+    conversion,
+    fingerprints,
+    formats,
+    loading,
+    networks,
+    saving,
+    soft_prompts,
+    sources,
+    stored_leaves,
+)
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -104,3 +114,26 @@ def test_numbers_that_a_network_cannot_hold_are_refused(tmp_path):
     _written(tmp_path / "hf", "huggingface", **{BROKEN: np.full((10, 6), 1e39)})
     with pytest.raises(ValueError, match="model.safetensors: .*wo.weight holds numbers that float32 does not have"):
         loading.load(tmp_path / "hf")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checkpoint", "prompt.npy"])
+def test_a_git_lfs_pointer_is_named_as_one(tmp_path, name):
+    if name == "model.safetensors":
+        _written(tmp_path, "huggingface")
+    (tmp_path / "pytorch_model.bin").write_text(POINTER)
+    if name in ("checkpoint", "prompt.npy"):
+        (tmp_path / "pytorch_model.bin").unlink()
+    (tmp_path / name).write_text(POINTER)
+    opened = soft_prompts.read if name == "prompt.npy" else sources.open_source
+    with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, .*: run `git lfs pull`"):
+        opened(tmp_path / name if name == "prompt.npy" else tmp_path)
+
+
+def test_an_embedding_without_padding_rows_is_named_as_one():
+    with pytest.raises(
+        ValueError, match="vocab_size is 32100 .T5's vocabulary .*, without the 28 padding rows of 32128"
+    ):
+        networks.check_agreement({"vocab_size": 32100}, T5Config(vocab_size=32128), ["vocab_size"], "model")

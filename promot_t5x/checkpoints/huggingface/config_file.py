@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config
+from promot_t5x.runtime import files
 
 MODEL_TYPES = {
     "t5": "T5ForConditionalGeneration",
@@ -78,6 +79,7 @@ def load(file: epath.Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist, which says what the weights next to it are: copy it there.")
+    files.check_no_pointer(file)
     try:
         values = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:

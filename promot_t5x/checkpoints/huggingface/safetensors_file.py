@@ -52,6 +52,7 @@ def leaves(file: epath.PathLike) -> dict[str, stored_leaves.StoredLeaf]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"The file {path} does not exist: check the path, or copy the missing file.")
+    files.check_no_pointer(path)
     headers = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as tensors:
