@@ -1,11 +1,9 @@
-"""From leaves in files to arrays on the mesh: compared with what is wanted, then read to where they belong.
+"""Leaves in files -> arrays on the mesh: compares them with the wanted ones, then reads them onto their devices.
 
 Every process reads the blocks of its own devices, a few leaves at a time, so that no host ever holds a whole model.
 """
 
-import collections
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
@@ -19,9 +17,9 @@ from promot_t5x.models import parameter_names
 
 _READERS = 4  # leaves that are read at the same time
 
-_AHEAD = 2 * _READERS  # leaves that are read or wait to be looked at
+CHECK_GIN = "check the model's gin file"
 
-_LISTED = 20  # rows of one message
+_LISTED = 20  # most rows of a message
 
 
 def compare(
@@ -29,19 +27,19 @@ def compare(
     wanted: Mapping[str, Any],
     source: str,
     problem: str = "does not hold this network's parameters",
-    advice: str = "check the model's gin file",
+    advice: str = CHECK_GIN,
 ) -> None:
     """Checks that two sets of leaves agree in names, shapes and dtypes.
 
     Args:
       stored: flat names to anything with a shape and a dtype.
-      wanted: the same of what is expected.
-      source: what holds the stored ones, for the message.
-      problem: what a difference means.
-      advice: what to do about it.
+      wanted: the same for the expected leaves.
+      source: what holds the stored leaves, for the message.
+      problem: what a difference means, for the message.
+      advice: what to do about it, for the message.
 
     Raises:
-      ValueError: lists what is missing, unexpected, misshapen or of another dtype.
+      ValueError: lists the leaves that are missing, unexpected, or of another shape or dtype.
     """
     rows = []
     for name in sorted(set(stored) | set(wanted)):
@@ -57,10 +55,10 @@ def compare(
 
 
 def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads leaves to where they belong.
+    """Reads leaves onto their devices.
 
-    Layers that become a stack are read into its blocks. A stack that becomes layers is read once, and they are views
-    of what was read: reading layer by layer would decode each of its chunks as often as there are layers.
+    Layers that become a stack are read into its blocks. A stack that becomes layers is read once, and the layers are
+    views of what was read: reading layer by layer would decode each of its chunks as often as there are layers.
 
     Args:
       leaves: in either layout.
@@ -68,7 +66,7 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
         another floating dtype is converted; one without a sharding becomes a numpy array.
 
     Raises:
-      ValueError: a file is damaged, or holds numbers that are not finite or that the wanted dtype does not have.
+      ValueError: a file is damaged, or holds numbers that are not finite or too large for the wanted dtype.
     """
     takes_apart = parameter_names.is_scanned(leaves) and not parameter_names.is_scanned(wanted)
     if takes_apart:
@@ -77,19 +75,13 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
         leaves, stored = stored_leaves.as_stored_in(leaves, wanted), list(wanted)
     placed = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
-        names, reading = iter(stored), collections.deque()
-        while True:
-            for name in itertools.islice(names, _AHEAD - len(reading)):
-                reading.append((name, pool.submit(_read, name, leaves[name], wanted)))
-            if not reading:
-                break
-            name, future = reading.popleft()
-            placed |= future.result()
+        for arrays in pool.map(lambda name: _read(name, leaves[name], wanted), stored):
+            placed |= arrays
     return {name: placed[name] for name in wanted}
 
 
 def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """A leaf, or the layers of a stack, each where it belongs."""
+    """Reads one leaf, or one stack as its layers, onto their devices."""
     if name in wanted:
         return {name: _placed(leaf.read, leaf.source, wanted[name])}
     blocks: dict[Any, np.ndarray] = {}
@@ -107,7 +99,7 @@ def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, A
 
 
 def _placed(read: Callable[[Index], np.ndarray], source: str, like: Any) -> Any:
-    """The array that `read` gives the blocks of, in the dtype and sharding of `like`."""
+    """The array whose blocks `read` returns, in the dtype and sharding of `like`."""
 
     def block(index: Any) -> np.ndarray:
         slices = (slice(*i.indices(size)[:2]) for i, size in zip(index, like.shape, strict=True))
@@ -115,4 +107,5 @@ def _placed(read: Callable[[Index], np.ndarray], source: str, like: Any) -> Any:
 
     if getattr(like, "sharding", None) is None:
         return block(stored_leaves.everything(like.shape))
-    return jax.make_array_from_callback(like.shape, like.sharding, block)
+    # Waits until the devices have it, so that the host holds the blocks of only _READERS leaves.
+    return jax.block_until_ready(jax.make_array_from_callback(like.shape, like.sharding, block))

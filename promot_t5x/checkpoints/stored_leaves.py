@@ -1,8 +1,8 @@
 """Parameters in files of any format, read block by block, so that no host ever holds a whole model.
 
 A format's reader lists its leaves under our names (see `models.parameter_names`), one leaf per layer or a stack of
-layers, and gives for each a function that reads any block of it. A format's writer takes such leaves, so that each pair
-of formats converts. Where a format lays out an array in another way, its leaf is a view: `transposed`, `joined`,
+layers, each with a function that reads any block of it. A format's writer takes such leaves, so any format can be
+converted to any other. If a format lays out an array in another way, its leaf is a view: `transposed`, `joined`,
 `split`.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from promot_t5x.models import parameter_names
 
@@ -20,11 +21,11 @@ Index = tuple[slice, ...]
 
 DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
 
-"""What weights are stored in."""
+"""The dtypes that weights and soft prompts may be stored in."""
 
-_LOOKED_AT = 2**16  # elements, which stay in the processor's cache
+_CHECKED_AT_ONCE = 2**16  # elements, few enough to stay in the processor's cache
 
-_BLOCK = 2**24  # elements that are read at once where a leaf need not be whole
+_BLOCK = 2**24  # elements that are read at once if a leaf is not needed as a whole
 
 _ALIGNMENT = 64  # bytes
 
@@ -33,10 +34,11 @@ class StoredLeaf(NamedTuple):
     """One parameter in a file.
 
     Attributes:
-      shape: of the leaf, whatever the file's own.
-      dtype: as stored, ml_dtypes.bfloat16 included.
-      source: file and the name in it, for messages.
-      read: from one slice with start, stop and no step for each dimension to that block, an array of `dtype`.
+      shape: the leaf's shape, which may differ from the file's.
+      dtype: as stored, including ml_dtypes.bfloat16.
+      source: the file and the name inside it, for messages.
+      read: takes one slice per dimension, with start and stop and without a step, and returns that block as an array of
+        `dtype`.
     """
 
     shape: tuple[int, ...]
@@ -70,60 +72,80 @@ def from_array(array: np.ndarray, source: str) -> StoredLeaf:
 
 
 def entering(leaf: StoredLeaf) -> StoredLeaf:
-    """A leaf as every reader of files hands it on: of floating point numbers, each block looked at when it is read.
+    """A leaf that every reader of files returns: its dtype is checked, and each block of numbers when it is read.
 
     Raises:
-      ValueError: it is of another dtype; when a block is read, that numbers in it are not finite.
+      ValueError: the dtype is not one of DTYPES; when a block is read: it holds numbers that are not finite.
     """
     if leaf.dtype not in DTYPES:
         raise ValueError(
-            f"{leaf.source} is of {leaf.dtype}, expected one of {', '.join(map(str, DTYPES))}: save it as such."
+            f"{leaf.source} is of {leaf.dtype}, expected one of {', '.join(map(str, DTYPES))}: save it in one of these."
         )
 
     def read(index: Index) -> np.ndarray:
         block = leaf.read(index)
-        if not is_finite(block):
-            raise ValueError(
-                f"{leaf.source} holds numbers that are not finite (NaN or infinity): its run had failed, or it is "
-                "damaged; take an earlier checkpoint or copy it again."
-            )
+        check_finite(block, leaf.source)
         return block
 
     return leaf._replace(read=read)
 
 
+def check_finite(array: np.ndarray, source: epath.PathLike) -> None:
+    """Checks that no element of an array is NaN or infinite.
+
+    Args:
+      array: of one of DTYPES.
+      source: where it was read or is to be written, for the message.
+
+    Raises:
+      ValueError: an element is.
+    """
+    if not is_finite(array):
+        raise ValueError(
+            f"{source} holds numbers that are not finite (NaN or infinity): its run diverged, or it is damaged; take "
+            "an earlier checkpoint or copy it again."
+        )
+
+
 def is_finite(array: np.ndarray) -> bool:
-    """Whether no number of an array is NaN or infinite.
+    """Whether no element of an array is NaN or infinite.
 
     >>> is_finite(np.ones(3, np.float16)), is_finite(np.array([1, np.inf], ml_dtypes.bfloat16))
     (True, False)
     """
-    # By the bits, for which bfloat16 is as fast as the others: NaN and infinity have all bits of the exponent set.
+    # NaN and infinity have all exponent bits set. Integers are compared, since numpy is slow on bfloat16.
     exponent = np.array([np.inf], array.dtype).view(f"u{array.dtype.itemsize}")[0]
     bits = array.reshape(-1).view(exponent.dtype)
-    return all((bits[i : i + _LOOKED_AT] & exponent).max() < exponent for i in range(0, bits.size, _LOOKED_AT))
+    starts = range(0, bits.size, _CHECKED_AT_ONCE)
+    return all((bits[i : i + _CHECKED_AT_ONCE] & exponent).max() < exponent for i in starts)
 
 
-def converted(block: np.ndarray, dtype: np.dtype, source: str) -> np.ndarray:
-    """A block of finite numbers in another floating dtype.
+def converted(array: np.ndarray, dtype: Any, source: epath.PathLike) -> np.ndarray:
+    """An array of finite numbers in another floating dtype.
+
+    Args:
+      array: the numbers.
+      dtype: the dtype that is wanted.
+      source: where the array was read, for the message.
 
     Raises:
-      ValueError: the dtype does not have numbers as large.
+      ValueError: a number is too large for the dtype.
     """
-    if block.dtype == dtype:
-        return block
+    if array.dtype == dtype:
+        return array
     with np.errstate(over="ignore"):
-        result = block.astype(dtype)
+        result = array.astype(dtype)
     if not is_finite(result):
+        largest = float(np.abs(array).max())
         raise ValueError(
-            f"{source} holds numbers that {np.dtype(dtype)} does not have, the largest is {np.abs(block).max():.3g}: "
-            "save it again with smaller ones."
+            f"{source} holds numbers up to {largest:.3g}, which are too large for {np.dtype(dtype)}: save it with "
+            "smaller numbers."
         )
     return result
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """numpy.empty at an address that JAX' CPU devices can take over as it is, without a copy of the array."""
+    """numpy.empty, aligned so that JAX's CPU devices can use the array without a copy."""
     size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
@@ -147,7 +169,7 @@ def transposed(leaf: StoredLeaf, axes: Sequence[int]) -> StoredLeaf:
 
 
 def joined(leaf: StoredLeaf, axis: int) -> StoredLeaf:
-    """A leaf whose dimensions `axis` and `axis` + 1 are one; whole rows of the second are read.
+    """A leaf whose dimensions `axis` and `axis` + 1 are merged; whole rows of the second are read.
 
     >>> joined(from_array(np.zeros((2, 3, 4)), "an example"), 1).shape
     (2, 12)
@@ -166,7 +188,7 @@ def joined(leaf: StoredLeaf, axis: int) -> StoredLeaf:
 
 
 def split(leaf: StoredLeaf, axis: int, inner: int) -> StoredLeaf:
-    """The inverse of `joined`: the dimension becomes two, the second of `inner`.
+    """The inverse of `joined`: the dimension becomes two, the second of size `inner`.
 
     >>> split(from_array(np.zeros((2, 12)), "an example"), 1, 4).shape
     (2, 3, 4)
@@ -175,7 +197,10 @@ def split(leaf: StoredLeaf, axis: int, inner: int) -> StoredLeaf:
       ValueError: `inner` does not divide the dimension.
     """
     if leaf.shape[axis] % inner:
-        raise ValueError(f"{leaf.source} has a dimension of {leaf.shape[axis]}, which is no multiple of {inner}.")
+        raise ValueError(
+            f"{leaf.source} has a dimension of {leaf.shape[axis]}, expected a multiple of {inner}; check the "
+            "network's sizes."
+        )
 
     def read(index: Index) -> np.ndarray:
         outer, within = index[axis], index[axis + 1]
@@ -223,7 +248,7 @@ def layer(stacked: StoredLeaf, number: int) -> StoredLeaf:
 
 
 def as_stored_in(leaves: Leaves, names: Any) -> dict[str, StoredLeaf]:
-    """The leaves in the layout, one per layer or stacks, that `names` are written in; see `parameter_names`."""
+    """The leaves in the layout of `names`, one per layer or stacked; see `parameter_names`."""
     return parameter_names.as_stored_in(leaves, names, layer, stack)
 
 
@@ -240,7 +265,7 @@ def blocks(shape: Sequence[int], most: int) -> Iterator[Index]:
 
 
 def block_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """The largest blocks of `blocks`.
+    """The shape of the largest block that `blocks` yields.
 
     >>> block_shape((3, 4), 8), block_shape((3, 4), 2), block_shape((3, 4), 100)
     ((2, 4), (1, 2), (3, 4))

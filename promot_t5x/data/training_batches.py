@@ -20,12 +20,14 @@ import tensorflow as tf
 from absl import logging
 
 from promot_t5x.data import features, vocabularies
+from promot_t5x.runtime import arguments
 from promot_t5x.tasks import registration
 
 # A split up to this size is read once and kept in memory if its source cannot be read in pieces.
 _EXAMPLES_IN_MEMORY = 100_000
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
     """The training data of a run.

@@ -1,4 +1,4 @@
-"""Soft prompts in files of their own: what is in them and is no soft prompt is refused by name."""
+"""Soft prompts in separate files: anything else in such a file is refused by name."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PROMPT_NxPxD = np.random.default_rng(0).normal(size=(1, 3, 8)).astype(np.float32
 def test_other_tensors_next_to_the_prompt_are_not_dropped(tmp_path):
     tensors = {"soft_prompt/embedding": PROMPT_NxPxD, "token_embedder/embedding": np.ones((4, 8), np.float32)}
     safetensors.numpy.save_file(tensors, tmp_path / "prompt.safetensors")
-    with pytest.raises(ValueError, match="prompt.safetensors does not hold a soft prompt: it holds token_embedder/emb"):
+    with pytest.raises(ValueError, match="prompt.safetensors does not hold a soft prompt: it also holds token_emb"):
         soft_prompts.load(tmp_path / "prompt.safetensors")
 
 
@@ -23,7 +23,8 @@ def _npy(folder, prompt_NxPxD):
 
 
 def _folder(folder, prompt_NxPxD):
-    soft_prompts.save(folder / "prompt", prompt_NxPxD, {})
+    (folder / "prompt").mkdir()
+    safetensors.numpy.save_file({"soft_prompt/embedding": prompt_NxPxD}, folder / "prompt" / "soft_prompt.safetensors")
     return folder / "prompt"
 
 
@@ -45,6 +46,9 @@ def test_a_prompt_that_is_not_finite_is_not_accepted(tmp_path, written, dtype, b
         with pytest.raises(ValueError, match="not finite"):
             conversion.convert_soft_prompt(str(path), str(tmp_path / "out"), to_format)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="out.*soft_prompt.safetensors holds numbers that are not finite"):
+        soft_prompts.save(tmp_path / "out", prompt_NxPxD, {})
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, bool, np.complex64, ">f4", "U1"])
@@ -52,3 +56,20 @@ def test_a_prompt_of_no_floats_is_not_accepted(tmp_path, dtype):
     np.save(tmp_path / "prompt.npy", np.ones((3, 8)).astype(dtype))
     with pytest.raises(ValueError, match="prompt.npy holds .*, expected a prompt of at least one vector in one of flo"):
         soft_prompts.read(tmp_path / "prompt.npy")
+
+
+@pytest.mark.parametrize(
+    "written,name",
+    [
+        (_npy, "prompt.npy"),
+        (_folder, "soft_prompt.safetensors"),
+        (_folder, "soft_prompt.json"),
+        (_adapter, "adapter_config.json"),
+        (_adapter, "adapter_model.safetensors"),
+    ],
+)
+def test_a_git_lfs_pointer_is_named_as_one(tmp_path, written, name):
+    path = written(tmp_path, PROMPT_NxPxD)
+    (path / name if path.is_dir() else path).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, .*: run `git lfs pull`"):
+        soft_prompts.read(path)

@@ -13,7 +13,6 @@ from promot_t5x.checkpoints import (
     loading,
     networks,
     saving,
-    soft_prompts,
     sources,
     stored_leaves,
 )
@@ -56,16 +55,17 @@ def test_a_prompt_alone_brings_its_model(base, tmp_path):
         sources.check_base(source, "0000")
 
 
-ONE_PROMPT = dataclasses.replace(CONFIG, scan_layers=False, prompt_length=0)
+UNTIED = dataclasses.replace(CONFIG, scan_layers=False, prompt_length=0)
+TIED = dataclasses.replace(UNTIED, mlp_activations=("relu",), logits_via_embedding=True)
 BROKEN = "decoder/layers_1/mlp/wo/kernel"
 
 
-def _written(folder, to_format, dtype=np.float32, **changed):
-    """A model in any format, with some leaves changed on the way."""
-    shapes = parameter_names.flatten(EncoderDecoderModel(ONE_PROMPT).abstract_params())
+def _written(folder, to_format, dtype=np.float32, config=UNTIED, **changed):
+    """Writes a model in any format, with some leaves changed."""
+    shapes = parameter_names.flatten(EncoderDecoderModel(config).abstract_params())
     arrays = {name: np.full(leaf.shape, 0.5, dtype) for name, leaf in shapes.items()} | changed
     leaves = {name: stored_leaves.from_array(array, name) for name, array in arrays.items()}
-    source = sources.Source(folder, "t5x", leaves, dataclasses.asdict(ONE_PROMPT))
+    source = sources.Source(folder, "t5x", leaves, dataclasses.asdict(config))
     formats.write(folder, source, to_format)
     return arrays
 
@@ -112,28 +112,42 @@ def test_what_was_converted_can_be_loaded(tmp_path, dtype, names):
 
 def test_numbers_that_a_network_cannot_hold_are_refused(tmp_path):
     _written(tmp_path / "hf", "huggingface", **{BROKEN: np.full((10, 6), 1e39)})
-    with pytest.raises(ValueError, match="model.safetensors: .*wo.weight holds numbers that float32 does not have"):
+    with pytest.raises(
+        ValueError, match="model.safetensors: .*wo.weight holds numbers up to 1e.39, which are too large for float32"
+    ):
         loading.load(tmp_path / "hf")
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "checkpoint", "prompt.npy"])
-def test_a_git_lfs_pointer_is_named_as_one(tmp_path, name):
-    if name == "model.safetensors":
-        _written(tmp_path, "huggingface")
-    (tmp_path / "pytorch_model.bin").write_text(POINTER)
-    if name in ("checkpoint", "prompt.npy"):
-        (tmp_path / "pytorch_model.bin").unlink()
-    (tmp_path / name).write_text(POINTER)
-    opened = soft_prompts.read if name == "prompt.npy" else sources.open_source
+@pytest.mark.parametrize("to_format", ["promot", "t5x", "t5x_legacy", "huggingface"])
+def test_a_git_lfs_pointer_in_place_of_data_is_named_as_one(tmp_path, to_format):
+    folder = tmp_path / "checkpoint_1"
+    _written(folder, to_format)
+    data = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data.write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{data} is a git-lfs pointer, .*: run `git lfs pull`"):
+        _ = sources.open_source(folder).fingerprint
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "checkpoint"])
+def test_a_git_lfs_pointer_in_place_of_an_index_is_named_as_one(tmp_path, name):
+    folder = tmp_path / "checkpoint_1"
+    _written(folder, "t5x_legacy" if name == "checkpoint" else "huggingface")
+    (folder / name).write_text(POINTER)
     with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, .*: run `git lfs pull`"):
-        opened(tmp_path / name if name == "prompt.npy" else tmp_path)
+        sources.open_source(folder)
 
 
-def test_an_embedding_without_padding_rows_is_named_as_one():
+@pytest.mark.parametrize("to_format", ["promot", "t5x", "huggingface"])
+@pytest.mark.parametrize("rows,padded,name,missing", [(32100, 32128, "T5", 28), (250100, 250112, "mT5", 12)])
+def test_an_embedding_without_padding_rows_is_named_as_one(tmp_path, to_format, rows, padded, name, missing):
+    embedding = {"token_embedder/embedding": np.full((rows, 6), 0.5, np.float32)}
+    _written(tmp_path / "checkpoint_1", to_format, config=dataclasses.replace(TIED, vocab_size=rows), **embedding)
+    wanted = EncoderDecoderModel(dataclasses.replace(TIED, vocab_size=padded))
     with pytest.raises(
-        ValueError, match="vocab_size is 32100 .T5's vocabulary .*, without the 28 padding rows of 32128"
+        ValueError,
+        match=rf"vocab_size (is|to the stored) {rows} .{name}'s vocabulary.*, without the {missing} padding rows of {padded}",
     ):
-        networks.check_agreement({"vocab_size": 32100}, T5Config(vocab_size=32128), ["vocab_size"], "model")
+        loading.load(tmp_path / "checkpoint_1", wanted)

@@ -1,6 +1,5 @@
-"""config.json of transformers' T5, mT5 and umT5, to and from the sizes and variants of a network."""
+"""Converts config.json of transformers' T5, mT5 and umT5 to and from the sizes and variants of a network."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +28,8 @@ _SIZES = {
     "relative_attention_max_distance": "relative_bias_max_distance",
 }
 
+# The names that are written. In transformers `gelu_new` and `gated-gelu` use the tanh approximation, as our gelu does;
+# plain `gelu` is exact.
 _FEED_FORWARD = {
     "relu": ("relu",),
     "silu": ("silu",),
@@ -38,7 +39,7 @@ _FEED_FORWARD = {
     "gated-silu": ("silu", "linear"),
 }
 
-# transformers' names of one function each; its `gelu` is another one, of which `gated-gelu` alone means `gelu_new`.
+# The names that are read: all that transformers has for the network's functions.
 _ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
@@ -48,15 +49,14 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu",
 }
 
-# Keys with which transformers computes something else than the network, and the values that change nothing.
-_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+# Keys that can make transformers compute something else than the network, and their values that do not.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (None, True),
     "is_decoder": (None, False),
     "tie_encoder_decoder": (None, False),
     "pruned_heads": (None, {}),
     "quantization_config": (None,),
     "auto_map": (None,),
-    "forced_bos_token_id": (None,),
     "tie_word_embeddings": (None, True, False),
     "scale_decoder_outputs": (None, True, False),
 }
@@ -71,21 +71,17 @@ _IDS = {
 
 
 def load(file: epath.Path) -> dict[str, Any]:
-    """Reads a config.json and looks whether it is one of the T5 family.
+    """Reads a config.json and checks that it belongs to the T5 family.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not JSON, or of another model.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not JSON, or of another kind of model.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist, which says what the weights next to it are: copy it there.")
-    files.check_no_pointer(file)
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
-    model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type not in tuple(MODEL_TYPES):  # compared, as a damaged one may not be hashable
+        raise FileNotFoundError(f"{file} does not exist, which describes the weights next to it: copy it there.")
+    values = files.read_json(file)
+    model_type = values.get("model_type")
+    if model_type not in tuple(MODEL_TYPES):  # a tuple, since a damaged value may not be hashable
         raise ValueError(
             f"{file} is of a model of type {model_type!r}, expected one of {', '.join(MODEL_TYPES)}: give the folder "
             "of a T5, mT5 or umT5."
@@ -94,16 +90,16 @@ def load(file: epath.Path) -> dict[str, Any]:
 
 
 def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
-    """The fields of T5Config that a config.json states by itself: all but whether the embedding is the output matrix.
+    """The fields of T5Config that config.json alone states: all but whether the embedding is the output matrix.
 
     Args:
       values: what `load` returned.
       file: for messages.
 
     Raises:
-      ValueError: a size is missing or no positive number, or a variant or a token id is not the network's.
+      ValueError: a size is missing or not a positive number, or the network does not support a variant or a token id.
     """
-    # Defaults of transformers, for the keys that older files do not have.
+    # transformers' defaults for keys that older files lack.
     by_default: dict[str, Any] = {
         "num_decoder_layers": values.get("num_layers"),
         "relative_attention_num_buckets": 32,
@@ -119,11 +115,11 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
     epsilon = values.get("layer_norm_epsilon", _EPSILON)
     if epsilon != _EPSILON:
         raise ValueError(f"layer_norm_epsilon is {epsilon!r} in {file}, expected {_EPSILON}, the network's.")
-    for name, harmless in _WITHOUT_EFFECT.items():
+    for name, harmless in _HARMLESS.items():
         if not any(type(values.get(name)) is type(value) and values.get(name) == value for value in harmless):
+            expected = " or ".join(map(repr, harmless[1:])) or "none"
             raise ValueError(
-                f"{name} is {values[name]!r} in {file}, expected {' or '.join(map(repr, harmless[1:])) or 'none'}: the "
-                "network computes something else."
+                f"{name} is {values[name]!r} in {file}, expected {expected}: the network supports no other value."
             )
     check_ids(values, file)
     dropout_rate = values.get("dropout_rate", 0.1)
@@ -136,66 +132,61 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
 
 
 def _activations(values: Mapping[str, Any], file: epath.Path) -> tuple[str, ...]:
-    """The MLP's, as transformers finds them: `dense_act_fn` and `is_gated_act` win over `feed_forward_proj`."""
-    named = values.get("feed_forward_proj")
-    if named is None:
-        named = "relu" if values["model_type"] == "t5" else "gated-gelu"
-    gate, _, function = str(named).rpartition("-")
-    function = values.get("dense_act_fn") or ("gelu_new" if named == "gated-gelu" else function)
+    """The MLP's activations; as in transformers, `dense_act_fn` and `is_gated_act` override `feed_forward_proj`."""
+    name = values.get("feed_forward_proj")
+    if name is None:
+        name = "relu" if values["model_type"] == "t5" else "gated-gelu"
+    gate, _, function = str(name).rpartition("-")
+    function = values.get("dense_act_fn") or ("gelu_new" if name == "gated-gelu" else function)
     is_gated = values.get("is_gated_act")
     is_gated = gate == "gated" if is_gated is None else is_gated
     if gate not in ("", "gated") or function not in tuple(_ACTIVATIONS) or not isinstance(is_gated, bool):
-        names = ", ".join((*_ACTIVATIONS, "gated-gelu", *(f"gated-{name}" for name in _ACTIVATIONS)))
-        told = "".join(
+        supported = ", ".join((*_ACTIVATIONS, "gated-gelu", *(f"gated-{each}" for each in _ACTIVATIONS)))
+        overrides = "".join(
             f", {key} {values[key]!r}" for key in ("dense_act_fn", "is_gated_act") if values.get(key) is not None
         )
         raise ValueError(
-            f"feed_forward_proj is {named!r}{told} in {file}, expected one of {names}: the network has no such layer."
+            f"feed_forward_proj is {name!r}{overrides} in {file}, expected one of {supported}: the network has no such "
+            "layer."
         )
     return (_ACTIVATIONS[function], "linear") if is_gated else (_ACTIVATIONS[function],)
 
 
 def check_ids(values: Mapping[str, Any], file: epath.Path) -> None:
-    """Compares the ids that start, end and pad an output, in config.json or generation_config.json, with the network's.
+    """Checks that the token ids in config.json or generation_config.json are the network's.
 
     Raises:
-      ValueError: another id.
+      ValueError: another id starts, ends or pads an output, or an id is forced.
     """
-    given = {name: values.get(name) for name in _IDS}
-    if given["decoder_start_token_id"] is None and values.get("bos_token_id") is not None:
-        given["decoder_start_token_id"] = values["bos_token_id"]  # which transformers takes then
+    stated = {name: values.get(name) for name in _IDS}
+    if stated["decoder_start_token_id"] is None:
+        stated["decoder_start_token_id"] = values.get("bos_token_id")  # as transformers does
     for name, expected in _IDS.items():
-        value = given[name]
+        value = stated[name]
         if value is not None and value != [expected] and (type(value) is not int or value != expected):
-            raise ValueError(f"{name} is {value!r} in {file}, expected {expected}, which the network is built for.")
+            raise ValueError(
+                f"{name} is {value!r} in {file}, expected {expected}: the network supports no other value."
+            )
+    if (forced := values.get("forced_bos_token_id")) is not None:
+        raise ValueError(
+            f"forced_bos_token_id is {forced!r} in {file}, expected none: the network supports no other value."
+        )
 
 
 def check_generation(file: epath.Path) -> None:
-    """Looks at the ids of a generation_config.json, which win over those of config.json; there need be none.
+    """Checks the token ids in a generation_config.json, which override those in config.json; it may be missing.
 
     Raises:
-      ValueError: another id, or damaged.
+      ValueError: another id than the network's, or the file is damaged.
     """
-    if not file.is_file():
-        return
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is damaged, it is no JSON object: copy it again.")
-    if values.get("forced_bos_token_id") is not None:
-        raise ValueError(
-            f"forced_bos_token_id is {values['forced_bos_token_id']!r} in {file}, expected none: the network computes "
-            "something else."
-        )
-    check_ids(values, file)
+    if file.is_file():
+        check_ids(files.read_json(file), file)
 
 
 def tied(values: Mapping[str, Any]) -> bool:
     """Whether a config.json says that the output matrix is the embedding.
 
-    From version 5 on transformers writes so of every model, which its weights may contradict.
+    From version 5 on, transformers writes so for every model, even if the weights contradict it.
     """
     return values.get("tie_word_embeddings") is not False
 
@@ -203,8 +194,8 @@ def tied(values: Mapping[str, Any]) -> bool:
 def scales_output(values: Mapping[str, Any]) -> bool:
     """Whether a config.json says that the decoder's output is divided by sqrt(D) before the output matrix.
 
-    For T5 and umT5 that is what tied models do; only T5's says it apart, from version 5 of transformers on. mT5 did so
-    before version 5 and does so no longer.
+    Tied models of T5 and umT5 do so; from transformers 5 on, T5's config.json states it separately. Tied mT5 models do
+    so before transformers 5, and not from then on.
 
     >>> scales_output({"model_type": "t5"}), scales_output({"model_type": "t5", "tie_word_embeddings": False})
     (True, False)
@@ -216,14 +207,14 @@ def scales_output(values: Mapping[str, Any]) -> bool:
 
 
 def model_type_of(config: T5Config, model_type: str | None = None) -> str:
-    """The class of transformers that computes what a network computes.
+    """The model type whose class in transformers computes the same as a network.
 
     Args:
       config: the network.
-      model_type: one of MODEL_TYPES; None takes umt5 for biases of each layer's own, mt5 for mT5's vocabulary, else t5.
+      model_type: one of MODEL_TYPES; None chooses umt5 for one bias table per layer, mt5 for mT5's vocabulary, else t5.
 
     Raises:
-      ValueError: no such class, or one that computes something else.
+      ValueError: no such model type, or one that computes something else.
 
     >>> model_type_of(T5Config(vocab_size=32128)), model_type_of(T5Config(relative_bias="per_layer"))
     ('t5', 'umt5')
@@ -237,12 +228,12 @@ def model_type_of(config: T5Config, model_type: str | None = None) -> str:
     if (model_type == "umt5") != (config.relative_bias == "per_layer"):
         raise ValueError(
             f"The model type is {model_type} and T5Config.relative_bias is {config.relative_bias!r}: umt5 alone has "
-            "per_layer; leave the model type to be found."
+            "per_layer; give no model type, so that the right one is chosen."
         )
     if model_type == "mt5" and config.logits_via_embedding:
         raise ValueError(
             "The model type is mt5 and T5Config.logits_via_embedding is True, for which versions of transformers "
-            "compute different logits: give t5."
+            "compute different logits: give t5 instead."
         )
     return model_type
 
@@ -256,7 +247,7 @@ def values_of(config: T5Config, model_type: str, dtype: str | None) -> dict[str,
     feed_forward = {activations: name for name, activations in _FEED_FORWARD.items()}.get(config.mlp_activations)
     if feed_forward is None:
         raise ValueError(
-            f"T5Config.mlp_activations is {config.mlp_activations}, which config.json cannot say, expected one of "
+            f"T5Config.mlp_activations is {config.mlp_activations}, which config.json cannot express, expected one of "
             f"{', '.join(map(str, _FEED_FORWARD.values()))}."
         )
     return {

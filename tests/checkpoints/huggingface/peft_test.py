@@ -74,7 +74,9 @@ def test_adapters_of_another_kind(values, message, adapter):
 
 
 def test_missing_and_damaged_files(adapter):
-    with pytest.raises(FileNotFoundError, match="adapter_config.json does not exist: give the folder of an adapter"):
+    with pytest.raises(
+        FileNotFoundError, match="adapter_config.json does not exist: give the folder of a PEFT adapter"
+    ):
         peft.read_adapter(adapter / "nothing")
     weights = adapter / "adapter_model.safetensors"
     data = weights.read_bytes()
@@ -87,7 +89,7 @@ def test_missing_and_damaged_files(adapter):
     (adapter / "adapter_model.bin").write_bytes(data)
     with pytest.raises(ValueError, match="holds no adapter_model.safetensors but adapter_model.bin"):
         peft.read_adapter(adapter)
-    for text, message in (("{", "it is not JSON"), ("[]", "it is no JSON object")):
+    for text, message in (("{", "it is not JSON"), ("[]", "it is not a JSON object")):
         (adapter / "adapter_config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             peft.read_adapter(adapter)
@@ -102,9 +104,10 @@ def test_other_tensors_next_to_the_prompt(adapter):
         peft.read_adapter(adapter)
 
 
-def test_the_rows_of_a_second_submodule_are_left_out(adapter, capsys):
+@pytest.mark.parametrize("submodules", [2, None])
+def test_the_rows_of_a_second_submodule_are_left_out(submodules, adapter, capsys):
     """PEFT's default for encoder-decoders."""
-    change_config(adapter, num_transformer_submodules=2, num_virtual_tokens=3)
+    change_config(adapter, num_transformer_submodules=submodules, num_virtual_tokens=3)
     rows_RxD = np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32)
     safetensors.numpy.save_file({"prompt_embeddings": rows_RxD}, adapter / "adapter_model.safetensors")
     np.testing.assert_array_equal(peft.read_adapter(adapter), rows_RxD[None, :3])
