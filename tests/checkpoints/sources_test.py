@@ -21,6 +21,9 @@ from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 
 CONFIG = T5Config(23, 6, 2, 4, 10, 2, 2, prompt_length=3, scan_layers=True)
+UNTIED = dataclasses.replace(CONFIG, scan_layers=False, prompt_length=0)
+TIED = dataclasses.replace(UNTIED, mlp_activations=("relu",), logits_via_embedding=True)
+BROKEN = "decoder/layers_1/mlp/wo/kernel"
 
 
 @pytest.fixture
@@ -53,11 +56,6 @@ def test_a_prompt_alone_brings_its_model(base, tmp_path):
     sources.check_base(source, source.fingerprint)
     with pytest.raises(ValueError, match="but the model there now has 0000; put the original model back"):
         sources.check_base(source, "0000")
-
-
-UNTIED = dataclasses.replace(CONFIG, scan_layers=False, prompt_length=0)
-TIED = dataclasses.replace(UNTIED, mlp_activations=("relu",), logits_via_embedding=True)
-BROKEN = "decoder/layers_1/mlp/wo/kernel"
 
 
 def _written(folder, to_format, dtype=np.float32, config=UNTIED, **changed):
@@ -146,8 +144,6 @@ def test_an_embedding_without_padding_rows_is_named_as_one(tmp_path, to_format, 
     embedding = {"token_embedder/embedding": np.full((rows, 6), 0.5, np.float32)}
     _written(tmp_path / "checkpoint_1", to_format, config=dataclasses.replace(TIED, vocab_size=rows), **embedding)
     wanted = EncoderDecoderModel(dataclasses.replace(TIED, vocab_size=padded))
-    with pytest.raises(
-        ValueError,
-        match=rf"vocab_size (is|to the stored) {rows} .{name}'s vocabulary.*, without the {missing} padding rows of {padded}",
-    ):
+    described = f"{rows} .{name}'s vocabulary.*, without the {missing} padding rows of {padded}"
+    with pytest.raises(ValueError, match=f"vocab_size (is|to the stored) {described}"):
         loading.load(tmp_path / "checkpoint_1", wanted)
