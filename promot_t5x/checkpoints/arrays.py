@@ -1,6 +1,7 @@
 """Arrays on disk that tensorstore reads: zarr folders, and those listed in Orbax metadata."""
 
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,10 +34,11 @@ def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Stor
       prefix: selects the arrays whose keys begin with it; it is removed from their names.
 
     Raises:
-      FileNotFoundError: the arrays' store is missing.
-      ValueError: the metadata are damaged.
+      FileNotFoundError: the metadata or the arrays' store are missing.
+      ValueError: the metadata are damaged or a git-lfs pointer.
     """
     index = folder / ORBAX_FILE
+    files.check_not_lfs_pointer(index)
     try:
         content = json.loads(index.read_text())
         key_paths = [
@@ -121,7 +123,7 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
 
 def _check_downloaded(location: str) -> None:
     """Raises ValueError if a file of an array that cannot be read is a git-lfs pointer."""
-    folder = epath.Path(location)
+    folder = pathlib.Path(location)  # local: a bucket has no pointers
     store = folder if folder.is_dir() else folder.parent  # an OCDBT store holds all arrays of its folder
     if "://" not in location:
         for file in sorted(path for path in store.rglob("*") if path.is_file()):

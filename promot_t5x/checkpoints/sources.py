@@ -19,7 +19,7 @@ from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts, reader
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
-from promot_t5x.runtime.files import absolute, check_not_lfs_pointer
+from promot_t5x.runtime.files import absolute
 from promot_t5x.runtime.text import did_you_mean
 
 _WHERE = "INITIAL_CHECKPOINT_PATH, CHECKPOINT_PATH or --from"
@@ -135,8 +135,6 @@ def _opened(path: epath.PathLike, prompts: tuple[epath.Path, ...]) -> Source:
     elif inside := reader.checkpoints_in(folder):
         raise ValueError(f"{folder} is not a checkpoint, it holds {', '.join(inside)}: give the path of one.")
     else:
-        if (folder / reader.LEGACY_FILE).is_file():
-            check_not_lfs_pointer(folder / reader.LEGACY_FILE)
         raise ValueError(
             f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; check "
             f"{_WHERE}."

@@ -123,16 +123,27 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123
 def test_a_git_lfs_pointer_in_place_of_data_is_named_as_one(tmp_path, to_format):
     folder = tmp_path / "checkpoint_1"
     _written(folder, to_format)
-    data = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-    data.write_text(POINTER)
-    with pytest.raises(ValueError, match=f"{data} is a git-lfs pointer, .*: run `git lfs pull`"):
+    stored = [path for path in folder.rglob("*") if path.is_file()]
+    data = [path for path in stored if path.parent.name == "d"] or [max(stored, key=lambda path: path.stat().st_size)]
+    for file in data:
+        file.write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{folder}/.* is a git-lfs pointer, .*: run `git lfs pull`"):
         _ = sources.open_source(folder).fingerprint
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "checkpoint"])
-def test_a_git_lfs_pointer_in_place_of_an_index_is_named_as_one(tmp_path, name):
+@pytest.mark.parametrize(
+    "to_format,name",
+    [
+        ("huggingface", "config.json"),
+        ("huggingface", "generation_config.json"),
+        ("t5x_legacy", "checkpoint"),
+        ("t5x", "state/_METADATA"),
+        ("promot", "params/_METADATA"),
+    ],
+)
+def test_a_git_lfs_pointer_in_place_of_an_index_is_named_as_one(tmp_path, to_format, name):
     folder = tmp_path / "checkpoint_1"
-    _written(folder, "t5x_legacy" if name == "checkpoint" else "huggingface")
+    _written(folder, to_format)
     (folder / name).write_text(POINTER)
     with pytest.raises(ValueError, match=f"{name} is a git-lfs pointer, .*: run `git lfs pull`"):
         sources.open_source(folder)
