@@ -25,6 +25,9 @@ from promot_t5x.tasks import registration
 # A split up to this size is read once and kept in memory if its source cannot be read in pieces.
 _EXAMPLES_IN_MEMORY = 100_000
 
+# A shard's examples are counted up to this number to say how many are left.
+_EXAMPLES_COUNTED = 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
@@ -172,16 +175,31 @@ class _TrainingStreams:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
             self._tasks.append(_sharded(task, config))
-            self._check_not_empty(self._tasks[-1])
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
 
-    def _check_not_empty(self, task: seqio.Task) -> None:
-        if not any(True for _ in self._task_dataset(task, 0, num_epochs=1).take(1)):
+    def check(self, shards: Sequence[int]) -> None:
+        """Refuses a shard that its task's preprocessors leave empty: the endless stream would wait for it forever."""
+        for task in self._tasks:
+            first_of_each = tuple(self._task_dataset(task, shard, num_epochs=1).take(1) for shard in shards)
+            if not any(True for _ in tf.data.Dataset.zip(first_of_each)):
+                self._refuse(task)
+
+    def _refuse(self, task: seqio.Task) -> None:
+        split, shards = self._config.split, self._config.shards
+        epochs = (self._task_dataset(task, shard, num_epochs=1) for shard in range(shards))
+        counts = [int(epoch.take(_EXAMPLES_COUNTED).reduce(np.int64(0), lambda n, _: n + 1)) for epoch in epochs]
+        if not any(counts):
             raise ValueError(
-                f"Split {self._config.split!r} of task {task.name!r} is empty after its preprocessors, expected "
+                f"Split {split!r} of task {task.name!r} is empty after its preprocessors, expected "
                 "examples: check the task's source and filters."
             )
+        at_least = "at least " if max(counts) == _EXAMPLES_COUNTED else ""
+        raise ValueError(
+            f"Split {split!r} of task {task.name!r} has {at_least}{sum(counts)} examples after its preprocessors, and "
+            f"{counts.count(0)} of training_batches.DatasetConfig.shards={shards} shards have none of them: use fewer "
+            "shards (1 always works), or check the task's filters."
+        )
 
     def _task_dataset(self, task: seqio.Task, shard: int, num_epochs: int | None) -> tf.data.Dataset:
         config = self._config
@@ -236,8 +254,8 @@ def training_batches(
 
     Raises:
       FileNotFoundError: a vocabulary file is missing.
-      ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, a row is
-        outside the batch, or a vocabulary file cannot be read.
+      ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, a shard
+        is empty after the task's preprocessors, a row is outside the batch, or a vocabulary file cannot be read.
     """
     rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
@@ -249,6 +267,7 @@ def training_batches(
         raise ValueError(f"start_batch is {start_batch}, expected the number of batches consumed so far, at least 0.")
     shards, position = np.unique(rows % config.shards, return_inverse=True)
     streams = _TrainingStreams(config)
+    streams.check(shards.tolist())
     zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
     stacked = zipped.map(lambda *batches: {k: tf.stack([b[k] for b in batches]) for k in batches[0]})
     iterator = features.as_numpy(stacked.prefetch(8))

@@ -1,5 +1,6 @@
 """promot_t5x.data.training_batches against streams, shifts and paddings worked out by hand or in numpy."""
 
+import functools
 import itertools
 import json
 import re
@@ -43,6 +44,11 @@ def _drop_all(ds):
     return ds.filter(lambda example: tf.size(example["inputs"]) < 0)
 
 
+def _keep(ds, low, high):
+    """Only the examples from number `low` to number `high`."""
+    return ds.filter(lambda example: (example["targets"][0] >= low + 10) & (example["targets"][0] <= high + 10))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _tasks():
     vocabulary = seqio.PassThroughVocabulary(100, eos_id=1)
@@ -56,11 +62,18 @@ def _tasks():
         "data_filtered": dict(source=_source(sizes), preprocessors=[_drop_all, eos], output_features=features),
         "data_prompted": dict(source=_source(sizes), preprocessors=[eos, _with_prompt_seven], output_features=prompted),
     }
+    for low, high in ((0, 2), (1, 3), (5, 5)):
+        keep = functools.partial(_keep, low=low, high=high)
+        added[f"data_{low}_to_{high}"] = dict(
+            source=_source(sizes), preprocessors=[keep, eos], output_features=features
+        )
     for name, task in added.items():
         seqio.TaskRegistry.add(name, **task)
     seqio.MixtureRegistry.add("data_mixture", [("data_plain", 3.0), ("data_other", 1.0)])
+    seqio.MixtureRegistry.add("data_mixture_filtered", [("data_plain", 3.0), ("data_0_to_2", 1.0)])
     yield
     seqio.MixtureRegistry.remove("data_mixture")
+    seqio.MixtureRegistry.remove("data_mixture_filtered")
     for name in added:
         seqio.TaskRegistry.remove(name)
 
@@ -227,6 +240,48 @@ def test_lengths_must_name_both_features():
 def test_data_errors_come_before_the_first_batch(config, sentence):
     with pytest.raises(ValueError, match=sentence):
         training_batches.training_batches(_config(**config))
+
+
+@pytest.mark.parametrize(
+    "task,rows,left,empty",
+    [
+        ("data_0_to_2", None, 3, 1),
+        ("data_1_to_3", None, 3, 1),  # shard 0 is the empty one
+        ("data_5_to_5", None, 1, 3),
+        ("data_mixture_filtered", None, 3, 1),
+        ("data_0_to_2", [2, 7], 3, 1),  # a process reads shard 3 for row 7
+    ],
+)
+def test_a_shard_that_a_filter_leaves_empty_is_no_endless_wait(task, rows, left, empty):
+    """The stream of an empty shard would look for its first example forever."""
+    name = task.replace("mixture_filtered", "0_to_2")
+    sentence = (
+        f"'{name}' has {left} examples after its preprocessors, and {empty} of .*shards=4 shards have none of them"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        training_batches.training_batches(_config(task), rows=rows)
+
+
+def test_what_a_filter_leaves_is_trained_on_where_every_shard_has_some():
+    """A process whose own shards have examples reads on; so does one with fewer shards."""
+    (batch,) = _take(1, _config("data_0_to_2"), rows=[0, 1, 2, 4])
+    assert _ids(batch).tolist() == [0, 1, 2, 0]
+    (batch,) = _take(1, _config("data_5_to_5", shards=1))
+    assert _ids(batch).tolist() == [5] * 8
+
+
+def test_a_file_without_rows_is_named_too(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text("11\n" * (i != 2))
+    feature = seqio.Feature(seqio.PassThroughVocabulary(100), add_eos=False)
+
+    def parse(ds):
+        return ds.map(lambda line: dict.fromkeys(LENGTHS, tf.strings.to_number([line], tf.int32)))
+
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
+    seqio.TaskRegistry.add("data_empty_file", source, {k: feature for k in LENGTHS}, preprocessors=[parse])
+    with pytest.raises(ValueError, match="'data_empty_file' has 3 examples after its preprocessors, and 1 of"):
+        training_batches.training_batches(_config("data_empty_file"))
 
 
 def test_a_missing_vocabulary_is_an_error_before_the_first_batch():
