@@ -1,7 +1,8 @@
 """Exemplars of in-context prompts: a pool of training rows on disk, and the draw of exemplars for each question.
 
 The exemplars of a question depend only on the task, their number, the seed and the text of the question, not on hosts,
-batches or the order of reading. A question is never its own exemplar, and rows with the same question count as one.
+batches or the order of reading. A question is never its own exemplar, and rows with the same question count as one;
+questions are the same if their `normal_form` is.
 Random numbers come from `random.Random.random`, whose sequence Python guarantees for a seed.
 """
 
@@ -12,6 +13,7 @@ import heapq
 import json
 import os
 import random
+import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +26,7 @@ from promot_t5x.tasks.wording import Example, Wording
 
 POOL_SIZE = 10_000
 MODES = ("per_example", "fixed")
-_FORMAT = 1  # format of the files; changing it discards the existing pools
+_FORMAT = 2  # format of the files; changing it discards the existing pools
 
 
 def cache_folder() -> epath.Path:
@@ -71,6 +73,15 @@ def pool(
     return tuple(wording.example(row) for row in rows)
 
 
+def normal_form(text: str) -> str:
+    """A text as SentencePiece's models see it: in Unicode's form NFKC, with single spaces between words.
+
+    >>> normal_form(" Qui\\u3000etait-ce\\u00a0? ") == "Qui etait-ce ?"
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -81,7 +92,7 @@ def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: i
     held: dict[str, tuple[str, str]] = {}
     largest = "g"  # above every hexadecimal digest
     for row in rows:
-        question = _digest(f"{seed}\n{wording.example(row).inputs}")
+        question = _digest(f"{seed}\n{normal_form(wording.example(row).inputs)}")
         if question > largest:  # enough rows have smaller hashes; in a large split this skips nearly every row
             continue
         text = json.dumps(row, sort_keys=True)
@@ -163,12 +174,13 @@ class Sampler:
         """
         if not self.shots:
             return []
+        question = normal_form(question)
         key = (self.name, self.shots, self.seed, *((question,) if self.mode == "per_example" else ()))
         rng = random.Random(int(_digest(json.dumps(key))[:16], 16))
         # One more of each class than needed, since one may be the question itself.
         sampled = [_sample(rng, members, self.shots + 1) for members in self._classes]
         classes = [[self.pool[i] for i in sampled[c]] for c in _sample(rng, range(len(sampled)), len(sampled))]
-        classes = [[example for example in members if example.inputs != question] for members in classes]
+        classes = [[shot for shot in members if normal_form(shot.inputs) != question] for members in classes]
         turns = [members[turn] for turn in range(self.shots) for members in classes if turn < len(members)]
         chosen = turns[: self.shots]
         return [chosen[i] for i in _sample(rng, range(self.shots), self.shots)]
