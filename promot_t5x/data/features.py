@@ -105,8 +105,9 @@ def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int
 
 
 def padded_batch(ds: tf.data.Dataset, lengths: Mapping[str, int], rows: int, drop_remainder: bool) -> tf.data.Dataset:
-    """Batches of `with_prompt` examples, padded with zeros to their lengths."""
-    shapes = {**{k: [lengths[k]] for k in TASK_FEATURES}, SOFT_PROMPT_IDS: []}
+    """Batches of `with_prompt` examples, padded with zeros to their lengths; other features are of rank 0."""
+    names: Any = ds.element_spec
+    shapes = {k: [lengths[k]] if k in TASK_FEATURES else [] for k in names}
     return ds.padded_batch(rows, padded_shapes=shapes, drop_remainder=drop_remainder)
 
 

@@ -8,8 +8,8 @@ number of whole batches: a resumed run rebuilds the stream from the task and the
 Dimensions: B batch rows, T encoder length, U decoder length.
 """
 
+import collections
 import dataclasses
-import functools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,11 +19,14 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-from promot_t5x.data import features, vocabularies
+from promot_t5x.data import cuts, features, vocabularies
 from promot_t5x.tasks import registration
 
 # A split up to this size is read once and kept in memory if its source cannot be read in pieces.
 _EXAMPLES_IN_MEMORY = 100_000
+
+# About so many examples are looked at for cuts before the first step.
+_EXAMPLES_LOOKED_AT = 1000
 
 # A shard's examples are counted up to this number to say how many are left.
 _EXAMPLES_COUNTED = 10_000
@@ -174,16 +177,28 @@ class _TrainingStreams:
         for task in tasks:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
-            self._tasks.append(_sharded(task, config))
+            self._tasks.append(cuts.noting(_sharded(task, config)))
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
 
     def check(self, shards: Sequence[int]) -> None:
-        """Refuses a shard that its task's preprocessors leave empty: the endless stream would wait for it forever."""
+        """Refuses a shard that its task's preprocessors leave empty: the endless stream would wait for it forever.
+
+        Says what is cut from the first examples.
+        """
+        examples, counts = 0, collections.Counter()
+        first = -(-_EXAMPLES_LOOKED_AT // (len(self._tasks) * len(shards)))
         for task in self._tasks:
-            first_of_each = tuple(self._task_dataset(task, shard, num_epochs=1).take(1) for shard in shards)
-            if not any(True for _ in tf.data.Dataset.zip(first_of_each)):
+            epochs = tuple(self._task_dataset(task, shard, num_epochs=1).map(cuts.of) for shard in shards)
+            before = examples
+            for of_shards in tf.data.Dataset.zip(epochs).take(first).as_numpy_iterator():
+                examples += len(of_shards)
+                for of_example in of_shards:
+                    counts.update({name: int(count) for name, count in of_example.items()})
+            if examples == before:
                 self._refuse(task)
+        if said := cuts.sentence(counts, examples, self._config.task_feature_lengths):
+            logging.warning("%s; set TASK_FEATURE_LENGTHS to keep more.", said)
 
     def _refuse(self, task: seqio.Task) -> None:
         split, shards = self._config.split, self._config.shards
@@ -213,7 +228,7 @@ class _TrainingStreams:
             num_epochs=num_epochs,
             try_in_mem_cache=False,  # a cache would freeze the first epoch's order
         )
-        return examples.map(functools.partial(features.with_prompt, soft_prompt_id=config.soft_prompt_id))
+        return examples.map(lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), **cuts.of(ex)})
 
     def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
         """The padded rows of one shard, B/S at a time, starting at a batch."""
@@ -235,7 +250,11 @@ def _seed(seed: int, shard: int, name: str) -> int:
 
 
 def training_batches(
-    config: DatasetConfig, *, start_batch: int = 0, rows: Sequence[int] | np.ndarray | None = None
+    config: DatasetConfig,
+    *,
+    start_batch: int = 0,
+    rows: Sequence[int] | np.ndarray | None = None,
+    with_cuts: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The endless, shuffled batches of a run; each example occurs once per epoch of its shard.
 
@@ -247,6 +266,8 @@ def training_batches(
       start_batch: the number of batches to skip; the rest equals that of a new stream, byte for byte.
       rows: the b rows of each global batch that this process needs (`Partitioner.rows`); only their shards are read.
         None for all rows.
+      with_cuts: add what was cut from each row (`cuts.ALL`), b as int32. What is cut from the first examples is logged
+        in any case.
 
     Returns:
       An iterator over these rows of each global batch: encoder_input_tokens bxT, decoder_input_tokens bxU,
@@ -271,4 +292,9 @@ def training_batches(
     zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
     stacked = zipped.map(lambda *batches: {k: tf.stack([b[k] for b in batches]) for k in batches[0]})
     iterator = features.as_numpy(stacked.prefetch(8))
-    return (features.converted({k: v[position, rows // config.shards] for k, v in batch.items()}) for batch in iterator)
+
+    def of_rows(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        taken = {k: v[position, rows // config.shards] for k, v in batch.items()}
+        return features.converted(taken) | ({name: taken[name] for name in cuts.ALL} if with_cuts else {})
+
+    return (of_rows(batch) for batch in iterator)

@@ -1,5 +1,6 @@
 """What a training run reports as it goes: losses, speed and time left, and a profile of a few steps."""
 
+import collections
 import math
 import operator
 import time
@@ -22,7 +23,8 @@ class Progress:
 
     `follow` is called after every dispatch and reads the metrics of the step before; `settle` reads the newest ones,
     which waits for the device. Once per log period it writes the mean loss since the last report, the speed and the
-    time left; time spent on evaluations and checkpoints counts.
+    time left; time spent on evaluations and checkpoints counts. What the length limits cut since the last report is
+    counted over the rows that this process read.
 
     Args:
       total_steps: of the run.
@@ -44,7 +46,8 @@ class Progress:
 
         Args:
           step: updates made so far, the new one included.
-          metrics: of the step, on the devices: its sums and the norm of its gradient.
+          metrics: of the step, on the devices: its sums and the norm of its gradient. `cuts` of its rows are on the
+            host, if known.
 
         Raises:
           FloatingPointError: the loss or gradient of the step before is not finite.
@@ -65,6 +68,7 @@ class Progress:
 
     def _begin_window(self, step: int) -> None:
         self._sums, self._window_start, self._started = LossSums._make([0.0] * 4), step, time.monotonic()
+        self._cuts = collections.Counter()
 
     def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
         on_host = jax.device_get(metrics)
@@ -77,6 +81,7 @@ class Progress:
                     "checkpoint is from before."
                 )
         self._sums = LossSums._make(map(operator.add, self._sums, sums))
+        self._cuts.update(metrics.get("cuts", {}))
         self._report(step, gradient_norm=gradient_norm)
 
     def _write(self, step: int, t: float, gradient_norm: float) -> None:
@@ -89,6 +94,7 @@ class Progress:
             "train/gradient_norm": gradient_norm,
             "train/steps_per_second": rate,
             "train/target_tokens_per_second": tokens / seconds,
+            **{f"train/{name}": float(count) for name, count in self._cuts.items()},
         }
         self._writer.write_scalars(step, scalars)
         logging.info(

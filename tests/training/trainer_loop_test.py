@@ -53,6 +53,8 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
     before, optimizer, state, frozen = tiny.start(model, "prompt_tuning", optax.sgd(0.0))
     batches = [tiny.batch(i) for i in range(3)]
     batches[1]["decoder_loss_weights"][:, 1:] = 0.0
+    for number, batch in enumerate(batches):
+        batch["target_cut"] = np.arange(B, dtype=np.int32) * number
     written = {}
 
     class Writer:
@@ -76,6 +78,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
         save=lambda *_: None,
         writer=Writer(),  # pyright: ignore[reportArgumentType]
     )
+    assert [written[n]["train/target_cut"] for n in (2, 3)] == [3, 6], "what was cut in the same steps"
     sums = [jax.jit(model.loss_fn)(before, batch, None)[1] for batch in batches]
     first = (sums[0].loss + sums[1].loss) / (B * U + B)
     np.testing.assert_allclose(
