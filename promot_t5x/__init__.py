@@ -47,6 +47,7 @@ _API = {
     "run_stage": ("training.stage_run", "run_stage"),
     "sampled_vocabulary": ("training.prompt_initializers", "sampled_vocabulary"),
     "save_soft_prompt": ("checkpoints.soft_prompts", "save"),
+    "show_progress": ("configuration.program", "show_progress"),
     "text": ("training.prompt_initializers", "text"),
     "training_batches": ("data.training_batches", "training_batches"),
 }

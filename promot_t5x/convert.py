@@ -1,4 +1,4 @@
-"""The convert verb: a checkpoint written again in another format, and compared with its source.
+"""The convert command: converts a checkpoint to another format, and compares the result with its source.
 
 promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 """
@@ -14,7 +14,7 @@ from promot_t5x.configuration import flags
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.runtime.text import did_you_mean
 
-# What neither shapes nor every format state.
+# Fields that do not follow from shapes, and that not every format states.
 _AS_TYPED: dict[str, Callable[[str], Any]] = {
     "mlp_activations": lambda text: tuple(text.split(",")),
     "relative_bias_max_distance": int,
@@ -30,7 +30,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = flags.flag_parser("promot-t5x convert", __doc__)
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
     parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
-    parser.add_argument("--to_format", required=True, choices=(*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS))
+    parser.add_argument(
+        "--to_format",
+        required=True,
+        choices=(*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS),
+        help=f"{', '.join(checkpoints.SOFT_PROMPT_FORMATS)} write the soft prompt alone",
+    )
     parser.add_argument(
         "--network",
         action="append",
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PATH",
         help="a soft prompt to attach: its folder, .npy, or adapter",
     )
-    parser.add_argument("--force", action="store_true", help="attach it although it was trained on another model")
+    parser.add_argument("--force", action="store_true", help="attach it even if it was trained on another model")
     parser.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
     invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser)
     extra = invocation.extra
@@ -63,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def network_fields(assignments: Sequence[str]) -> dict[str, Any]:
-    """The values of `--network` in the types of T5Config's fields.
+    """Parses the values of `--network` into the types of T5Config's fields.
 
     Raises:
-      ConfigError: no field of that name, or no such value.
+      ConfigError: an unknown field, or an invalid value.
 
     >>> network_fields(["mlp_activations=gelu,linear", "relative_bias_max_distance=64"])
     {'mlp_activations': ('gelu', 'linear'), 'relative_bias_max_distance': 64}
@@ -83,5 +88,5 @@ def network_fields(assignments: Sequence[str]) -> dict[str, Any]:
             values[name] = _AS_TYPED[name](text)
             T5Config(**values)
         except ValueError as error:
-            raise flags.ConfigError(f"--network={assignment} is not understood: {error}") from error
+            raise flags.ConfigError(f"--network={assignment} is not valid: {error}") from error
     return values

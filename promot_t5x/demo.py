@@ -1,4 +1,7 @@
-"""The demo: recipes/demo.gin, the whole method on a small world, with the pretrained model in the package."""
+"""The demo: recipes/demo.gin, the whole method on a small world, with the pretrained model in the package.
+
+--gin_file replaces the recipe; to change parts of it, give --gin_file=recipes/demo.gin first.
+"""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The eval binary: scores a checkpoint, or all of a run, on seqio tasks, the soft prompt removed, attached, or both.
+"""The eval command: scores a checkpoint, or all of a run, on seqio tasks, the soft prompt removed, attached, or both.
 
     python -m promot_t5x.eval --gin_file=models/mt5_xxl.gin --gin_file=suites/in_context.gin \
         --gin.CHECKPOINT_PATH=/path/to/run --gin.EVAL_OUTPUT_DIR=/tmp/scores
@@ -22,7 +22,7 @@ with epy.lazy_api_imports(globals()):  # gin files say eval.evaluate, as T5X's d
 
 
 def parse(argv: Sequence[str]) -> flags.Invocation:
-    """The command line, with what `--limit` and `--show` mean to gin among its bindings.
+    """Parses the command line; `--limit` and `--show` become gin bindings.
 
     >>> parse(["--limit=3"]).gin_bindings
     ('scoring.EvaluationConfig.limit = 3',)
@@ -36,9 +36,9 @@ def parse(argv: Sequence[str]) -> flags.Invocation:
     bindings = list(invocation.gin_bindings)
     if invocation.extra["limit"] is not None:
         bindings.append(f"scoring.EvaluationConfig.limit = {invocation.extra['limit']}")
-    if invocation.extra["show"] is not None:  # what only a model needs may be left out
+    if invocation.extra["show"] is not None:  # macros that only a model needs may be left out
         if invocation.extra["show"] < 1:
-            raise flags.ConfigError(f"--show={invocation.extra['show']} shows nothing: write a number from 1 on")
+            raise flags.ConfigError(f"--show={invocation.extra['show']} shows nothing: give a number from 1 on")
         bindings = ["CHECKPOINT_PATH = ''", "EVAL_OUTPUT_DIR = ''", *bindings]
     return dataclasses.replace(invocation, gin_bindings=tuple(bindings))
 

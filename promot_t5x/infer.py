@@ -1,4 +1,4 @@
-"""The infer binary: answers the inputs of a JSONL file.
+"""The infer command: answers the inputs of a JSONL file.
 
     python -m promot_t5x.infer --gin_file=models/mt5_small.gin --gin_file=suites/infer.gin \
         --gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.INFER_OUTPUT_DIR=out/answers

@@ -1,4 +1,4 @@
-"""The plan verb: compiles a recipe for a TPU slice without having one, and prints memory, FLOPs and traffic."""
+"""The plan command: compiles a recipe for a TPU slice without having one, and prints memory, FLOPs and traffic."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _FOLDERS = ("WORK_DIR", "MODEL_DIR", "INITIAL_CHECKPOINT_PATH")
 
 
 def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search.Planned:
-    """The programs to plan: those of a recipe's training runs, or of the one stage that the gin files describe.
+    """The programs to plan: those of a recipe's training runs, or of the single stage that the gin files describe.
 
-    Of a recipe's runs those with `Method.planned` are planned, or all runs that train if there are none. Runs of the
+    Of a recipe's runs, those with `Method.planned` are planned, or all runs that train if there are none. Runs of the
     same stage share a program.
 
     Args:
-      invocation: the command line, with a recipe that binds pipeline.run, or with files as for the train command.
+      invocation: the parsed command line, with a recipe that binds pipeline.run, or with files as for `train`.
       devices: the devices of the slice.
 
     Raises:
       ConfigError: neither is configured, or a flag changes nothing.
     """
-    # A plan reads and writes none of these folders, so they need no value; one given on the command line still wins.
+    # A plan does not use these folders, so they need no value; a value on the command line still overrides this one.
     unread = tuple(f"{name} = 'not read'" for name in _FOLDERS)
     invocation = dataclasses.replace(invocation, gin_bindings=(*unread, *invocation.gin_bindings))
     program.configure(invocation)
@@ -46,13 +46,14 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
         return search.Planned(
             {stages.stage(training.stage).name: training}, _answering(training, validation and validation.config)
         )
-    bound = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
+    # A recipe that names no evaluation is planned without one.
+    bound = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train", "evaluation_config"))
     recipe, by_stage = bound["recipe"], {}
     trained = [run for run in recipes.planned_runs(recipe) if run.trains]
     if not trained:
         raise ValueError("The recipe has no run to plan: no method of pipeline.Recipe.methods trains anything.")
     runs = gin_runs.GinRuns(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    runs.check_flags(trained)
+    runs.check(trained)
     for run in [run for run in trained if run.planned] or trained:
         runs.configure(run, "not read", ["not read"] * len(run.starts_from))
         training = _training(gin_files.bound_arguments(stage_run.run_stage, "train.train"), devices)
@@ -81,7 +82,7 @@ def _answering(training: programs.Training, config: Any) -> programs.Answering |
 
 
 def parse(argv: Sequence[str]) -> flags.Invocation:
-    """Parses the verb's command line; its own options are in `extra`."""
+    """Parses the command line; the options of `plan` are in `extra`."""
     parser = flags.flag_parser("promot-t5x plan", __doc__)
     parser.add_argument("--topology", required=True, help="the slice: v4:4x4x4, v5e:4x8, v5p:4x4x4, v6e:4x8, v3:8x8 …")
     parser.add_argument("--slices", type=int, default=1, help="number of such slices, data parallel (default: 1)")

@@ -1,4 +1,4 @@
-"""The report verb: the page, tables and plot of a comparison.json again, or the table of a scores.json."""
+"""The report command: writes the page, tables and plot of a comparison.json again, or the table of a scores.json."""
 
 from etils import epy
 
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     files = parser.add_mutually_exclusive_group(required=True)
     files.add_argument("--results", metavar="FILE", help="a comparison.json that the pipeline wrote")
     files.add_argument("--scores", metavar="FILE", help="a scores.json that `eval` wrote, of one checkpoint or several")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder for what is written")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder for the report")
     extra = flags.parse_flags(argv, parser).extra
     if extra["scores"] is not None:
         evaluated = scores.read(extra["scores"])

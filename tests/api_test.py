@@ -8,13 +8,16 @@ import re
 import subprocess
 import sys
 
+import gin
 import numpy as np
 import pytest
 
 import promot_t5x
 from promot_t5x.checkpoints import soft_prompts
-from promot_t5x.configuration import gin_files
+from promot_t5x.configuration import gin_checks, gin_files, gin_statements
+from promot_t5x.recipes import methods
 from promot_t5x.tasks import toy_world
+from promot_t5x.training import run_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -112,6 +115,87 @@ def test_from_gin_leaves_no_state():
         promot_t5x.from_gin(["models/mt5_xxll.gin"])
 
 
+def test_a_gin_configuration_of_the_callers_own_is_left_as_it_is():
+    gin_files.parse(["models/toy.gin", "tasks/toy.gin"], ["DROPOUT_RATE = 0.5"])
+    gin_checks.check_macros()
+    before = gin_files.resolved_config()
+    gin.finalize()
+    assert promot_t5x.from_gin(["models/toy.gin"]).config.dropout_rate == 0.0
+    with pytest.raises(ValueError, match="nothing uses DROPOUT_RAT"):
+        promot_t5x.from_gin(["models/toy.gin"], {"DROPOUT_RAT": 0.5})
+    assert gin_files.resolved_config() == before and gin.config_is_locked()
+    gin_statements.clear()
+
+
+def test_values_that_gin_can_write(tmp_path):
+    bindings = {
+        "A": np.int64(3),
+        "B": np.float32(0.5),
+        "C": tmp_path,
+        "D": [np.bool_(True), (1, None)],
+        "E.f": {"a": 1},
+    }
+    assert promot_t5x.runs_from_gin(["models/toy.gin"], bindings).bindings == (
+        "A = 3",
+        "B = 0.5",
+        f"C = {str(tmp_path)!r}",
+        "D = [True, (1, None)]",
+        "E.f = {'a': 1}",
+    )
+
+
+@pytest.mark.parametrize(
+    "bindings,expected",
+    [
+        ({"A": print}, "the binding A has the value <built-in function print>, which gin cannot write"),
+        ({"A": float("nan")}, "the binding A has the value nan"),
+        ({"A": [np.zeros(2)]}, "the binding A has the value array"),
+        ({"A = 1\nB": 1}, "names no macro or parameter"),
+        ({5: 1}, "the binding 5 names no macro"),
+    ],
+)
+def test_values_that_gin_cannot_write(bindings, expected):
+    for function in (promot_t5x.runs_from_gin, promot_t5x.from_gin):
+        with pytest.raises(ValueError, match=expected):
+            function(["models/toy.gin"], bindings)
+
+
+def test_a_recipe_is_checked_before_anything_runs(tmp_path):
+    model, wide = promot_t5x.from_gin(["models/toy.gin"]), promot_t5x.EvaluationConfig({"inputs": 28, "targets": 6})
+    own = methods.Method("mine", ("mine.gin",), prompt=None)
+
+    def run(train, *rows, **changes):
+        recipe = promot_t5x.Recipe(rows, "toy_enfr", ("toy_nli3",), learning_rates=(1e-3,))
+        promot_t5x.run_recipe(recipe, train, model, wide, tmp_path / "work", DEMO, **changes)
+
+    files = ["models/toy.gin", "tasks/toy.gin"]
+    with pytest.raises(ValueError, match="nothing uses TRAIN_STEP .did you mean 'TRAIN_STEPS'"):
+        run(promot_t5x.runs_from_gin(files, {"TRAIN_STEP": 2}), "pretrained", "fine_tuning")
+    with pytest.raises(FileNotFoundError, match="gin file 'mine.gin' was not found"):
+        run(promot_t5x.runs_from_gin(files), "pretrained", own)
+    for name in ("config", "decided_by"):
+        with pytest.raises(ValueError, match=f"run_recipe's {name} holds a value that JSON does not have"):
+            run(lambda *_: None, "pretrained", **{name: {"path": tmp_path}})
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "result,expected",
+    [
+        (None, "`train` returned None for the run seed0/fine_tuning_lr0.001; expected what `run_stage` returns"),
+        (
+            run_folder.RunResult("/nowhere", 2, None),
+            "chose /nowhere/checkpoint_2 of the run .* no checkpoint",
+        ),
+    ],
+)
+def test_what_is_no_result_of_training(tmp_path, result, expected):
+    recipe = promot_t5x.Recipe(("fine_tuning",), "toy_enfr", (), learning_rates=(1e-3,))
+    model, short = promot_t5x.from_gin(["models/toy.gin"]), promot_t5x.EvaluationConfig({"inputs": 10, "targets": 4})
+    with pytest.raises(ValueError, match=expected):
+        promot_t5x.run_recipe(recipe, lambda *_: result, model, short, tmp_path, DEMO)
+
+
 @pytest.mark.slow  # about a minute on 2 cores
 def test_the_quickstart_runs(tmp_path):
     notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
@@ -122,3 +206,11 @@ def test_the_quickstart_runs(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "ProMoT" in done.stdout and "prompt None" in done.stdout
+
+
+def test_progress_shows_also_where_the_package_is_reached_through_a_link(tmp_path):
+    (tmp_path / "promot_t5x").symlink_to(ROOT / "promot_t5x")
+    script = "import promot_t5x; promot_t5x.show_progress(); import promot_t5x.runtime.processes as shown; "
+    script += "exec(compile('logging.info(\"a line\")', shown.__file__, 'exec'), vars(shown))"
+    arguments = dict(capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert subprocess.run([sys.executable, "-c", script], **arguments).stderr.endswith(" a line\n")

@@ -47,6 +47,14 @@ def test_a_recipe_is_both_stages_and_its_evaluation(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_recipe_without_an_evaluation_is_planned_without_one(tmp_path):
+    without = TINY.replace("pipeline.run.evaluation_config = @scoring.EvaluationConfig()\n", "")
+    assert without != TINY
+    (tmp_path / "tiny.gin").write_text(without)
+    planned = _planned(f"--gin_file={tmp_path}/tiny.gin", devices=DEVICES[:4])
+    assert planned.evaluation is None and list(planned.stages) == ["prompt_tuning", "model_tuning"]
+
+
 def test_the_optimizers_are_the_stages_own():
     """Stage 1 does not scale by the parameters, stage 2 does: the same update moves a large weight further."""
     import jax.numpy as jnp
@@ -195,7 +203,7 @@ def test_a_whole_plan(tiny, tmp_path, capsys, without_compiler):
     stdout = capsys.readouterr().out
     assert stdout.startswith("2 x v5e:2x4 (v5litepod-8 in Google Cloud, 8 chips), preset mixed, mesh ")
     assert "\nprompt_tuning " in stdout and "\nscoring " in stdout and "\ndecoding " in stdout
-    assert "model_tuning does not fit: 20.00 GiB needed, 15.75 GiB there\n  1. --gin.T5Config.remat=full" in stdout
+    assert "model_tuning does not fit: 20.00 GiB needed, 15.75 GiB available\n  1. --gin.T5Config.remat=full" in stdout
     written = json.loads(file.read_text())
     assert (written["topology"], written["slices"]) == ("v5e:2x4", 2)
     assert [written["stages"][name]["fits"] for name in ("prompt_tuning", "model_tuning")] == [True, False]
@@ -260,7 +268,7 @@ def test_without_the_compiler(tiny, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     assert cli.main(["plan", tiny, "--topology=v5e:2x2"]) == 1
     stderr = capsys.readouterr().err
-    assert "error: promot-t5x plan needs the TPU compiler, no TPU: pip install 'promot-t5x[tpu]', on Linux." in stderr
+    assert "error: A plan needs the TPU compiler (but no TPU), which is not installed: pip install" in stderr
 
 
 # What the TPU's compiler says to a small network
@@ -420,7 +428,7 @@ def test_a_network_that_is_too_large(tmp_path):
         assert not step["fits"] and 64 < step["arguments_gib"] < 66, "two matrices of 2**28 x 128 in four pieces"
         assert step["temporaries_gib"] is step["flops_hlo"] is step["traffic_bytes"] is None
         assert re.search(
-            rf"^{stage} does not fit: 6[45]\.\d\d GiB needed, 15.75 GiB there$", large.stdout, re.MULTILINE
+            rf"^{stage} does not fit: 6[45]\.\d\d GiB needed, 15.75 GiB available$", large.stdout, re.MULTILINE
         )
     assert "\n  1. --gin.NUM_MICROBATCHES=2: " in large.stdout and "\n  2. --gin.FROZEN_WEIGHTS_DTYPE=" in large.stdout
 

@@ -1,4 +1,4 @@
-"""Arrays on disk that tensorstore reads: zarr folders, and those that Orbax' metadata list."""
+"""Arrays on disk that tensorstore reads: zarr folders, and those listed in Orbax metadata."""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ ORBAX_FILE = "_METADATA"
 
 
 class StoredArray(NamedTuple):
-    """An array on disk: where it is, and what the checkpoint's index says it is (None: the index does not say)."""
+    """An array on disk: its location, and its shape and dtype if the index of the checkpoint states them."""
 
     location: str
     spec: dict[str, Any]
@@ -25,11 +25,11 @@ class StoredArray(NamedTuple):
 
 
 def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, StoredArray]:
-    """The arrays that Orbax' metadata list, under their names joined by `/`.
+    """The arrays listed in Orbax metadata, by their keys joined with `/`.
 
     Args:
-      folder: with `_METADATA`.
-      prefix: keys that the names begin with; others are left out, and the prefix is.
+      folder: contains `_METADATA`.
+      prefix: selects the arrays whose keys begin with it; it is removed from their names.
 
     Raises:
       FileNotFoundError: the arrays' store is missing.
@@ -62,23 +62,23 @@ def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Stor
 
 
 def kvstore(folder: epath.Path) -> "str | dict[str, str]":
-    """tensorstore's way of naming a folder."""
+    """A folder as tensorstore names it."""
     if "://" in str(folder):
         return str(folder) + "/"
     return {"driver": "file", "path": str(absolute(folder)) + "/"}
 
 
 def opened(arrays: Mapping[str, StoredArray]) -> dict[str, StoredLeaf]:
-    """Opens arrays together, which reads their headers only, and compares them with what the index says.
+    """Opens arrays concurrently, reading their headers only, and compares them with the index.
 
     Raises:
       FileNotFoundError: an array is missing.
-      ValueError: one is damaged, or not what the index says.
+      ValueError: an array is damaged, or differs from the index.
     """
     context = ts.Context({"file_io_concurrency": {"limit": 64}})
     futures = {}
     for name, array in arrays.items():
-        # Without the last option a lost chunk would be read as zeros.
+        # Without the last option a missing chunk would be read as zeros.
         try:
             spec = ts.Spec({**array.spec, "fill_missing_data_reads": False})
         except ValueError as error:
@@ -108,7 +108,7 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
             block = stored_leaves.empty([i.stop - i.start for i in index], dtype)
             ts.array(block, dtype=store.dtype, copy=False).write(store[index].translate_to[0]).result()
             return block
-        except MemoryError:  # the machine is too small, the file is not to blame
+        except MemoryError:  # the machine is too small; the file is fine
             raise
         except Exception as error:
             raise ValueError(damaged(array.location, f"the array cannot be read: {line(error)}")) from error
@@ -117,11 +117,11 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
 
 
 def damaged(location: epath.PathLike, problem: str) -> str:
-    """The sentence about a damaged file."""
+    """The error message for a damaged file."""
     return f"The checkpoint file {location} is damaged: {problem}; copy the checkpoint again."
 
 
 def line(error: Exception) -> str:
-    """An error's first line, cut, for use inside a sentence."""
+    """An error's first line, shortened, for use inside a sentence."""
     text = str(error) or type(error).__name__
     return text.splitlines()[0].split(" [")[0][:300].rstrip(".")

@@ -1,7 +1,8 @@
-"""A checkpoint, or its soft prompt alone, written again in another format and compared with its source."""
+"""Converts a checkpoint, or a soft prompt alone, to another format, and compares the result with its source."""
 
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,28 +12,39 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import formats, loading, networks, placing, soft_prompts, sources, stored_leaves
+from promot_t5x.checkpoints import (
+    SOFT_PROMPT_FORMATS,
+    formats,
+    loading,
+    networks,
+    placing,
+    soft_prompts,
+    sources,
+    stored_leaves,
+)
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import Index, Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config, function_fields
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
 
 _MOST_DIFFERENCE = 1e-5  # of the largest logit
 
-# What a format that states it must state as the source has it; the shapes are compared leaf by leaf.
-_KEPT = tuple(name for name in (*function_fields(T5Config), "dropout_rate") if name not in networks.TOLD_BY_SHAPES)
+# Fields that must equal the source's wherever the format states them; shapes are compared leaf by leaf.
+_KEPT = tuple(name for name in (*function_fields(T5Config), "dropout_rate") if name not in networks.FROM_SHAPES)
 
 
+@arguments.checked
 def convert_checkpoint(
-    from_path: str,
-    to_path: str,
+    from_path: str | os.PathLike[str],
+    to_path: str | os.PathLike[str],
     to_format: str,
     *,
     network: Mapping[str, Any] | None = None,
-    prompt_path: str | None = None,
+    prompt_path: str | os.PathLike[str] | None = None,
     force: bool = False,
     check_logits: bool = False,
     dry_run: bool = False,
@@ -41,20 +53,21 @@ def convert_checkpoint(
 
     Args:
       from_path: a checkpoint or run folder of ours, a T5X checkpoint, a Hugging Face folder.
-      to_path: a new folder; T5X's formats make `checkpoint_N` in it, unless it has that name.
+      to_path: a new folder; T5X's formats create `checkpoint_N` in it, unless it has such a name itself.
       to_format: one of `checkpoints.FORMATS`.
-      network: fields of T5Config that the source does not state; else they are as in the public models, and printed.
+      network: fields of T5Config that the source does not state; by default those of the public models, and printed.
       prompt_path: a soft prompt to attach, see `soft_prompts`.
-      force: attach it although it was trained on another model.
-      check_logits: also compare the logits of a fixed batch; both models are loaded.
+      force: attach it even if it was trained on another model.
+      check_logits: also compare the logits of a fixed batch; this loads both models.
       dry_run: only print the table of names.
 
     Raises:
-      FileExistsError: there is something at `to_path`.
-      FileNotFoundError: there is nothing at `from_path`.
-      ValueError: the source is damaged, the format cannot hold it, the prompt does not belong to it, what was written
-        differs, or the source is one of ours that was written before checkpoints carried their network.
+      FileExistsError: `to_path` exists and is not empty.
+      FileNotFoundError: `from_path` does not exist.
+      ValueError: an unknown format, the source is damaged, the format cannot hold it, the prompt does not belong to it,
+        the result differs, or the source is one of ours from before checkpoints carried their network.
     """
+    formats.check_format(to_format)
     source = sources.open_source(from_path, network)
     sources.complete_config(source)
     _check_complete(source)
@@ -66,6 +79,8 @@ def convert_checkpoint(
     print(f"{source.folder} ({source.format}) -> {folder} ({to_format})")
     if line := sources.assumptions(source):
         print(f"{line} (--network FIELD=VALUE gives another)")
+    if prompt_path is None and (unread := source.folder / formats.ADAPTER).exists():
+        print(f"the soft prompt in {unread} is left out (--soft_prompt={unread} attaches it)")
     if dry_run:
         print(_table(source, to_format))
         return
@@ -84,18 +99,19 @@ def convert_checkpoint(
 
 
 def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
-    """Writes a soft prompt alone, out of a file of its own or a checkpoint that holds it; reads it again.
+    """Writes a soft prompt alone, from a prompt file or from a checkpoint, and reads it again to compare.
 
     Args:
-      from_path: a soft prompt (see `soft_prompts`), or a checkpoint as for `convert`.
+      from_path: a soft prompt (see `soft_prompts`), or a checkpoint as for `convert_checkpoint`.
       to_path: a new file (npy) or folder.
       to_format: one of `checkpoints.SOFT_PROMPT_FORMATS`.
 
     Raises:
-      FileExistsError: there is something at `to_path`.
-      FileNotFoundError: there is nothing at `from_path`.
-      ValueError: there is no soft prompt in it, or what was written differs.
+      FileExistsError: `to_path` exists.
+      FileNotFoundError: `from_path` does not exist.
+      ValueError: an unknown format, the source holds no soft prompt, or the result differs.
     """
+    formats.check_format(to_format, SOFT_PROMPT_FORMATS)
     path, target = absolute(from_path), absolute(to_path)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; give another path, or delete it.")
@@ -108,12 +124,12 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
         prompt_NxPxD, description = stored_leaves.whole(source.leaves[parameter_names.PROMPT]), {}
     soft_prompts.write(target, to_format, prompt_NxPxD, description)
     if soft_prompts.read(target)[0].tobytes() != prompt_NxPxD.tobytes():
-        raise ValueError(f"{target} was written with other numbers than {path} holds.")
+        raise ValueError(f"The numbers written to {target} differ from those in {path}; convert it again.")
     print(f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}, read again bit for bit")
 
 
 def _check_complete(source: Source) -> None:
-    """Compares the leaves with those of the network; they may be of any floating dtype.
+    """Compares the leaves with those of the network; any floating dtype is accepted.
 
     Raises:
       ValueError: lists what is missing, unexpected or misshapen.
@@ -129,7 +145,7 @@ def _check_complete(source: Source) -> None:
 
 @contextlib.contextmanager
 def _removed_on_failure(folder: epath.Path) -> Iterator[None]:
-    """Leaves nothing of a checkpoint whose writing fails; `formats.target_folder` has seen that nothing was there."""
+    """Removes a checkpoint if writing it fails; `formats.target_folder` has checked that the folder was empty."""
     parent_was_there = folder.parent.exists()
     try:
         yield
@@ -143,7 +159,7 @@ def _removed_on_failure(folder: epath.Path) -> Iterator[None]:
 
 
 def _table(source: Source, to_format: str) -> str:
-    """What each leaf will be called; a stack is shown with the first of its layers."""
+    """The name and shape of each leaf before and after; a stack of layers is named after its first layer."""
     ours = {n: leaf._replace(source=n) for n, leaf in source.leaves.items() if n != parameter_names.PROMPT}
     named = formats.as_named(ours, source.config, to_format)
     width = max(map(len, ours))
@@ -155,10 +171,10 @@ def _table(source: Source, to_format: str) -> str:
 
 
 class _Progress:
-    """Prints how many bytes of the leaves were read, at most once a few seconds."""
+    """Prints how many bytes of the leaves have been read, every few seconds."""
 
     def __init__(self, verb: str, leaves: Leaves):
-        self._verb, self._seen, self._began, self._told = verb, 0, time.monotonic(), time.monotonic()
+        self._verb, self._seen, self._began, self._printed = verb, 0, time.monotonic(), time.monotonic()
         self._total = sum(stored_leaves.num_bytes(leaf) for leaf in leaves.values())
         self.watched = {name: leaf._replace(read=self._watch(leaf)) for name, leaf in leaves.items()}
 
@@ -166,9 +182,9 @@ class _Progress:
         def read(index: Index) -> np.ndarray:
             block = leaf.read(index)
             self._seen += block.nbytes
-            if time.monotonic() - self._told > 5:
-                self._told = time.monotonic()
-                rate = self._seen / (self._told - self._began)
+            if time.monotonic() - self._printed > 5:
+                self._printed = time.monotonic()
+                rate = self._seen / (self._printed - self._began)
                 left = max(0.0, self._total - self._seen) / rate
                 print(
                     f"{self._verb} {self._seen / 1e9:.2f} of {self._total / 1e9:.2f} GB, {left:.0f} s left", flush=True
@@ -183,24 +199,26 @@ class _Progress:
 
 
 def _compare(source: Leaves, written: Leaves) -> None:
-    """Reads both block by block.
+    """Compares the result with its source, block by block.
 
     Raises:
       ValueError: a name, shape, dtype or bit differs.
     """
-    placing.compare(written, source, "What was written", "does not hold what was read", "convert it again")
+    placing.compare(written, source, "The written checkpoint", "differs from its source", "convert it again")
     for name, leaf in source.items():
         other = written[name]
         if not stored_leaves.equal(leaf, other):
-            raise ValueError(f"{other.source} was written with other numbers than {leaf.source} holds.")
+            raise ValueError(
+                f"The numbers written to {other.source} differ from those in {leaf.source}; convert it again."
+            )
     print(f"read again: {len(source)} leaves, bit for bit the same")
 
 
 def _same_network(source: Source, folder: epath.Path) -> T5Config:
-    """The network of what was written, as far as its format states one.
+    """The network of the written checkpoint, as far as its format states one.
 
     Raises:
-      ValueError: it is another one.
+      ValueError: it differs from the source's.
     """
     written = sources.open_source(folder)
     config = dataclasses.replace(source.config, **{k: v for k, v in written.stated.items() if k in _KEPT})

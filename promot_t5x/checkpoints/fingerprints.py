@@ -1,4 +1,4 @@
-"""Fingerprints: short names for the exact bits of a model, the same in every layout and format, and of soft prompts."""
+"""Fingerprints: hashes of the exact bits of models, the same in every layout and format, and of soft prompts."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from promot_t5x.models import parameter_names
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """A short name for the exact bits of a model, the soft prompt left out.
+    """A hash of the exact bits of a model, without the soft prompt.
 
-    For each leaf of the canonical per-layer layout: its name, shape, dtype, and the sum of its elements' bits as
+    It covers, for each leaf of the per-layer layout, the name, shape, dtype, and the sum of the elements' bits as
     unsigned integers modulo 2**32. Integer sums do not depend on order, so the result is the same for any sharding,
-    scanned or not, from whatever format the model was read.
+    for scanned and separate layers, and for every file format.
 
     Args:
-      params: nested or flat, of arrays, which are summed where they are, or of leaves in files, which are read block by
-        block.
+      params: a nested or flat tree of arrays, which are summed on their devices, or of leaves in files, which are read
+        block by block.
     """
     flat = {
         name: leaf
@@ -39,7 +39,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 
 
 def of_prompt(prompt_NxPxD: jax.Array | np.ndarray) -> str:
-    """A short name for the exact bits of soft prompts and their order, which a sum would not tell.
+    """A hash of the exact bits of soft prompts, including their order, which a sum would ignore.
 
     >>> of_prompt(jnp.zeros((1, 2, 3))) == of_prompt(jnp.zeros((1, 3, 2)))
     False
@@ -49,7 +49,7 @@ def of_prompt(prompt_NxPxD: jax.Array | np.ndarray) -> str:
 
 
 def _digest(leaves: Mapping[str, tuple[tuple[int, ...], Any, int]]) -> str:
-    """The fingerprint of leaves, sorted by name, as (shape, dtype, sum of bits) each."""
+    """The fingerprint of leaves, given as (shape, dtype, sum of bits) by sorted name."""
     digest = hashlib.sha256()
     for name, (shape, dtype, bit_sum) in leaves.items():
         digest.update(f"{name} {tuple(shape)} {dtype} {bit_sum}\n".encode())

@@ -1,13 +1,14 @@
-"""Checkpoints written in any of `checkpoints.FORMATS`, out of leaves from any other."""
+"""Writes checkpoints in any of `checkpoints.FORMATS`, from leaves of any other."""
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from promot_t5x.checkpoints import networks, saving, sources, stored_leaves
+from promot_t5x.checkpoints import FORMATS, networks, saving, sources, stored_leaves
 from promot_t5x.checkpoints.huggingface import peft, weights
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import Leaves, StoredLeaf
@@ -15,10 +16,11 @@ from promot_t5x.checkpoints.t5x import layouts, writer
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.runtime.files import absolute
+from promot_t5x.runtime.text import did_you_mean
 
 ADAPTER = f"{parameter_names.SOFT_PROMPT}_adapter"
 
-"""The folder of soft prompt number 0 in a `huggingface` folder; others have their number appended."""
+"""The subfolder for soft prompt 0 in a `huggingface` folder; further prompts have their number appended."""
 
 
 def as_named(leaves: Leaves, config: T5Config, to_format: str) -> dict[str, StoredLeaf]:
@@ -34,11 +36,20 @@ def as_named(leaves: Leaves, config: T5Config, to_format: str) -> dict[str, Stor
     return writer.as_named(leaves, scanned="scanned" in to_format, head_dim=config.head_dim)
 
 
+def check_format(to_format: str, expected: Sequence[str] = FORMATS) -> None:
+    """Raises ValueError where a format is none of those expected."""
+    if to_format not in expected:
+        raise ValueError(
+            f"The format to write is {to_format!r}{did_you_mean(str(to_format), expected)}; expected one of "
+            f"{', '.join(expected)}."
+        )
+
+
 def target_folder(to_path: epath.PathLike, to_format: str, step: int) -> epath.Path:
-    """Where a checkpoint is written: T5X wants `checkpoint_N`, which is made inside of a folder of another name.
+    """The folder to write a checkpoint to: for T5X, a folder of another name gets a subfolder `checkpoint_N`.
 
     Raises:
-      FileExistsError: something is there.
+      FileExistsError: the folder exists and is not empty.
     """
     folder = absolute(to_path)
     if to_format.startswith("t5x") and not re.fullmatch(r"checkpoint_\d+", folder.name):
@@ -49,10 +60,10 @@ def target_folder(to_path: epath.PathLike, to_format: str, step: int) -> epath.P
 
 
 def write(folder: epath.Path, source: Source, to_format: str) -> None:
-    """Writes a checkpoint where `target_folder` says, with its network where the format has a place for it.
+    """Writes a checkpoint to the folder from `target_folder`, including its network if the format can state it.
 
     Raises:
-      ValueError: the format cannot hold the leaves, or one of the files that are read is damaged.
+      ValueError: the format cannot hold the leaves, or a file of the source is damaged.
     """
     leaves, config, step = source.leaves, source.config, source.step
     if to_format == "promot":
@@ -77,7 +88,7 @@ def _adapter(folder: epath.Path, number: int) -> epath.Path:
 
 
 def written_leaves(folder: epath.Path, like: Leaves) -> dict[str, StoredLeaf]:
-    """What was written, opened again, in the layout and with the relative positions of `like`."""
+    """The leaves of a written checkpoint, opened again, in the layout and with the relative positions of `like`."""
     leaves = sources.open_source(folder).leaves
     if parameter_names.PROMPT in like and parameter_names.PROMPT not in leaves:
         prompts = [

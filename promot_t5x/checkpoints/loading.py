@@ -1,16 +1,17 @@
-"""A checkpoint's parameters on the mesh, and the model that they belong to: ours, T5X's or Hugging Face's.
+"""Loads a checkpoint's parameters onto the mesh, and the model that they belong to: ours, T5X's or Hugging Face's.
 
-A prompt-tuning checkpoint stores the prompt only; the rest comes from the base it names, whose fingerprint must agree.
+A prompt-tuning checkpoint stores the prompt only; all other parameters come from the base that it names, whose
+fingerprint must match.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
-from etils import epath
 
 from promot_t5x.checkpoints import fingerprints, placing, sources
 from promot_t5x.checkpoints.sources import Source
@@ -19,7 +20,7 @@ from promot_t5x.checkpoints.t5x import layouts
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import processes
+from promot_t5x.runtime import arguments, processes
 
 _PROMPT_LENGTH = "architecture.T5Config.prompt_length"
 
@@ -29,11 +30,11 @@ class Loaded:
     """Parameters and where they came from.
 
     Attributes:
-      params: nested, in the network's layout, placed; with `soft_prompt` if the checkpoint had one.
+      params: nested, in the network's layout, placed on the mesh; with `soft_prompt` if the checkpoint has one.
       base_path: the checkpoint that holds the model's weights.
-      base_fingerprint: of these weights, see `fingerprints.fingerprint`.
-      model: what computes with them: the model that was given, or that of the checkpoint's own network.
-      vocabulary: name and hash of the vocabulary, where the checkpoint says so.
+      base_fingerprint: their fingerprint, see `fingerprints.fingerprint`.
+      model: the given model, or the model of the checkpoint's own network.
+      vocabulary: name and hash of the vocabulary, if the checkpoint states it.
     """
 
     params: dict[str, Any]
@@ -43,21 +44,25 @@ class Loaded:
     vocabulary: Mapping[str, Any] | None = None
 
 
+@arguments.checked
 def load(
-    path: str | epath.Path, model: EncoderDecoderModel | None = None, partitioner: Partitioner = Partitioner()
+    path: str | os.PathLike[str], model: EncoderDecoderModel | None = None, partitioner: Partitioner = Partitioner()
 ) -> Loaded:
-    """Reads all parameters of a checkpoint, strictly: nothing is left to chance, cast or initialised.
+    """Reads all parameters of a checkpoint strictly: names and shapes must match, and nothing is filled in.
+
+    The dtypes of our own checkpoints must match as well; weights from T5X and Hugging Face are converted between
+    floating dtypes.
 
     Args:
       path: a checkpoint folder, a run folder, a T5X checkpoint, or a Hugging Face folder.
-      model: what the checkpoint must fit. None makes the model of the network that the checkpoint carries; what the
-        format of another program does not state is as in the public models, and printed.
-      partitioner: where the arrays go.
+      model: the model that the checkpoint must fit. None builds it from the network in the checkpoint; what a foreign
+        format does not state is taken from the public models, and printed.
+      partitioner: the mesh for the arrays.
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: it is no checkpoint, is damaged, holds another network, or names a base that has changed; or it was
-        written before checkpoints carried their network, and no model is given.
+      FileNotFoundError: the path does not exist.
+      ValueError: it is not a checkpoint, is damaged, holds another network, or names a base that has changed; or no
+        model is given and the checkpoint is from before checkpoints carried their network.
     """
     source = sources.open_source(path)
     if model is None:
@@ -76,7 +81,7 @@ def load(
 
 
 def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:
-    """Flat parameters as a model needs them: shapes, dtypes and shardings, without any array.
+    """The flat parameters that a model needs: shapes, dtypes and shardings, no arrays.
 
     Raises:
       ValueError: a leaf does not divide over the mesh.
@@ -90,10 +95,12 @@ def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[
 
 
 def _fitting(source: Source, wanted: Mapping[str, Any]) -> tuple[dict[str, StoredLeaf], dict[str, Any]]:
-    """(a checkpoint's leaves, what they become), compared: only another program's may be of another floating dtype.
+    """(a checkpoint's leaves, the arrays they become), after comparing them.
+
+    Only leaves from T5X and Hugging Face may have another floating dtype.
 
     Raises:
-      ValueError: the network has no place for the soft prompt, or other parameters.
+      ValueError: the network has no soft prompt for the checkpoint's, or other parameters.
     """
     prompt = source.leaves.get(parameter_names.PROMPT)
     if prompt is not None and parameter_names.PROMPT not in wanted:

@@ -4,8 +4,8 @@
     "token_ids": {"decoder_start": 0, "end": 1, "padding": 0, "sentinels": [32099, ...] or null}
     "vocabulary": {"name": "...", "hash": "..."} or null
 
-The fields of a configuration are of two kinds (see `architecture.T5Config`): those that decide what the network
-computes must agree with a configuration that is given as well; the others are the run's that reads the checkpoint.
+A configuration has two kinds of fields (see `architecture.T5Config`): those that determine what the network computes
+must equal those of a configuration that is given as well; the others are up to the run that reads the checkpoint.
 """
 
 import dataclasses
@@ -18,14 +18,13 @@ from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.stored_leaves import Leaves
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
+from promot_t5x.runtime import arguments
 
 _CLASSES = {"T5Config": T5Config}
 
 _KEYS = ("network", "token_ids", "vocabulary")
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple[str, ...]: "names"}
-
-TOLD_BY_SHAPES = (
+FROM_SHAPES = (
     "vocab_size",
     "embed_dim",
     "num_heads",
@@ -43,11 +42,11 @@ TOLD_BY_SHAPES = (
 
 
 def described(config: Any, vocabulary: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the metadata of a checkpoint say about its network.
+    """The part of a checkpoint's metadata that describes its network.
 
     Args:
       config: the network's configuration, a dataclass.
-      vocabulary: what `vocabularies.description` returned; None where no vocabulary is known.
+      vocabulary: what `vocabularies.description` returned; None if no vocabulary is known.
 
     >>> described(T5Config(vocab_size=384))["network"]["vocab_size"]
     384
@@ -61,7 +60,7 @@ def described(config: Any, vocabulary: Mapping[str, Any] | None = None) -> dict[
 
 
 def carried(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a checkpoint's metadata that describes its network; nothing where it was written without.
+    """Selects what describes the network from a checkpoint's metadata; empty if it was written without.
 
     >>> carried({"step": 3, "vocabulary": None})
     {'vocabulary': None}
@@ -70,57 +69,47 @@ def carried(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[str, Any]:
-    """The fields of T5Config that a checkpoint's metadata state; none where it was written without its network.
+    """The fields of T5Config stated in a checkpoint's metadata; empty if it was written without its network.
 
     Args:
-      metadata: of the checkpoint.
-      folder: for messages.
+      metadata: the checkpoint's.
+      folder: the checkpoint, for messages.
 
     Raises:
-      ValueError: the network or the token ids are not those that this package computes with, or a field has no value
-        that it can have.
+      ValueError: this package does not support the network or the token ids, or a field has an impossible value.
     """
     ids = {name: value for name, value in (metadata.get("token_ids") or {}).items() if name in TOKEN_IDS}
     if other := [f"{name} {value}" for name, value in ids.items() if value != TOKEN_IDS[name]]:
         expected = ", ".join(f"{name} {value}" for name, value in TOKEN_IDS.items())
         raise ValueError(f"{folder} has the token ids {', '.join(other)}; the network computes with {expected}.")
-    network = dict(metadata.get("network") or {})
+    stored: dict[str, Any] = metadata.get("network") or {}
+    network: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
     if not network:
         return {}
-    class_name = network.pop("class", None)
-    if class_name not in tuple(_CLASSES):  # compared, as a damaged one may not be hashable
+    class_name = stored.get("class")
+    network.pop("class", None)
+    if class_name not in tuple(_CLASSES):  # a tuple, since a damaged value may not be hashable
         raise ValueError(f"{folder} holds a network of the class {class_name!r}; expected {', '.join(_CLASSES)}.")
-    kinds = {field.name: field.type for field in dataclasses.fields(_CLASSES[class_name])}
-    if unknown := sorted(set(network) - set(kinds)):
+    fields = {field.name for field in dataclasses.fields(_CLASSES[class_name])}
+    if unknown := sorted(set(network) - fields):
         raise ValueError(
-            f"{folder} is of another version, its {class_name} has {', '.join(unknown)}; read it with that one."
+            f"{folder} was written by another version, whose {class_name} has {', '.join(unknown)}; read it with that "
+            "version."
         )
     try:
-        for name, value in network.items():
-            if not _is_of_kind(value, kinds[name]):
-                raise ValueError(f"{class_name}.{name} is {value!r}: expected {_KINDS[kinds[name]]}.")
         _CLASSES[class_name](**network)
-    except ValueError as error:
-        raise ValueError(f"The network in the metadata of {folder} is damaged: {error} Copy them again.") from error
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()}
-
-
-def _is_of_kind(value: Any, kind: Any) -> bool:
-    """Whether a value that was JSON is of a field's type."""
-    if kind is float:
-        return type(value) in (int, float)
-    if kind in (int, bool, str):
-        return type(value) is kind
-    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+    except (ValueError, arguments.WrongTypeError) as error:
+        raise ValueError(f"The metadata of {folder} are damaged: {error} Copy the checkpoint again.") from error
+    return network
 
 
 def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable[str], folder: epath.PathLike) -> None:
-    """Compares a configuration with what a checkpoint says about its network.
+    """Compares a configuration with what a checkpoint states about its network.
 
     Args:
       stated: fields of the checkpoint's network.
       config: the configuration that is given as well.
-      names: the fields to compare; those that decide what the network computes are, where they are stated.
+      names: the fields to compare; those that are not stated or do not affect what the network computes are skipped.
       folder: the checkpoint, for messages.
 
     Raises:
@@ -131,16 +120,16 @@ def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable
         if name in decisive and name in stated and stated[name] != getattr(config, name):
             raise ValueError(
                 f"{folder} does not hold this network's parameters: its {type(config).__name__}.{name} is "
-                f"{stated[name]!r}, the configuration has {getattr(config, name)!r}; give the checkpoint's own value, "
-                "or none."
+                f"{stated[name]!r}, the configuration has {getattr(config, name)!r}; give the checkpoint's value, or "
+                "none."
             )
 
 
-def told_by_shapes(leaves: Leaves, folder: epath.PathLike) -> dict[str, Any]:
-    """The fields of T5Config that names, shapes and dtypes of a network's leaves tell (see TOLD_BY_SHAPES).
+def from_shapes(leaves: Leaves, folder: epath.PathLike) -> dict[str, Any]:
+    """The fields of T5Config that follow from the names, shapes and dtypes of the leaves (see FROM_SHAPES).
 
     Args:
-      leaves: of the network, with or without a soft prompt.
+      leaves: the network's, with or without a soft prompt.
       folder: the checkpoint, for messages.
 
     Raises:
@@ -177,11 +166,13 @@ def told_by_shapes(leaves: Leaves, folder: epath.PathLike) -> dict[str, Any]:
         lacking = error.args[0] if error.args else "relpos_bias/rel_embedding"
         raise ValueError(f"{folder} lacks a parameter that every (m)T5 has, {lacking}: copy it again.") from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{folder} holds no (m)T5: its parameters have other dimensions ({error}).") from error
+        raise ValueError(
+            f"{folder} does not hold an (m)T5: its parameters have other dimensions ({error}); check the path."
+        ) from error
 
 
 def of_public_models(leaves: Leaves) -> dict[str, Any]:
-    """The fields of T5Config that shapes do not tell, as all public (m)T5 have them: GELU where the MLP is gated."""
+    """The public models' values for the fields of T5Config that do not follow from shapes: GELU if the MLP is gated."""
     gated = any(name.endswith("mlp/wi_0/kernel") for name in leaves)
     return {
         "mlp_activations": ("gelu", "linear") if gated else ("relu",),

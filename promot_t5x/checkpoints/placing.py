@@ -1,4 +1,4 @@
-"""From leaves in files to arrays on the mesh: compared with what is wanted, then read to where they belong.
+"""Leaves in files -> arrays on the mesh: compares them with the wanted ones, then reads them onto their devices.
 
 Every process reads the blocks of its own devices, a few leaves at a time, so that no host ever holds a whole model.
 """
@@ -20,9 +20,9 @@ from promot_t5x.models import parameter_names
 
 _READERS = 4  # leaves that are read at the same time
 
-_AHEAD = 2 * _READERS  # leaves that are read or wait to be looked at
+_AHEAD = 2 * _READERS  # leaves that are being read or wait to be checked
 
-_LISTED = 20  # rows of one message
+_LISTED = 20  # most rows of a message
 
 
 def compare(
@@ -36,13 +36,13 @@ def compare(
 
     Args:
       stored: flat names to anything with a shape and a dtype.
-      wanted: the same of what is expected.
-      source: what holds the stored ones, for the message.
-      problem: what a difference means.
-      advice: what to do about it.
+      wanted: the same for the expected leaves.
+      source: what holds the stored leaves, for the message.
+      problem: what a difference means, for the message.
+      advice: what to do about it, for the message.
 
     Raises:
-      ValueError: lists what is missing, unexpected, misshapen or of another dtype.
+      ValueError: lists the leaves that are missing, unexpected, or of another shape or dtype.
     """
     rows = []
     for name in sorted(set(stored) | set(wanted)):
@@ -58,10 +58,10 @@ def compare(
 
 
 def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads leaves to where they belong.
+    """Reads leaves onto their devices.
 
-    Layers that become a stack are read into its blocks. A stack that becomes layers is read once, and they are views
-    of what was read: reading layer by layer would decode each of its chunks as often as there are layers.
+    Layers that become a stack are read into its blocks. A stack that becomes layers is read once, and the layers are
+    views of what was read: reading layer by layer would decode each of its chunks as often as there are layers.
 
     Args:
       leaves: in either layout.
@@ -79,7 +79,7 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
     placed = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
         names, reading = iter(stored), collections.deque()
-        while True:  # in the same order on every process, as computations on several must be
+        while True:  # in the same order on every process, as multi-process computations require
             for name in itertools.islice(names, _AHEAD - len(reading)):
                 reading.append((name, pool.submit(_read, name, leaves[name], wanted)))
             if not reading:
@@ -88,15 +88,15 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
             arrays = future.result()
             if not all(bool(_is_finite(array)) for array in arrays.values()):
                 raise ValueError(
-                    f"{leaves[name].source} holds numbers that are not finite (NaN or infinity): its run had failed, "
-                    "or it is damaged; take an earlier checkpoint or copy it again."
+                    f"{leaves[name].source} holds numbers that are not finite (NaN or infinity): its run diverged, or "
+                    "it is damaged; take an earlier checkpoint or copy it again."
                 )
             placed |= arrays
     return {name: placed[name] for name in wanted}
 
 
 def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """A leaf, or the layers of a stack, each where it belongs."""
+    """Reads one leaf, or one stack as its layers, onto their devices."""
     if name in wanted:
         return {name: _placed(leaf.read, wanted[name])}
     blocks: dict[Any, np.ndarray] = {}
@@ -112,7 +112,7 @@ def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, A
 
 
 def _placed(read: Callable[[Index], np.ndarray], like: Any) -> Any:
-    """The array that `read` gives the blocks of, in the dtype and sharding of `like`."""
+    """The array whose blocks `read` returns, in the dtype and sharding of `like`."""
 
     def block(index: Any) -> np.ndarray:
         slices = (slice(*i.indices(size)[:2]) for i, size in zip(index, like.shape, strict=True))
@@ -124,7 +124,7 @@ def _placed(read: Callable[[Index], np.ndarray], like: Any) -> Any:
 
 
 def _is_finite(array: Any) -> Any:
-    # The largest size is NaN when any number is; a comparison of each would write an array.
+    # The maximum is NaN if any element is; comparing each element would allocate another array.
     if isinstance(array, np.ndarray):
         return np.isfinite(np.max(np.abs(array), initial=0))
     return _is_finite_on_devices(array)

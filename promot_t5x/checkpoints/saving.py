@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: Orbax folders, what is kept of them, and what a run needs to resume.
+"""The checkpoints of a training run: Orbax folders with everything that a run needs to resume.
 
-A run's folder holds `checkpoint_<step>/{params,opt_state,metadata}`. `params` are the trained leaves and the soft
-prompt; leaves that a stage froze are not stored again: `metadata` names the base they came from by path and
+A run's folder holds `checkpoint_<step>/{params,opt_state,metadata}`. If the stage trains the model, `params` has the
+whole model; a stage that trains only the soft prompt stores only that. `metadata` names the base by path and
 fingerprint, and the network (see `networks`). Restoring is strict: names, shapes and dtypes are compared before any
 array is read.
 """
@@ -21,6 +21,7 @@ from etils import epath
 from promot_t5x.checkpoints import arrays, placing
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
 
 FORMAT = "promot_t5x 1"
@@ -28,13 +29,14 @@ FORMAT = "promot_t5x 1"
 _PREFIX = "checkpoint"
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How often a run saves and what it keeps.
+    """How often a run saves, and which checkpoints it keeps.
 
     Attributes:
       period: steps between checkpoints; each is evaluated before it is saved. The last step is always saved.
-      keep_latest: newest checkpoints kept for resuming; the best one is always kept as well.
+      keep_latest: number of newest checkpoints to keep; the best one is always kept as well.
     """
 
     period: int = 1000
@@ -48,12 +50,12 @@ class CheckpointConfig:
 
 
 def _best(scores: Mapping[int, float | None]) -> int:
-    """The step with the highest score, the earliest of equals; without scores the newest."""
+    """The step with the highest score, the earliest if several have it; without scores the newest."""
     return max(scores, key=lambda step: (-math.inf, step) if scores[step] is None else (scores[step], -step))
 
 
 class _KeepBestAndNewest:
-    """Tells Orbax which checkpoints stay, by the scores in our own metadata: these outlive a restart of the run."""
+    """Tells Orbax which checkpoints to keep, by the scores in our own metadata, which survive a restart of the run."""
 
     def __init__(self, scores: dict[int, float | None], keep_latest: int):
         self._scores, self._keep_latest = scores, keep_latest
@@ -66,7 +68,7 @@ class _KeepBestAndNewest:
 
 
 class RunCheckpoints:
-    """The checkpoints of one run folder, saved in the background, the newest and the best kept.
+    """The checkpoints in one run's folder, saved in the background; the newest and the best are kept.
 
     Args:
       folder: the run's MODEL_DIR.
@@ -86,18 +88,18 @@ class RunCheckpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step, None for an empty folder."""
+        """The step of the newest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, params: Mapping, opt_state: Any, metadata: dict[str, Any], score: float | None) -> None:
-        """Starts saving; waits only for the save before.
+        """Starts saving in the background, after the previous save has finished.
 
         Args:
-          step: steps done.
-          params: what is stored, None leaves left out.
+          step: number of steps done.
+          params: the parameters to store; leaves that are None are left out.
           opt_state: the optimizer's state, any tree of arrays.
-          metadata: anything JSON, see `read_metadata`.
-          score: of the evaluation at this step, None without one.
+          metadata: JSON values, see `read_metadata`.
+          score: the validation score at this step, None without one.
         """
         leaves, names = _numbered(opt_state)
         stored = {"format": FORMAT, "step": step, "score": score, "opt_state": names, **metadata}
@@ -105,7 +107,7 @@ class RunCheckpoints:
             "params": ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
             "metadata": ocp.args.JsonSave(stored),
         }
-        if leaves:  # plain gradient descent has none, and Orbax refuses to save nothing
+        if leaves:  # plain gradient descent has none, and Orbax refuses to save an empty tree
             items["opt_state"] = ocp.args.StandardSave(leaves)
         self._scores[step] = score
         self._manager.save(step, args=ocp.args.Composite(**items))
@@ -129,7 +131,7 @@ class RunCheckpoints:
         return jax.tree.unflatten(jax.tree.structure(opt_state_like), [restored[key] for key in sorted(restored)])
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
 
@@ -141,29 +143,29 @@ def _numbered(tree: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
-    """Where a run keeps the checkpoint of a step."""
+    """The folder of a run's checkpoint at a step."""
     return epath.Path(run_folder) / f"{_PREFIX}_{step}"
 
 
 def is_checkpoint(folder: str | epath.Path) -> bool:
-    """Whether a folder is one whole checkpoint written by this module (not a run folder that holds several)."""
+    """Whether a folder is one complete checkpoint written by this module (not a run's folder with several)."""
     folder = epath.Path(folder)
     return (folder / "metadata" / "metadata").exists() and ocp.path.step.is_path_finalized(folder)
 
 
 def all_steps(run_folder: str | epath.Path) -> list[int]:
-    """The steps of the whole checkpoints in a run folder, ascending."""
+    """The steps of the complete checkpoints in a run's folder, ascending."""
     folder = epath.Path(run_folder)
     if not folder.is_dir():
         return []
-    # A checkpoint that is still being written has a longer name, or in a bucket, where Orbax renames nothing, no commit
-    # file, which is_checkpoint looks for.
+    # A checkpoint that is still being written has a longer name. In a bucket, where Orbax does not rename, it lacks the
+    # commit file that is_checkpoint looks for.
     names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
     return sorted(int(match[1]) for name, match in names.items() if match and is_checkpoint(folder / name))
 
 
 def best_step(run_folder: str | epath.Path) -> int:
-    """The step with the highest score, the earliest of equals; without scores the newest.
+    """The step with the highest score, the earliest if several have it; without scores the newest.
 
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
@@ -182,7 +184,7 @@ def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
     """A checkpoint's metadata: format, step, score, stage, base (path and fingerprint), network, batches consumed.
 
     Raises:
-      ValueError: not a checkpoint of this format.
+      ValueError: the folder is not a checkpoint of this format, or is damaged.
     """
     file = epath.Path(folder) / "metadata" / "metadata"
     try:
@@ -203,13 +205,13 @@ _MISSING = object()
 
 
 def _names(*keys: str) -> Callable[[Any], bool]:
-    """Whether a value is an object with texts of these names, null or missing."""
+    """A check that a value is null, missing, or an object with a string under each of these keys."""
     return lambda value: (
         value in (None, _MISSING) or isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
     )
 
 
-# What metadata hold at least, and what of it is read again: whether a value fits, and what is expected.
+# The metadata that are read again: whether a value is valid, and what is expected.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (lambda value: type(value) is int and value >= 0, "a number of steps"),
     "score": (lambda value: value is None or type(value) in (int, float), "a number or null"),
@@ -221,10 +223,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:
-    """The parameters of a checkpoint under their flat names; reads their headers alone.
+    """The parameters of a checkpoint by their flat names; reads only their headers.
 
     Raises:
-      ValueError: unreadable.
+      ValueError: they cannot be read.
     """
     try:
         return dict(sorted(arrays.opened(arrays.of_orbax(absolute(folder) / "params")).items()))
@@ -236,7 +238,7 @@ def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Names, shapes and dtypes of a checkpoint's parameters; reads no array.
 
     Raises:
-      ValueError: unreadable.
+      ValueError: they cannot be read.
     """
     return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in stored_params(folder).items()}
 
@@ -246,25 +248,38 @@ def read_params(folder: str | epath.Path, like: Mapping[str, Any]) -> dict[str, 
 
     Args:
       folder: one checkpoint.
-      like: flat names to arrays or ShapeDtypeStructs; must be what the checkpoint holds. A leaf is read to where its
-        sharding says, one without a sharding into a numpy array.
+      like: flat names to arrays or ShapeDtypeStructs, exactly those in the checkpoint. A leaf is read onto the devices
+        of its sharding, one without a sharding into a numpy array.
 
     Raises:
-      ValueError: names, shapes or dtypes differ, all listed side by side; or a damaged checkpoint.
+      ValueError: names, shapes or dtypes differ (all are listed side by side), or the checkpoint is damaged.
     """
     leaves = stored_params(folder)
     placing.compare(leaves, like, str(folder))
     return placing.place(leaves, like)
 
 
+def check_replaceable(folder: str | epath.Path) -> None:
+    """Raises ValueError where an export would delete something that is no checkpoint of its own."""
+    folder = absolute(folder)
+    if folder.exists() and not (is_checkpoint(folder) or folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} holds something else than one checkpoint, which an export would delete; give a new folder."
+        )
+
+
 def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[str, Any]) -> None:
-    """Writes parameters alone, without optimizer state, as one checkpoint that anything here can start from.
+    """Writes parameters alone, without optimizer state, as one checkpoint that any run can start from.
 
     Args:
-      folder: an export that is there is replaced.
+      folder: an existing export is replaced.
       params: nested or flat.
-      metadata: step, base, and what `networks.described` says of the network.
+      metadata: step, base, and what `networks.described` returns.
+
+    Raises:
+      ValueError: the folder holds anything other than an export.
     """
+    check_replaceable(folder)
     stored = {"format": FORMAT, "score": None, **metadata}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
@@ -273,7 +288,7 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
                 params=ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
                 metadata=ocp.args.JsonSave(stored),
             ),
-            force=True,  # what a run that was stopped here had written
+            force=True,  # replaces what an interrupted run has written
         )
 
 
@@ -281,7 +296,7 @@ def _restore(folder: epath.Path, like: Any) -> Any:
     def abstract(leaf):
         if sharding := getattr(leaf, "sharding", None):
             return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-        return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))  # one number, whatever the shape
+        return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))  # allocates a single number
 
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -290,11 +305,11 @@ def _restore(folder: epath.Path, like: Any) -> Any:
         if _out_of_memory(error):
             raise
         raise ValueError(
-            f"{folder} cannot be read, a file of it is missing or damaged: {arrays.line(error)}."
+            f"{folder} cannot be read, one of its files is missing or damaged: {arrays.line(error)}."
         ) from error
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether the machine is too small for the checkpoint, which is then not to blame."""
+    """Whether the error means that the machine is too small, not that the checkpoint is damaged."""
     on_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     return on_device or isinstance(error, MemoryError)

@@ -1,10 +1,13 @@
-"""Soft prompts as files of their own (`checkpoints.SOFT_PROMPT_FORMATS`): read, written, attached to a model."""
+"""Soft prompts in separate files (`checkpoints.SOFT_PROMPT_FORMATS`): reads, writes and attaches them to a model."""
 
 import dataclasses
 import io
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -15,7 +18,7 @@ from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.huggingface import peft
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import files
+from promot_t5x.runtime import arguments, files
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
 
@@ -23,25 +26,30 @@ _DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np
 
 
 def is_prompt(path: epath.Path) -> bool:
-    """Whether a path is a soft prompt in one of these formats; a run of prompt tuning is a checkpoint first."""
+    """Whether a path is a soft prompt in one of these formats, also the folder of a prompt-tuning run."""
     if path.suffix in (".npy", ".safetensors") and path.is_file():
         return True
     return (path / "adapter_config.json").is_file() or (path / WEIGHTS).is_file()
 
 
 def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """(prompt_NxPxD, what `soft_prompt.json` next to it says, else nothing).
+    """(prompt_NxPxD, the contents of the `soft_prompt.json` next to it, empty if there is none).
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: it is no soft prompt, or damaged.
+      FileNotFoundError: the path does not exist.
+      ValueError: it is not a soft prompt, is damaged, or holds numbers that are not finite.
     """
-    if (path / "adapter_config.json").is_file():
-        return peft.read_adapter(path), {}
+    is_adapter = (path / "adapter_config.json").is_file()
+    prompt_NxPxD = peft.read_adapter(path) if is_adapter else load(path)
+    if not np.isfinite(prompt_NxPxD).all():
+        raise ValueError(
+            f"{path} holds a soft prompt with numbers that are not finite (NaN or infinity): its run had failed, or it "
+            "is damaged; take an earlier one or copy it again."
+        )
     description = (path if path.is_dir() else path.parent) / DESCRIPTION
-    if path.suffix == ".npy" or not description.is_file():
-        return load(path), {}
-    return load(path), _description(description)
+    if is_adapter or path.suffix == ".npy" or not description.is_file():
+        return prompt_NxPxD, {}
+    return prompt_NxPxD, _description(description)
 
 
 def _description(file: epath.Path) -> dict[str, Any]:
@@ -56,13 +64,13 @@ def _description(file: epath.Path) -> dict[str, Any]:
 
 
 def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
-    """Writes a prompt.
+    """Writes soft prompts.
 
     Args:
       path: the file for npy, else the folder.
       to_format: one of `checkpoints.SOFT_PROMPT_FORMATS`.
-      prompt_NxPxD: for PEFT one prompt only.
-      description: what `soft_prompt.json` says; PEFT's adapter takes the base model's path from it.
+      prompt_NxPxD: the prompts; a PEFT adapter holds only one.
+      description: the contents of `soft_prompt.json`; a PEFT adapter takes the base model's path from it.
 
     Raises:
       ValueError: several prompts for PEFT.
@@ -75,18 +83,20 @@ def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, descriptio
         files.write_whole(path, content.getvalue())
     else:
         if len(prompt_NxPxD) != 1:
-            raise ValueError(f"There are {len(prompt_NxPxD)} soft prompts, an adapter of PEFT holds one.")
+            raise ValueError(
+                f"There are {len(prompt_NxPxD)} soft prompts, but a PEFT adapter holds one; choose another format."
+            )
         base = (description.get("base") or {}).get("path", "")
         peft.write_adapter(path, prompt_NxPxD[0], base)
 
 
 def attached(source: Source, path: epath.Path, force: bool = False) -> Source:
-    """A model with a soft prompt from a file, in place of any that it had.
+    """A model with a soft prompt from a file, which replaces the model's own if it has one.
 
     Args:
       source: the model.
       path: the prompt.
-      force: attach a prompt that was trained on another model, too.
+      force: also attach a prompt that was trained on another model.
 
     Raises:
       ValueError: the prompt is of another width, or was trained on a model with another fingerprint.
@@ -97,7 +107,7 @@ def attached(source: Source, path: epath.Path, force: bool = False) -> Source:
     if trained_on and not force and trained_on != source.fingerprint:
         raise ValueError(
             f"The soft prompt {path} was trained on a model with fingerprint {trained_on}, the one in {source.folder} "
-            f"has {source.fingerprint}; give its own model, or --force."
+            f"has {source.fingerprint}; give the prompt's own model, or --force."
         )
     leaves = {**source.leaves, parameter_names.PROMPT: stored_leaves.from_array(prompt_NxPxD, str(path))}
     return dataclasses.replace(source, leaves=dict(sorted(leaves.items())))
@@ -108,12 +118,12 @@ def check_width(prompt_NxPxD: np.ndarray, path: epath.PathLike, embed_dim: int, 
 
     Args:
       prompt_NxPxD: the prompts.
-      path: where they were read.
-      embed_dim: of the model.
-      model_folder: where the model was read.
+      path: the prompts' file, for the message.
+      embed_dim: the model's width.
+      model_folder: the model's folder, for the message.
 
     Raises:
-      ValueError: they do not.
+      ValueError: the widths differ.
     """
     width = prompt_NxPxD.shape[-1]
     if width != embed_dim:
@@ -123,27 +133,54 @@ def check_width(prompt_NxPxD: np.ndarray, path: epath.PathLike, embed_dim: int, 
         )
 
 
-def save(folder: str | epath.Path, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
-    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each whole or not at all.
+def _check(prompt_NxPxD: np.ndarray, source: epath.PathLike) -> None:
+    """Checks that an array is a soft prompt.
 
     Args:
-      folder: made when it is missing.
-      prompt_NxPxD: the prompts.
-      description: what a reader needs to use it: base checkpoint path and fingerprint, task, step.
-    """
-    folder = epath.Path(folder)
-    prompts, length, embed = prompt_NxPxD.shape
-    tensors = {parameter_names.PROMPT: np.ascontiguousarray(prompt_NxPxD)}
-    files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors))
-    files.write_json(folder / DESCRIPTION, {"prompts": prompts, "length": length, "embed": embed, **description})
-
-
-def load(path: str | epath.Path) -> np.ndarray:
-    """Reads prompt_NxPxD that `save` wrote (file or folder), or a .npy of one prompt [P, D] or several [N, P, D].
+      prompt_NxPxD: the array.
+      source: where it was read or is to be written.
 
     Raises:
-      FileNotFoundError: nothing there.
-      ValueError: the file is no prompt.
+      ValueError: other dimensions, no vector, or another dtype.
+    """
+    if prompt_NxPxD.ndim != 3:
+        raise ValueError(
+            f"{source} holds an array of shape {prompt_NxPxD.shape}; a prompt is [length, embed] or [N, P, D]."
+        )
+    if not prompt_NxPxD.size or prompt_NxPxD.dtype not in _DTYPES.values():
+        raise ValueError(
+            f"{source} holds {prompt_NxPxD.dtype}{prompt_NxPxD.shape}, expected a prompt of at least one vector in one "
+            f"of {', '.join(str(np.dtype(dtype)) for dtype in _DTYPES.values())}; save it again."
+        )
+
+
+@arguments.checked
+def save(folder: str | os.PathLike[str], prompt_NxPxD: np.ndarray | jax.Array, description: Mapping[str, Any]) -> None:
+    """Writes `soft_prompt.safetensors` and `soft_prompt.json` into a folder, each atomically.
+
+    Args:
+      folder: created if missing.
+      prompt_NxPxD: the prompts.
+      description: what a reader needs to use them: path and fingerprint of the base checkpoint, task, step.
+
+    Raises:
+      ValueError: what `load` would refuse, or a description that JSON cannot hold; nothing is written then.
+    """
+    folder, prompt_NxPxD = epath.Path(folder), np.asarray(prompt_NxPxD)
+    _check(prompt_NxPxD, folder / WEIGHTS)
+    sizes = dict(zip(("prompts", "length", "embed"), prompt_NxPxD.shape, strict=True))
+    files.write_json(folder / DESCRIPTION, {**sizes, **description, **sizes})  # first: it may have no JSON form
+    tensors = {parameter_names.PROMPT: np.ascontiguousarray(prompt_NxPxD)}
+    files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors))
+
+
+@arguments.checked
+def load(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads prompt_NxPxD from what `save` wrote (file or folder), or from a .npy of shape [P, D] or [N, P, D].
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: the file does not hold a prompt.
     """
     file = epath.Path(path)
     if file.is_dir():
@@ -153,20 +190,14 @@ def load(path: str | epath.Path) -> np.ndarray:
     try:
         if file.suffix == ".npy":
             with file.open("rb") as stream:
-                prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would take archives as well
+                prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would also accept archives
         else:
-            # Not safetensors.numpy.load, which knows no bfloat16.
+            # Not safetensors.numpy.load, which does not support bfloat16.
             stored = dict(safetensors.deserialize(file.read_bytes()))[parameter_names.PROMPT]
             prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
     if prompt.ndim == 2:
         prompt = prompt[None]
-    if prompt.ndim != 3:
-        raise ValueError(f"{file} holds an array of shape {prompt.shape}; a prompt is [length, embed] or [N, P, D].")
-    if not prompt.size or prompt.dtype not in _DTYPES.values():
-        raise ValueError(
-            f"{file} holds {prompt.dtype}{prompt.shape}, expected a prompt of at least one vector in one of "
-            f"{', '.join(str(np.dtype(dtype)) for dtype in _DTYPES.values())}; save it again."
-        )
+    _check(prompt, file)
     return prompt

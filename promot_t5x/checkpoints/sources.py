@@ -1,7 +1,7 @@
-"""A checkpoint of any format as one thing: opened by what it is, its leaves read when they are asked for.
+"""Opens a checkpoint of any format; its leaves are read when they are needed.
 
-Ours, T5X's four forms and Hugging Face's folders all become a `Source`: leaves under our names, and what the checkpoint
-says about itself. Everything that reads a checkpoint goes through `open_source`.
+Our checkpoints, T5X's four forms and Hugging Face folders all become a `Source`: leaves under our names, and what the
+checkpoint states about itself. Everything that reads a checkpoint uses `open_source`.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from promot_t5x.checkpoints.t5x import layouts, reader
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config, function_fields
 from promot_t5x.runtime.files import absolute
+from promot_t5x.runtime.text import did_you_mean
 
 _WHERE = "INITIAL_CHECKPOINT_PATH, CHECKPOINT_PATH or --from"
 
@@ -29,16 +30,16 @@ class Source:
     """An opened checkpoint.
 
     Attributes:
-      folder: what was opened.
-      format: what it is: "promot", "t5x" or "huggingface".
-      leaves: under our names, in the layout they are stored in; nothing is read yet. A checkpoint of a soft prompt
-        alone brings the leaves of the model that it names.
-      stated: the fields of T5Config that the format states; what shapes tell wins over it.
-      given: fields that the user stated for it.
+      folder: the checkpoint's folder.
+      format: "promot", "t5x" or "huggingface".
+      leaves: under our names, in the layout they are stored in; nothing is read yet. The checkpoint of a soft prompt
+        alone includes the leaves of the model that it names.
+      stated: the fields of T5Config that the format states; values that follow from shapes take precedence.
+      given: fields of T5Config that the user gave.
       step: the training step that it names, else 0.
-      base: of a soft prompt alone: the model that it belongs to.
-      base_fingerprint: which that model must have; see `check_base`.
-      description: the metadata about its network, see `networks.described`; nothing of another format.
+      base: for a soft prompt alone, the model that it belongs to.
+      base_fingerprint: the fingerprint that this model must have; see `check_base`.
+      description: the metadata about its network, see `networks.described`; empty for foreign formats.
     """
 
     folder: epath.Path
@@ -58,53 +59,64 @@ class Source:
 
     @property
     def layout(self) -> str:
-        """ "stacked" where each side's layers are one leaf, else "per_layer"."""
+        """ "stacked" if the layers of a side are stacked into one leaf, else "per_layer"."""
         return "stacked" if parameter_names.is_scanned(self.leaves) else "per_layer"
 
     @property
     def vocabulary(self) -> dict[str, Any]:
-        """What its metadata say about token ids and vocabulary, which a checkpoint that is written of it carries on."""
+        """The metadata about token ids and vocabulary, which a conversion copies."""
         return {name: value for name, value in self.description.items() if name != "network"}
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The subtrees it holds that are no part of a (m)T5."""
+        """Its subtrees that are not part of the (m)T5 itself."""
         return (parameter_names.SOFT_PROMPT,) if parameter_names.PROMPT in self.leaves else ()
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the model, read block by block; see `fingerprints.fingerprint`."""
+        """The model's fingerprint, read block by block; see `fingerprints.fingerprint`."""
         return fingerprints.fingerprint(self.leaves)
 
     @property
     def assumed(self) -> dict[str, Any]:
-        """The fields of T5Config that nothing states, as the public models have them."""
+        """The public models' values for the fields of T5Config that nobody stated."""
         public = networks.of_public_models(self.leaves)
         return {name: value for name, value in public.items() if name not in self.stated and name not in self.given}
 
     @property
     def config(self) -> T5Config:
-        """The network: what shapes tell, the format states or the user gave, and what is assumed.
+        """The network, from the shapes, from what the format states or the user gave, and from what is assumed.
 
         Raises:
-          ValueError: it is no (m)T5.
+          ValueError: it is not an (m)T5.
         """
-        told = networks.told_by_shapes(self.leaves, self.folder)
-        return T5Config(**{**self.assumed, **self.stated, **self.given, **told})
+        shaped = networks.from_shapes(self.leaves, self.folder)
+        return T5Config(**{**self.assumed, **self.stated, **self.given, **shaped})
 
 
 def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) -> Source:
-    """Opens a checkpoint, whatever it is; of a run's folder its best one.
+    """Opens a checkpoint of any format; for a run's folder, the best one.
 
     Args:
       path: a checkpoint or run folder of ours, a T5X checkpoint, a Hugging Face folder; local, or in a bucket.
-      given: fields of T5Config for what the checkpoint does not state.
+      given: fields of T5Config that the checkpoint does not state.
 
     Raises:
-      FileNotFoundError: nothing is there, or a file is missing.
-      ValueError: it is no checkpoint, is damaged, or states another network than is given.
+      FileNotFoundError: the path does not exist, or a file is missing.
+      ValueError: it is not a checkpoint, is damaged, or states other values than those given.
     """
-    folder = absolute(path)  # a later run may start in another folder
+    source = _opened(path, ())
+    return _with_given(source, given) if given else source
+
+
+def _opened(path: epath.PathLike, prompts: tuple[epath.Path, ...]) -> Source:
+    """A checkpoint with what it states itself.
+
+    Args:
+      path: as for `open_source`.
+      prompts: the checkpoints of soft prompts alone that led here; each names the next one as its model.
+    """
+    folder = absolute(path)  # recorded as the base; a later run may have another working directory
     if not folder.exists():
         raise FileNotFoundError(f"There is no checkpoint at {path}; check {_WHERE}.")
     if steps := saving.all_steps(folder):
@@ -112,7 +124,7 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
         logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
         folder = saving.checkpoint_folder(folder, best)
     if saving.is_checkpoint(folder):
-        source = _ours(folder)
+        source = _ours(folder, prompts)
     elif reader.is_t5x_checkpoint(folder):
         numbered = re.search(r"checkpoint_(\d+)", folder.as_posix())
         leaves = _sharing_equal_biases(reader.read(folder))
@@ -121,31 +133,40 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
         stated, leaves = weights.opened(folder)
         source = Source(folder, "huggingface", leaves, stated)
     elif inside := reader.checkpoints_in(folder):
-        raise ValueError(f"{folder} is no checkpoint, it holds {', '.join(inside)}: give the path of one.")
+        raise ValueError(f"{folder} is not a checkpoint, it holds {', '.join(inside)}: give the path of one.")
     else:
         raise ValueError(
             f"{folder} is neither a checkpoint nor a run folder of promot_t5x, nor one of T5X or Hugging Face; check "
             f"{_WHERE}."
         )
-    return _with_given(source, given) if given else source
+    return source
 
 
 def _with_given(source: Source, given: Mapping[str, Any]) -> Source:
-    stated = {**source.stated, **networks.told_by_shapes(source.leaves, source.folder)}
+    names = [field.name for field in dataclasses.fields(T5Config)]
+    if unknown := [name for name in given if name not in names]:
+        raise ValueError(
+            f"T5Config has no field {unknown[0]!r}{did_you_mean(str(unknown[0]), names)}; expected some of "
+            f"{', '.join(names)}."
+        )
+    stated = {**source.stated, **networks.from_shapes(source.leaves, source.folder)}
     config = T5Config(**{**networks.of_public_models(source.leaves), **stated, **given})
     networks.check_agreement(stated, config, given, source.folder)
     return dataclasses.replace(source, given=dict(given))
 
 
 def _sharing_equal_biases(leaves: dict[str, StoredLeaf]) -> dict[str, StoredLeaf]:
-    """`scalable_t5` has one table of relative positions per layer even where the network shares one; all equal then."""
+    """Leaves with one shared table of relative positions, if all layers' tables are equal.
+
+    `scalable_t5` stores one table per layer even for a network that shares one.
+    """
     try:
         return layouts.with_relative_bias(leaves, "shared")
     except layouts.DifferentBiasesError:
         return leaves
 
 
-def _ours(folder: epath.Path) -> Source:
+def _ours(folder: epath.Path, prompts: tuple[epath.Path, ...]) -> Source:
     metadata, leaves = saving.read_metadata(folder), saving.stored_params(folder)
     source = Source(
         folder,
@@ -155,23 +176,26 @@ def _ours(folder: epath.Path) -> Source:
         step=metadata["step"],
         description=networks.carried(metadata),
     )
-    return _with_base(source, metadata.get("base")) if set(leaves) == {parameter_names.PROMPT} else source
+    return _with_base(source, metadata.get("base"), prompts) if set(leaves) == {parameter_names.PROMPT} else source
 
 
-def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
-    """A soft prompt alone together with the model that it names, whose own prompt, if any, gives way."""
+def _with_base(prompt: Source, named: Mapping[str, str] | None, prompts: tuple[epath.Path, ...]) -> Source:
+    """A soft prompt alone, together with the model that it names; it replaces the model's own prompt, if any."""
     if named is None:
         raise ValueError(
-            f"{prompt.folder} holds a soft prompt alone and names no model that it belongs to; give a checkpoint that "
-            "holds the model's weights or names them, such as the run folder that trained the prompt."
+            f"{prompt.folder} holds a soft prompt alone and does not name its model; give a checkpoint that holds or "
+            "names the model's weights, such as the folder of the run that trained the prompt."
         )
     if not epath.Path(named["path"]).exists():
         raise FileNotFoundError(
-            f"{prompt.folder} holds a soft prompt for the model in {named['path']}, which is not there."
+            f"{prompt.folder} holds a soft prompt for the model in {named['path']}, which does not exist; put it back."
         )
-    if absolute(named["path"]) == prompt.folder:
-        raise ValueError(f"{prompt.folder} holds a soft prompt alone and names itself as its model; copy it again.")
-    base = open_source(named["path"])
+    if prompt.folder in prompts:
+        through = "".join(f", through {folder}" for folder in prompts if folder != prompt.folder)
+        raise ValueError(
+            f"{prompt.folder} holds a soft prompt alone and names itself as its model{through}; copy it again."
+        )
+    base = _opened(named["path"], (*prompts, prompt.folder))
     return dataclasses.replace(
         prompt,
         leaves=dict(sorted({**base.leaves, **prompt.leaves}.items())),
@@ -183,14 +207,14 @@ def _with_base(prompt: Source, named: Mapping[str, str] | None) -> Source:
 
 
 def check_base(source: Source, fingerprint: str) -> None:
-    """Of a soft prompt alone, looks whether the model is still the one that it was trained on.
+    """Checks for a soft prompt alone that the model is still the one that it was trained on.
 
     Args:
       source: any checkpoint.
-      fingerprint: of the model that was read.
+      fingerprint: the fingerprint of the model that was read.
 
     Raises:
-      ValueError: it is another.
+      ValueError: it is another model.
     """
     if source.base is not None and fingerprint != source.base_fingerprint:
         raise ValueError(
@@ -200,14 +224,14 @@ def check_base(source: Source, fingerprint: str) -> None:
 
 
 def check_agreement(source: Source, config: T5Config) -> None:
-    """Compares a network with what the checkpoint states about its own; what shapes tell is compared leaf by leaf.
+    """Compares a network with what the checkpoint states about its own; shapes are compared leaf by leaf elsewhere.
 
     Raises:
       ValueError: names the field that differs, and both values.
     """
     names: Iterable[str] = source.stated
     if source.format != "promot":
-        names = [name for name in names if name not in networks.TOLD_BY_SHAPES]
+        names = [name for name in names if name not in networks.FROM_SHAPES]
     networks.check_agreement(source.stated, config, names, source.folder)
 
 
@@ -215,19 +239,19 @@ def complete_config(source: Source) -> T5Config:
     """The network of a checkpoint that is read without a configuration.
 
     Raises:
-      ValueError: one of ours that was written before checkpoints carried their network, and too little is given.
+      ValueError: it is one of ours from before checkpoints carried their network, and too few fields are given.
     """
-    untold = [name for name in source.assumed if name in function_fields(T5Config)]
-    if source.model.format == "promot" and untold:
+    unknown = [name for name in source.assumed if name in function_fields(T5Config)]
+    if source.model.format == "promot" and unknown:
         raise ValueError(
-            f"{source.folder} was written before checkpoints carried their network, and its weights do not tell "
-            f"{' and '.join(untold)}; give the network's configuration."
+            f"{source.folder} was written before checkpoints carried their network, and its weights do not determine "
+            f"{' and '.join(unknown)}; give the network's configuration."
         )
     return source.config
 
 
 def assumptions(source: Source) -> str:
-    """One line about what is taken from the public models; empty where nothing is.
+    """One line about what is taken from the public models; empty if nothing is.
 
     >>> assumptions(Source(epath.Path("checkpoint_0"), "t5x", {}))[:57]
     "assumed, as in the public models: mlp_activations ('relu'"

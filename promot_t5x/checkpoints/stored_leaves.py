@@ -1,8 +1,8 @@
 """Parameters in files of any format, read block by block, so that no host ever holds a whole model.
 
 A format's reader lists its leaves under our names (see `models.parameter_names`), one leaf per layer or a stack of
-layers, and gives for each a function that reads any block of it. A format's writer takes such leaves, so that each pair
-of formats converts. Where a format lays out an array in another way, its leaf is a view: `transposed`, `joined`,
+layers, each with a function that reads any block of it. A format's writer takes such leaves, so any format can be
+converted to any other. If a format lays out an array in another way, its leaf is a view: `transposed`, `joined`,
 `split`.
 """
 
@@ -17,7 +17,7 @@ from promot_t5x.models import parameter_names
 
 Index = tuple[slice, ...]
 
-_BLOCK = 2**24  # elements that are read at once where a leaf need not be whole
+_BLOCK = 2**24  # elements that are read at once if a leaf is not needed as a whole
 
 _ALIGNMENT = 64  # bytes
 
@@ -26,10 +26,11 @@ class StoredLeaf(NamedTuple):
     """One parameter in a file.
 
     Attributes:
-      shape: of the leaf, whatever the file's own.
-      dtype: as stored, ml_dtypes.bfloat16 included.
-      source: file and the name in it, for messages.
-      read: from one slice with start, stop and no step for each dimension to that block, an array of `dtype`.
+      shape: the leaf's shape, which may differ from the file's.
+      dtype: as stored, including ml_dtypes.bfloat16.
+      source: the file and the name inside it, for messages.
+      read: takes one slice per dimension, with start and stop and without a step, and returns that block as an array of
+        `dtype`.
     """
 
     shape: tuple[int, ...]
@@ -63,7 +64,7 @@ def from_array(array: np.ndarray, source: str) -> StoredLeaf:
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """numpy.empty at an address that JAX' CPU devices can take over as it is, without a copy of the array."""
+    """numpy.empty, aligned so that JAX's CPU devices can use the array without a copy."""
     size = math.prod(shape) * dtype.itemsize
     buffer = np.empty(size + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
@@ -87,7 +88,7 @@ def transposed(leaf: StoredLeaf, axes: Sequence[int]) -> StoredLeaf:
 
 
 def joined(leaf: StoredLeaf, axis: int) -> StoredLeaf:
-    """A leaf whose dimensions `axis` and `axis` + 1 are one; whole rows of the second are read.
+    """A leaf whose dimensions `axis` and `axis` + 1 are merged; whole rows of the second are read.
 
     >>> joined(from_array(np.zeros((2, 3, 4)), "an example"), 1).shape
     (2, 12)
@@ -106,7 +107,7 @@ def joined(leaf: StoredLeaf, axis: int) -> StoredLeaf:
 
 
 def split(leaf: StoredLeaf, axis: int, inner: int) -> StoredLeaf:
-    """The inverse of `joined`: the dimension becomes two, the second of `inner`.
+    """The inverse of `joined`: the dimension becomes two, the second of size `inner`.
 
     >>> split(from_array(np.zeros((2, 12)), "an example"), 1, 4).shape
     (2, 3, 4)
@@ -115,7 +116,10 @@ def split(leaf: StoredLeaf, axis: int, inner: int) -> StoredLeaf:
       ValueError: `inner` does not divide the dimension.
     """
     if leaf.shape[axis] % inner:
-        raise ValueError(f"{leaf.source} has a dimension of {leaf.shape[axis]}, which is no multiple of {inner}.")
+        raise ValueError(
+            f"{leaf.source} has a dimension of {leaf.shape[axis]}, expected a multiple of {inner}; check the "
+            "network's sizes."
+        )
 
     def read(index: Index) -> np.ndarray:
         outer, within = index[axis], index[axis + 1]
@@ -163,7 +167,7 @@ def layer(stacked: StoredLeaf, number: int) -> StoredLeaf:
 
 
 def as_stored_in(leaves: Leaves, names: Any) -> dict[str, StoredLeaf]:
-    """The leaves in the layout, one per layer or stacks, that `names` are written in; see `parameter_names`."""
+    """The leaves in the layout of `names`, one per layer or stacked; see `parameter_names`."""
     return parameter_names.as_stored_in(leaves, names, layer, stack)
 
 
@@ -180,7 +184,7 @@ def blocks(shape: Sequence[int], most: int) -> Iterator[Index]:
 
 
 def block_shape(shape: Sequence[int], most: int) -> tuple[int, ...]:
-    """The largest blocks of `blocks`.
+    """The shape of the largest block that `blocks` yields.
 
     >>> block_shape((3, 4), 8), block_shape((3, 4), 2), block_shape((3, 4), 100)
     ((2, 4), (1, 2), (3, 4))

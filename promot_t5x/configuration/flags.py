@@ -20,6 +20,10 @@ from gin import config_parser
 from promot_t5x.runtime.processes import Processes
 from promot_t5x.runtime.text import did_you_mean
 
+NAME = r"[A-Za-z_][\w./]*"
+
+"""A macro or parameter as gin writes it, a pattern."""
+
 _ABSL_LOGGING_FLAGS = ("--logtostderr", "--alsologtostderr")
 
 
@@ -154,7 +158,7 @@ def _rewritten(argv: Sequence[str]) -> list[str]:
             rewritten.append(argument)
             continue
         name = flag.removeprefix("--gin.")
-        if not re.fullmatch(r"[A-Za-z_][\w./]*", name):
+        if not re.fullmatch(NAME, name):
             raise ConfigError(f"{flag} names no macro or parameter: write --gin.NAME=VALUE")
         if not equals:
             value = next(arguments, "")

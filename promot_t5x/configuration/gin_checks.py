@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections.abc
-import types
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,6 +11,7 @@ from gin import config as gin_config
 from promot_t5x.configuration import gin_statements
 from promot_t5x.configuration.flags import ConfigError
 from promot_t5x.configuration.renamed import new_macro
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.text import did_you_mean
 
 
@@ -40,8 +39,8 @@ def check_macros() -> None:
                 )
         if selector != "gin.macro":
             hint = _type_hint(selector, parameter)
-            if not _fits(resolved, hint):
-                expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
+            if not arguments.fits(resolved, hint, undecided=(gin_config.ConfigurableReference,)):
+                expected = arguments.hint_name(hint)
                 source = f" (from {_written(value)})" if _written(value) else ""
                 problems.append(f"{origin.where}: {origin.written} is {resolved!r}{source}, expected {expected}")
     if problems:
@@ -143,23 +142,3 @@ def _type_hint(selector: str, parameter: str) -> Any:
         return typing.get_type_hints(wrapped.__init__ if isinstance(wrapped, type) else wrapped).get(parameter, Any)
     except (NameError, TypeError):  # an annotation that only a type checker can read
         return Any
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value fits an annotation; True where this cannot be decided."""
-    if isinstance(value, gin_config.ConfigurableReference) or hint is Any:
-        return True
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is collections.abc.Callable:
-        return callable(value)
-    if origin is collections.abc.Sequence:
-        return isinstance(value, (list, tuple)) and all(_fits(item, arguments[0]) for item in value)
-    if origin is not None or not isinstance(hint, type):
-        return not isinstance(origin, type) or isinstance(value, origin)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    if getattr(hint, "_is_protocol", False):
-        return callable(value)
-    return isinstance(value, hint)

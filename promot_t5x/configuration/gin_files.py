@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ from gin import config as gin_config
 from gin import config_parser
 
 from promot_t5x.configuration import gin_checks, gin_statements
-from promot_t5x.configuration.flags import ConfigError
+from promot_t5x.configuration.flags import NAME, ConfigError
 from promot_t5x.runtime.text import nearest
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "gin"
@@ -156,19 +157,52 @@ def bound_arguments(function: Callable[..., Any], spelling: str = "", given: Seq
     parameters = inspect.signature(function).parameters.values()
     needed = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
     if missing := sorted(needed - {*bound, *given}):
-        name = spelling or function.__name__
-        flags = " ".join(f"--gin.{name}.{argument}=VALUE" for argument in missing)
-        raise ConfigError(f"{name} needs {', '.join(missing)} and nothing gives a value: pass {flags}")
+        raise ConfigError(value_needed(spelling or function.__name__, missing))
     return bound
+
+
+def value_needed(name: str, parameters: Sequence[str]) -> str:
+    """The sentence about parameters of a configurable that have no value, spelt as the gin files spell its name."""
+    mentioned = gin_statements.MENTIONED
+    written = next((selector for selector in mentioned if selector.split(".")[-1] == name.split(".")[-1]), name)
+    flags = " ".join(f"--gin.{written}.{parameter}=VALUE" for parameter in parameters)
+    return f"{written} needs {', '.join(parameters)} and nothing gives a value: pass {flags}"
 
 
 def statements(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Macros or parameters and their values as gin statements.
 
-    >>> statements({"TRAIN_STEPS": 10, "MODEL_DIR": "/tmp/run"})
+    Args:
+      values: numbers (numpy's as well), text, paths, True, False, None, and lists, tuples and dictionaries of these.
+
+    Raises:
+      ConfigError: a name that gin does not have, or a value that it cannot write.
+
+    >>> statements({"TRAIN_STEPS": 10, "MODEL_DIR": Path("/tmp/run")})
     ('TRAIN_STEPS = 10', "MODEL_DIR = '/tmp/run'")
     """
-    return tuple(f"{name} = {value!r}" for name, value in values.items())
+    for name in values:
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            raise ConfigError(f"the binding {name!r} names no macro or parameter: write NAME or module.name.parameter")
+    return tuple(f"{name} = {_literal(value, name)!r}" for name, value in values.items())
+
+
+def _literal(value: Any, name: str) -> Any:
+    """A value whose repr is gin syntax."""
+    if getattr(value, "ndim", None) == 0:  # one of numpy's numbers
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_literal(item, name) for item in value])
+    if isinstance(value, dict):
+        return {_literal(key, name): _literal(item, name) for key, item in value.items()}
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value)):
+        return value
+    raise ConfigError(
+        f"the binding {name} has the value {value!r}, which gin cannot write: expected finite numbers, text, paths, "
+        "True, False, None, or lists, tuples and dictionaries of these"
+    )
 
 
 def resolved_config() -> str:

@@ -6,6 +6,7 @@ configurables were named (`MENTIONED`). gin's own file reader is never used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import re
@@ -42,6 +43,25 @@ def clear() -> None:
     gin.clear_config()
     ORIGINS.clear()
     MENTIONED.clear()
+
+
+@contextlib.contextmanager
+def separate() -> Iterator[None]:
+    """gin's configuration is empty at first and a caller's own again afterwards, with its records and its lock."""
+    held: tuple[Any, ...] = (
+        *(gin_config._CONFIG, gin_config._SINGLETONS, gin_config._IMPORTS, gin_config._OPERATIVE_CONFIG),
+        *(ORIGINS, MENTIONED),
+    )
+    before = [(container, container.copy()) for container in held]
+    was_locked = gin.config_is_locked()
+    clear()
+    try:
+        yield
+    finally:
+        clear()
+        for container, contents in before:
+            container.update(contents)
+        gin_config._set_config_is_locked(was_locked)
 
 
 def parse_file(path: Path, find: Callable[[str], Path], parents: tuple[Path, ...] = ()) -> list[Any]:

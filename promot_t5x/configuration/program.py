@@ -16,11 +16,11 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging
 
-from promot_t5x.configuration import gin_checks, gin_files, gin_statements
+from promot_t5x.configuration import gin_checks, gin_files
 from promot_t5x.configuration.flags import Invocation, parse_flags
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import arguments, files, processes
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+_PACKAGE = str(Path(__file__).parents[1])  # as records and tracebacks name it, so not resolved
 
 
 def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
@@ -64,7 +64,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
     Returns:
       The exit code. Errors of the program itself keep their traceback, and with PROMOT_TRACEBACK=1 all errors do.
     """
-    _show_progress()
+    show_progress()
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except Exception as error:
@@ -84,8 +84,11 @@ def _is_from_library(error: Exception) -> bool:
     return isinstance(error, ValueError) and not raised_in.startswith(_PACKAGE)
 
 
-def _show_progress() -> None:
-    """Shows this package's progress lines, and warnings from anywhere; hides the notices of libraries."""
+def show_progress() -> None:
+    """Shows this package's progress lines, and warnings from anywhere; hides the notices of libraries.
+
+    Commands call it first. A script or notebook that does not sees no line of a run before its end.
+    """
     if not absl_flags.FLAGS.is_parsed():
         absl_flags.FLAGS(["promot_t5x"])  # absl logs nothing below warnings before its flags are parsed
     logging.set_verbosity(logging.INFO)
@@ -113,7 +116,7 @@ def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> 
 _MISTAKES = (
     *(ValueError, FloatingPointError),
     *(FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, files.NoRoomError),
-    TimeoutError,
+    *(TimeoutError, arguments.WrongTypeError),
 )
 
 
@@ -130,17 +133,10 @@ def _user_error(error: Exception) -> str | None:
     if isinstance(error, TypeError) and unset and inside and unset[1] == inside[2].split(".")[-1]:
         if inside[1] == "macro":
             return f"macro {inside[3]} is used but defined nowhere: pass --gin.{inside[3]}=VALUE"
-        return _value_needed(inside[1], re.findall(r"'(\w+)'", unset[2]))
+        return gin_files.value_needed(inside[1], re.findall(r"'(\w+)'", unset[2]))
     if isinstance(error, RuntimeError):
         required = re.match(r"Required bindings for `(.*)` not provided in config: (.*)", message)
-        return _value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
+        return gin_files.value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
     if isinstance(error, _MISTAKES):
         return re.sub(r"^\[Errno \d+\] ", "", message)
     return None
-
-
-def _value_needed(name: str, parameters: Sequence[str]) -> str:
-    mentioned = gin_statements.MENTIONED
-    written = next((selector for selector in mentioned if selector.split(".")[-1] == name.split(".")[-1]), name)
-    flags = " ".join(f"--gin.{written}.{parameter}=VALUE" for parameter in parameters)
-    return f"{written} needs {', '.join(parameters)} and nothing gives a value: pass {flags}"

@@ -20,6 +20,7 @@ import tensorflow as tf
 from absl import logging
 
 from promot_t5x.data import cuts, features, vocabularies
+from promot_t5x.runtime import arguments
 from promot_t5x.tasks import registration
 
 # A split up to this size is read once and kept in memory if its source cannot be read in pieces.
@@ -32,6 +33,7 @@ _EXAMPLES_LOOKED_AT = 1000
 _EXAMPLES_COUNTED = 10_000
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class DatasetConfig:
     """The training data of a run.

@@ -1,1 +1,1 @@
-"""Answers, scores and the suites of tasks they are made for."""
+"""Answers, scores, and suites of tasks."""

@@ -1,9 +1,9 @@
-"""Answers of an evaluation on disk: what is finished is kept, and an interrupted evaluation resumes where it stopped.
+"""Answers of an evaluation on disk, so that an interrupted evaluation resumes where it stopped.
 
-An answer is identified by its key, a hash of everything that decides it: prompt, checkpoint, way of answering.
-While a task is being answered its answers gather in parts, `<name>.unfinished/00000.jsonl` and so on, each written
-whole; at its end `<name>.jsonl` takes their place. Answers that were not asked for this time, because the task was
-limited or another checkpoint was asked, stay in `<name>.others.jsonl`.
+An answer is identified by its key, a hash of everything that determines it: prompt, checkpoint, way of answering.
+While a task is being answered, its answers are written in parts, `<name>.unfinished/00000.jsonl` and so on, each of
+them atomically; at the end, `<name>.jsonl` replaces them. Answers that this evaluation does not need, because the task
+is limited or another checkpoint is evaluated, are kept in `<name>.others.jsonl`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.runtime import files, processes
 
-_SECONDS_A_PART = 10.0
+_SECONDS_PER_PART = 10.0
 
 
 def input_text(example: Mapping[str, Any]) -> str:
@@ -30,12 +30,12 @@ def input_text(example: Mapping[str, Any]) -> str:
 
 
 def keys(examples: EvaluationExamples, made_by: Mapping[str, Any], numbered: bool = False) -> list[str]:
-    """One key per example; equal prompts of one task have equal keys, and equal answers.
+    """One key per example; equal prompts of one task have equal keys and share an answer.
 
     Args:
-      examples: what is asked.
-      made_by: what else decides an answer, JSON values only: checkpoint, prompt, decoding.
-      numbered: whether an example's place decides it too, as it does in sampling.
+      examples: the examples to answer.
+      made_by: what else determines an answer, JSON values only: checkpoint, prompt, decoding.
+      numbered: whether an answer also depends on the example's position, as in sampling.
     """
     common = json.dumps(made_by, sort_keys=True)
 
@@ -51,12 +51,12 @@ class Answers:
     """The answers of one task on disk.
 
     Args:
-      folder: of the evaluation.
-      name: of the task's run.
-      keys: of its examples.
+      folder: the evaluation's folder.
+      name: the file names without their endings.
+      keys: one per example, see `keys`.
 
     Attributes:
-      by_number: the answers that were on disk, and those added since, by the number of the example.
+      by_number: the answers that were on disk and those added since, by the number of the example.
     """
 
     def __init__(self, folder: epath.Path, name: str, keys: Sequence[str]):
@@ -70,7 +70,7 @@ class Answers:
         self._written = time.monotonic()
 
     def _read(self) -> dict[str, Answer]:
-        """Answers by key; none where a file is damaged."""
+        """Answers by key; none if a file is damaged."""
         parts = sorted(self._parts.glob("*.jsonl")) if self._parts.exists() else []
         answers: dict[str, Answer] = {}
         for file in (self._others_file, self._file, *parts):
@@ -78,18 +78,18 @@ class Answers:
                 if file.exists():
                     *lines, end = file.read_text(encoding="utf-8").split("\n")
                     answers |= dict(map(_parse, [*lines, end] if end else lines))
-            except (ValueError, KeyError, TypeError):  # of bytes that are no text, of JSON, of other fields
-                logging.warning("%s is damaged; all answers of this task are made again", file)
+            except (ValueError, KeyError, TypeError):  # not UTF-8, not JSON, or other fields
+                logging.warning("%s is damaged; all examples of this task are answered again", file)
                 for part in parts:
                     part.unlink(missing_ok=True)
                 return {}
         return answers
 
     def add(self, numbers: Sequence[int], answers: Sequence[Answer]) -> None:
-        """Takes answers; they are on disk a few seconds later at most."""
+        """Adds answers; they are on disk within about ten seconds if answers keep coming."""
         self.by_number |= zip(numbers, answers, strict=True)
         self._waiting += numbers
-        if time.monotonic() - self._written > _SECONDS_A_PART:
+        if time.monotonic() - self._written > _SECONDS_PER_PART:
             self.flush()
 
     def flush(self) -> None:
@@ -103,10 +103,10 @@ class Answers:
         self._waiting, self._written = [], time.monotonic()
 
     def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the task's file, each example's answer with what belongs to it, in place of the parts.
+        """Replaces the parts by the task's file, one line per example.
 
         Args:
-          rows: for each example what to write besides its answer, JSON values only.
+          rows: for each example what to write next to its answer, JSON values only.
         """
         if self._others:
             files.write_whole(self._others_file, _joined([_line(key, answer) for key, answer in self._others.items()]))
@@ -124,7 +124,7 @@ def _line(key: str, answer: Answer) -> dict[str, Any]:
 def _parse(line: str) -> tuple[str, Answer]:
     fields = json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields["output"], str):
-        raise ValueError("no answer")
+        raise ValueError("not an answer")
     scores = fields.get("choice_scores")
     return fields["key"], Answer(fields["output"], None if scores is None else tuple(scores))
 

@@ -1,4 +1,4 @@
-"""A model and examples -> answers, by generation or by ranking the answers to choose from.
+"""A model and examples -> answers, by generation or by ranking the given choices.
 
 Dimensions: B batch rows, T encoder length, U decoder length, N examples, C choices of one example.
 """
@@ -24,11 +24,11 @@ WAYS = ("generate", "rank")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a model said to one example.
+    """A model's answer to one example.
 
     Attributes:
       output: the decoded text, or the text of the choice with the highest score.
-      scores: of the choices in their order, their log-likelihoods (per token if length-normalised); None if generated.
+      scores: log-likelihoods of the choices, in order (per token if length-normalised); None if generated.
     """
 
     output: str
@@ -36,17 +36,20 @@ class Answer:
 
 
 def check_prompt(params: Mapping[str, Any], prompt_id: int | None) -> None:
-    """Raises ValueError where a prompt is to be attached that the parameters do not have."""
+    """Raises ValueError if the parameters lack the prompt that is to be attached."""
     if prompt_id is None:
         return
     if parameter_names.SOFT_PROMPT not in params:
         raise ValueError(
-            "A prompt was to be attached, but the checkpoint has none; evaluate with the prompt removed "
+            "A soft prompt should be attached, but the checkpoint has none; evaluate with the prompt removed "
             "(--gin.PROMPTS=\"('removed',)\" in eval, PROMPT_ID=None in infer)."
         )
     count = parameter_names.flatten(params)[parameter_names.PROMPT].shape[0]
     if not 0 <= prompt_id < count:
-        raise ValueError(f"The prompt {prompt_id} was to be attached, but the checkpoint has {count}, from 0 on.")
+        raise ValueError(
+            f"Soft prompt {prompt_id} should be attached, but the checkpoint has {count}, numbered from 0; give one of "
+            "these."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +67,7 @@ class _Runner:
             object.__setattr__(self, "params", parameter_names.split_adapters(self.params)[0])
 
     def __call__(self, function, arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None):
-        """Yields (numbers of the rows, what `function` makes of them)."""
+        """Yields (row numbers, the results of `function` for these rows)."""
         features.check_ids(arrays, self.model.config.vocab_size, self.model.config.num_prompts)
         for numbers, batch in evaluation_batches(arrays, batch_size, rows):
             if self.prompt_id is not None:
@@ -76,22 +79,22 @@ class _Runner:
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(model: EncoderDecoderModel, params, batch, first):
-    """tokens_BxU of a placed batch, on every device; called within `Partitioner.context`.
+    """tokens_BxU of a placed batch, replicated on every device; call it within `Partitioner.context`.
 
     Args:
-      model: decodes as its `decoding` says.
-      params: placed.
-      batch: placed.
-      first: the number of the batch's first row, which only sampling depends on.
+      model: its `decoding` says how to decode.
+      params: placed on the mesh.
+      batch: placed on the mesh.
+      first: number of the batch's first row; affects sampling only.
     """
-    # Only sampling draws; each batch then has numbers of its own.
+    # Only sampling uses the key, which differs between batches.
     tokens_BxU = model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), first))
     return jax.lax.with_sharding_constraint(tokens_BxU, PartitionSpec())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def score(model: EncoderDecoderModel, params, batch, first):
-    """scores_B of a placed batch, on every device; takes what `predict` takes."""
+    """scores_B of a placed batch, replicated on every device; takes the arguments of `predict`."""
     del first
     return jax.lax.with_sharding_constraint(model.score_batch(params, batch), PartitionSpec())
 
@@ -109,25 +112,25 @@ def predict_tokens(
     """Decodes examples, batch by batch.
 
     Args:
-      model: decodes as its `decoding` says.
-      params: the network's parameters; a soft prompt that is not attached plays no part.
-      arrays: encoder_input_tokens NxT and decoder_input_tokens NxU, whose width is that of the predictions.
-      prompt_id: the soft prompt in front of every row; None runs the plain (m)T5's program.
+      model: its `decoding` says how to decode.
+      params: the network's parameters; a soft prompt that is not attached is ignored.
+      arrays: encoder_input_tokens NxT and decoder_input_tokens NxU; predictions are U tokens wide.
+      prompt_id: the soft prompt in front of every row; None runs the program of the plain (m)T5.
       batch_size: rows per call.
       partitioner: places batches.
       rows: the rows to decode; None decodes all.
 
     Returns:
-      An iterator over (numbers of the rows, their tokens_BxU).
+      An iterator over (row numbers, their tokens_BxU).
 
     Raises:
-      ValueError: a token outside the network's vocabulary, or no such prompt to attach.
+      ValueError: a token outside the network's vocabulary, or a prompt that the parameters lack.
     """
     return _Runner(model, params, prompt_id, partitioner)(predict, arrays, batch_size, rows)
 
 
 def ways(examples: EvaluationExamples, way: str) -> str:
-    """How a task is answered: "rank" only where every example has choices, otherwise "generate"."""
+    """How a task is answered: `way` if every example has choices, otherwise "generate"."""
     return way if all(features.choices(example) for example in examples.examples) else "generate"
 
 
@@ -146,15 +149,15 @@ def answers(
     """Answers examples, batch by batch.
 
     Args:
-      model: decodes as its `decoding` says.
+      model: its `decoding` says how to decode.
       params: the network's parameters.
-      examples: what `evaluation_examples` read.
-      way: "generate", or "rank": the likeliest of the example's choices, the first of equals.
+      examples: what `evaluation_examples` returned.
+      way: "generate", or "rank" for the likeliest of the example's choices (the first one if several are).
       length_normalized: compare log-likelihoods per token (end of sequence included) instead of their sums.
       prompt_id, batch_size, partitioner, rows: see `predict_tokens`.
 
     Returns:
-      An iterator over (numbers of the examples, their answers).
+      An iterator over (example numbers, their answers).
 
     Raises:
       ValueError: see `predict_tokens`.
@@ -169,9 +172,9 @@ def answers(
     tokens = {
         choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for choices in texts for c in choices}
     }
-    width = max(map(len, tokens.values()))  # one for the whole task, so that batches do not change the program
+    width = max(map(len, tokens.values()))  # the same for the whole task, so that the program is compiled once
     inputs = {"encoder_input_tokens": examples.features["encoder_input_tokens"]}
-    for numbers, _ in evaluation_batches(inputs, batch_size, rows):  # examples of one width together
+    for numbers, _ in evaluation_batches(inputs, batch_size, rows):  # the examples of a batch have the same width
         flat = [(number, choice) for number in numbers for choice in texts[number]]
         rows_of_flat = inputs["encoder_input_tokens"][[number for number, _ in flat]]
         targets = features.padded([tokens[choice] for _, choice in flat], width)
@@ -191,7 +194,7 @@ def _likeliest(choices: Sequence[str], scores_C: np.ndarray) -> Answer:
 
 
 def decode(vocabulary: seqio.Vocabulary, tokens: np.ndarray) -> str:
-    """The text of decoded tokens, padding left out.
+    """The text of decoded tokens without padding.
 
     >>> decode(seqio.ByteVocabulary(), np.array([107, 108, 1, 0]))
     'hi'

@@ -15,19 +15,20 @@ from promot_t5x.evaluation import answering
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import DecodingConfig
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 from promot_t5x.tasks.vocabularies import as_vocabulary
 
 
 def encoder_features(
     texts: Sequence[str], vocabulary: seqio.Vocabulary, inputs_length: int, targets_length: int
 ) -> tuple[dict[str, np.ndarray], int]:
-    """The features that decoding takes of some texts, and how many texts were cut.
+    """The features for decoding some texts, and how many texts were cut.
 
     Args:
       texts: N inputs.
-      vocabulary: of the network.
-      inputs_length: tokens of an input at most; of a longer one the start is kept, and the end of sequence.
-      targets_length: tokens of an answer at most.
+      vocabulary: the network's.
+      inputs_length: most tokens of an input; a longer one keeps its start and the end of sequence.
+      targets_length: most tokens of an answer.
 
     Returns:
       ({"encoder_input_tokens": NxT, "decoder_input_tokens": zeros NxU}, number of texts that were cut).
@@ -41,6 +42,7 @@ def encoder_features(
     return arrays, sum(len(tokens) > inputs_length - 1 for tokens in encoded)
 
 
+@arguments.checked
 def generate(
     loaded: Loaded,
     texts: Sequence[str],
@@ -57,25 +59,28 @@ def generate(
 
     Args:
       loaded: what `load` returned.
-      texts: the inputs; longer ones than `inputs_length` are cut.
-      prompt: None removes the soft prompt, a number attaches that one of the checkpoint's, a path attaches one from a
-        file (see `load_soft_prompt`).
-      vocabulary: the checkpoint's, or the path of its SentencePiece file; None takes the one that the checkpoint names.
-      decoding: None decodes as the model does.
-      inputs_length: in tokens, the end of sequence included.
+      texts: the inputs; those longer than `inputs_length` are cut.
+      prompt: None removes the soft prompt, a number attaches the checkpoint's prompt of that number, a path attaches a
+        prompt from a file (see `load_soft_prompt`).
+      vocabulary: the checkpoint's, or the path of its SentencePiece file; None takes the one named in the checkpoint.
+      decoding: None takes the model's own.
+      inputs_length: in tokens, including the end of sequence.
       targets_length: in tokens.
-      batch_size: rows at a time; answers do not depend on it unless they are sampled.
+      batch_size: rows decoded together; it changes answers only if they are sampled.
       partitioner: the mesh that the parameters were loaded onto.
 
     Returns:
-      An answer per text, in order.
+      One answer per text, in order.
 
     Raises:
-      TypeError: one text where several are expected.
-      ValueError: no such prompt, or a vocabulary that is not the network's.
+      TypeError: `texts` is a single string.
+      ValueError: a length below 1, no such prompt, or a vocabulary that is not the network's.
     """
-    if isinstance(texts, str):
-        raise TypeError("generate takes a sequence of texts; write [text] for a single one.")
+    if min(inputs_length, targets_length, batch_size) < 1:
+        raise ValueError(
+            f"generate has inputs_length={inputs_length}, targets_length={targets_length}, batch_size={batch_size}: "
+            "expected at least 1 each."
+        )
     if not texts:
         return []
     model = loaded.model if decoding is None else dataclasses.replace(loaded.model, decoding=decoding)
@@ -103,10 +108,10 @@ def generate(
 
 
 def _vocabulary(loaded: Loaded) -> seqio.Vocabulary:
-    """The vocabulary that a checkpoint names: its file, or that of a registered task with the same contents."""
+    """The vocabulary named in a checkpoint: its file, or that of a registered task with the same contents."""
     description = loaded.vocabulary or {}
     vocabulary = vocabularies.find_vocabulary(description) if description else None
     if vocabulary is None:
-        named = f"names the vocabulary {description['name']}, which is not here" if description else "names none"
-        raise ValueError(f"{loaded.base_path} {named}; give generate its SentencePiece file as `vocabulary`.")
+        named = f"names the vocabulary {description['name']}, which was not found" if description else "names none"
+        raise ValueError(f"{loaded.base_path} {named}; pass its SentencePiece file to generate as `vocabulary`.")
     return vocabulary

@@ -1,4 +1,4 @@
-"""The infer binary: answers of a checkpoint to the inputs in a JSONL file, with the soft prompt removed or attached.
+"""Answers the inputs of a JSONL file with a checkpoint, the soft prompt removed or attached; called by `infer`.
 
     python -m promot_t5x.infer --gin_file=models/mt5_xxl.gin --gin_file=suites/infer.gin \
         --gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.INFER_OUTPUT_DIR=out/answers
@@ -28,14 +28,14 @@ def infer(
     prompt_id: int | None = None,
     partitioner: Partitioner = Partitioner(),
 ) -> int:
-    """Writes the input file's rows again, each with a `prediction`, and prints how many inputs were cut.
+    """Writes the input file's rows with a `prediction` each, and prints how many inputs were cut.
 
     Args:
       model: the network and how it decodes.
       checkpoint_path: a checkpoint or run folder of ours or of T5X.
       vocabulary: the checkpoint's.
       inputs: a JSONL file with a column `input`; blank lines are skipped.
-      output_dir: the folder that `predictions.jsonl` is written to, complete or not at all.
+      output_dir: the folder for `predictions.jsonl`, which is written atomically.
       config: lengths, batch size, limit.
       prompt_id: the soft prompt in front of every input, None for none.
       partitioner: the mesh.
@@ -44,9 +44,9 @@ def infer(
       The number of rows.
 
     Raises:
-      FileNotFoundError: no input file, or no vocabulary file.
-      ValueError: a row without a text `input`, a file that is no vocabulary, a vocabulary that is not the network's, or
-        another network's checkpoint.
+      FileNotFoundError: the input file or the vocabulary file is missing.
+      ValueError: a row without a text `input`, a file that is not a vocabulary, or another network's vocabulary or
+        checkpoint.
     """
     rows = _read(inputs)[: config.limit]
     vocabularies.open_vocabulary(vocabulary)

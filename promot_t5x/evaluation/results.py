@@ -1,7 +1,7 @@
 """Rows of scores -> the `scores.json` of an evaluation, in percent; docs/results.md describes it.
 
-A row is one checkpoint's score on one task, with one number of exemplars, one seed of these and the prompt removed or
-attached. Rows that differ in the seed alone make one entry.
+A row is one checkpoint's score on one task, for one number of exemplars, one exemplar seed, and the prompt removed or
+attached. Rows that differ only in the seed are averaged into one entry.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from promot_t5x.tasks import catalog
 
 ROLES = ("target", "sister", "other")
 
-"""What a task is to the training: its target, another task of the target's kind, or any other."""
+"""A task's relation to the training: its target, another task of the target's kind, or any other."""
 
-# What the rows of one mean have in common, and what the rows of one entry.
+# Keys in which the rows of one mean agree, and those of one entry.
 _MEAN = ("step", "k", "prompt")
 _ENTRY = (*_MEAN, "task")
 
@@ -36,20 +36,20 @@ class Row:
 
     Attributes:
       run: the run whose checkpoint is scored.
-      step: the checkpoint's training step; None of one that does not say.
+      step: the checkpoint's training step; None if it does not state one.
       entry: the task, its number of exemplars and their seed.
       role: one of ROLES.
       prompt: id of the attached prompt, None for none.
       answering: "generate" or "rank".
       outcome: the scores.
       stderr: standard error of the score, None if unknown.
-      n: how many examples were asked.
-      truncated: how many prompts lost something to the length of inputs.
+      n: number of examples.
+      truncated: number of prompts that were cut to the length of inputs.
       cuts: what was lost, see `EvaluationExamples`.
-      task_version: the data that was asked about.
-      prompts_sha256: a hash of all prompts and targets in their order: two rows with one hash asked the same questions.
+      task_version: the version of the data.
+      prompts_sha256: hash of all prompts and targets in order; rows with equal hashes are about the same questions.
       split: the split that was scored.
-      answers: name of the file with every prompt, answer and score, from the folder of scores.json.
+      answers: path of the file with every prompt, answer and score, relative to the folder of scores.json.
 
     Raises:
       ValueError: a score outside [0, 100], or an unknown role.
@@ -118,12 +118,12 @@ def row(
     stderr: float | None,
     answers: str,
 ) -> Row:
-    """A row and what is worth keeping of its examples; see `Row`.
+    """The row of one scored task; see `Row`.
 
     Args:
-      checkpoint: with its "run" and "step".
+      checkpoint: has "run" and "step".
       entry, role, prompt, answering, outcome, stderr, answers: see `Row`.
-      examples: what was asked.
+      examples: the examples that were answered.
     """
     return Row(
         run=checkpoint["run"],
@@ -155,9 +155,9 @@ def contents(
 
     Args:
       rows: all rows; entries and means keep the order of their first row.
-      config: settings; JSON values only.
-      checkpoints: where the parameters came from and their fingerprints, for each checkpoint that was scored.
-      versions: of packages.
+      config: settings, JSON values only.
+      checkpoints: for each scored checkpoint, where the parameters came from and their fingerprints.
+      versions: versions of packages.
     """
     score_rows = [row.as_json() for row in rows]
     several = len({row["step"] for row in score_rows}) > 1
@@ -201,7 +201,7 @@ def _entry(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The plain mean over tasks (the paper's "Norm. Avg."), and the spread over seeds of the means of single seeds."""
+    """The plain mean over tasks (the paper's "Norm. Avg."), and the spread of the single seeds' means."""
     of_tasks, of_seeds = summarize(rows, ("task",)), summarize(rows, ("exemplar_seed",))
     same_seeds = all(mean["n"] == len(of_tasks) for mean in of_seeds)
     return {
@@ -213,7 +213,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _task_version(name: str, split: str) -> str:
-    """Data set and version, or file and its hash, of a task's split; the task's name where the source does not say."""
+    """Data set and version, or file and hash, of a task's split; the task's name if its source does not say."""
     identity = getattr(seqio.TaskRegistry.get(name).source, "identity", None)
     if identity is None:
         return f"seqio {name}/{split}"

@@ -15,17 +15,19 @@ from promot_t5x.evaluation import answering
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.runtime import arguments
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how it is answered.
+    """How much is evaluated, and how it is answered.
 
     Attributes:
-      task_feature_lengths: tokens of inputs and targets; longer inputs are cut, predictions are at most this long.
+      task_feature_lengths: most tokens of inputs and targets; longer inputs are cut.
       batch_size: rows decoded together; only sampling depends on it.
-      limit: only the first examples of a split; None for all.
-      answering: "generate", or "rank" for tasks whose examples have choices: the likeliest of these is the answer.
+      limit: number of examples, the first ones of a split; None for all.
+      answering: "generate", or "rank": for tasks whose examples have choices, the likeliest choice is the answer.
       length_normalized: rank choices by their log-likelihood per token.
     """
 
@@ -38,8 +40,8 @@ class EvaluationConfig:
     def __post_init__(self):
         if self.batch_size < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError(
-                f"EvaluationConfig has batch_size={self.batch_size}, limit={self.limit}: expected at least 1, and for "
-                "limit also None."
+                f"EvaluationConfig has batch_size={self.batch_size}, limit={self.limit}: expected at least 1 each, or "
+                "None for limit."
             )
         if self.answering not in answering.WAYS:
             raise ValueError(f"EvaluationConfig.answering is {self.answering!r}: expected generate or rank.")
@@ -50,11 +52,11 @@ class Evaluation:
     """The outcome of one task.
 
     Attributes:
-      metric: name of the task's first metric, the one `value` is.
-      value: the score, from 0 to 100 for all tasks of this package.
-      own_stderr: the standard error of `value` that the metric computed itself; None of one that does not.
-      metrics: everything the task's metrics computed.
-      notes: what they said in words, such as BLEU's signature.
+      metric: name of the task's first metric.
+      value: that metric's value, from 0 to 100 for all tasks of this package.
+      own_stderr: the standard error of `value`, if the metric itself computes one; else None.
+      metrics: all numbers that the task's metrics computed.
+      notes: texts that they returned, such as BLEU's signature.
       predictions: the postprocessed answers.
     """
 
@@ -70,7 +72,7 @@ def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation
     """Postprocesses answers and computes the task's metrics.
 
     Args:
-      examples: what was asked.
+      examples: the examples that were answered.
       answers: one per example.
 
     Raises:
@@ -102,13 +104,13 @@ def _number(value: Any) -> float:
 
 
 def example_scores(examples: EvaluationExamples, outcome: Evaluation) -> list[float | None]:
-    """The task's first metric of every example alone; None where one example does not define it."""
+    """The task's first metric on each example alone; None where it is not defined for a single example."""
     metric_fn = seqio.TaskRegistry.get(examples.task_name).predict_metric_fns[0]
 
     def alone(target: Any, prediction: Any) -> float | None:
         try:
             value = _number(metric_fn([target], [prediction])[outcome.metric])
-        except Exception:  # whatever a metric of somebody else's raises for want of more examples
+        except Exception:  # a user's metric may raise anything on too few examples
             return None
         return value if math.isfinite(value) else None
 
@@ -119,12 +121,12 @@ def standard_error(outcome: Evaluation, alone: Sequence[float | None]) -> float 
     """The standard error of a score over examples.
 
     Args:
-      outcome: what was scored.
+      outcome: the task's scores.
       alone: its `example_scores`.
 
     Returns:
-      The metric's own; otherwise sample standard deviation / sqrt(n) where the metric is the mean of its values on
-      single examples; None of any other metric, and of fewer than two examples.
+      The metric's own, if it has one; else sample standard deviation / sqrt(n), if the metric is the mean of its values
+      on single examples; None for any other metric or fewer than two examples.
     """
     if outcome.own_stderr is not None:
         return outcome.own_stderr
@@ -135,6 +137,7 @@ def standard_error(outcome: Evaluation, alone: Sequence[float | None]) -> float 
     return float(np.std(scores_N, ddof=1) / math.sqrt(len(scores_N)))
 
 
+@arguments.checked
 def evaluate(
     model: EncoderDecoderModel,
     params: Mapping[str, Any],
@@ -148,17 +151,17 @@ def evaluate(
     """Scores one task on one split.
 
     Args:
-      model: decodes as its `decoding` says.
+      model: its `decoding` says how to decode.
       params: the network's parameters.
       task_name: a seqio task with at least one metric.
       split: the split to score.
       config: lengths, batch size, limit.
       prompt_id: the soft prompt to attach, None to remove it (ProMoT, section 4: attached for the fine-tuned task,
-        removed for every other).
+        removed for all others).
       partitioner: places batches.
 
     Raises:
-      ValueError: unknown task or split, a task without metrics, or no prompt to attach.
+      ValueError: an unknown task or split, a task without metrics, or a prompt that the parameters lack.
     """
     started = time.monotonic()
     examples = evaluation_examples(task_name, config.task_feature_lengths, split, limit=config.limit)

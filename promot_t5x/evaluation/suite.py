@@ -1,7 +1,8 @@
-"""Checkpoints scored on seqio tasks, with the soft prompt removed, attached, or both; answers are kept on disk."""
+"""Scores checkpoints on seqio tasks, with the soft prompt removed, attached, or both, and keeps answers on disk."""
 
 import dataclasses
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.reports import scores
 from promot_t5x.reports.scores import ATTACHED, REMOVED, prompt_word
-from promot_t5x.runtime import files, settings
+from promot_t5x.runtime import arguments, files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -32,17 +33,18 @@ CHECKPOINT_MODES = ("best", "all")
 _DECIDE_ANSWERS = ("jax", "flax", "promot_t5x")
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """What is asked of a checkpoint.
+    """The tasks that a checkpoint is scored on.
 
     Attributes:
       entries: what `catalog.entries` returned.
-      split: the split of every task.
+      split: the split to score, the same for every task.
       config: lengths, batch size, limit, way of answering.
       prompts: "removed", "attached", or both.
       prompt_id: the prompt that "attached" attaches.
-      role: what the tasks are to the checkpoint's training: "target", "sister" or "other".
+      role: the tasks' relation to the checkpoint's training: "target", "sister" or "other".
     """
 
     entries: Sequence[catalog.Entry]
@@ -60,11 +62,11 @@ class Suite:
 
     @property
     def prompt_ids(self) -> tuple[int | None, ...]:
-        """What `prompts` stands for, each once: None where no prompt is attached."""
+        """`prompts` as ids without repetition: None for no prompt."""
         return tuple(None if word == REMOVED else self.prompt_id for word in dict.fromkeys(self.prompts))
 
     def read(self, entry: catalog.Entry, limit: int | None) -> EvaluationExamples:
-        """The first examples of an entry, or all."""
+        """Reads the first `limit` examples of an entry, or all."""
         return evaluation_examples.evaluation_examples(
             entry.name, self.config.task_feature_lengths, self.split, limit=limit
         )
@@ -72,7 +74,7 @@ class Suite:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model with its parameters, and what tells them apart from others.
+    """A model with its parameters, and what identifies them.
 
     Attributes:
       model: the network and how it decodes.
@@ -87,43 +89,49 @@ class Checkpoint:
     partitioner: Partitioner
 
 
+@arguments.checked
 def evaluate_suite(
     model: EncoderDecoderModel,
-    checkpoint_path: str,
+    checkpoint_path: str | os.PathLike[str],
     suite: Suite,
-    output_dir: str,
+    output_dir: str | os.PathLike[str],
     partitioner: Partitioner = Partitioner(),
     checkpoint_mode: str = "best",
 ) -> dict[str, Any]:
-    """Scores checkpoints and writes scores.json, and per row a JSONL of every prompt, prediction, target and score.
+    """Scores checkpoints; writes scores.json and, per row, a JSONL of every prompt, prediction, target and score.
 
-    Answers are kept as they are made: a second call with the same folder asks only for those that are missing, or were
-    made by another checkpoint or decoded otherwise.
+    Answers are stored as they are made: a second call with the same folder answers only what is missing, or was
+    answered by another checkpoint or with other decoding settings.
 
     Args:
       model: the network and how it decodes.
       checkpoint_path: a checkpoint or run folder of ours or of T5X.
-      suite: the tasks, and how they are asked.
-      output_dir: where the files go.
+      suite: the tasks, and how they are answered.
+      output_dir: the folder for the files.
       partitioner: the mesh.
-      checkpoint_mode: "best" scores one checkpoint, of a run's folder the best. "all" scores every checkpoint that a
-        run's folder keeps, one after the other, and writes the answers of each into a folder `checkpoint_<step>` of its
-        own; the data are read once, and the program is compiled once.
+      checkpoint_mode: "best" scores one checkpoint, the best one of a run's folder. "all" scores every checkpoint in a
+        run's folder, one after the other, and writes the answers of each into a subfolder `checkpoint_<step>`; the data
+        are read once, and the program is compiled once.
 
     Returns:
       The results, as in scores.json.
 
     Raises:
       FileNotFoundError: no checkpoint, or no data.
-      ValueError: an unknown or empty split, a vocabulary or checkpoint of another network, no prompt to attach, or
-        all checkpoints of what is no run's folder.
+      ValueError: an unknown or empty split, another network's vocabulary or checkpoint, a prompt that the checkpoint
+        lacks, or mode "all" for a path that is not a run's folder.
     """
-    folder = epath.Path(output_dir)
+    folder, checkpoint_path = epath.Path(output_dir), os.fspath(checkpoint_path)
     if checkpoint_mode not in CHECKPOINT_MODES:
         raise ValueError(
-            f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' (of a run's folder) or 'all' (that it keeps)."
+            f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' or 'all' (checkpoints of a run's folder)."
         )
     paths = [checkpoint_path] if checkpoint_mode == "best" else _kept_checkpoints(checkpoint_path)
+    if checkpoint_mode == "all" and files.absolute(output_dir) == files.absolute(checkpoint_path):
+        raise ValueError(
+            f"EVAL_OUTPUT_DIR is {output_dir}, the run's own folder, whose checkpoints would get files of answers "
+            "among their own; give another folder."
+        )
     _check(suite, model)
     rows: list[Row] = []
     origins: list[Mapping[str, Any]] = []
@@ -145,7 +153,7 @@ def evaluate_suite(
             else:
                 examples[entry.name] = task_examples
         origins.append(checkpoint.origin)
-        del checkpoint  # its parameters leave the devices before those of the next one come
+        del checkpoint  # frees its parameters on the devices before the next ones are loaded
     summary = results.contents(rows, config=_config(model, suite), checkpoints=origins, versions=versions())
     files.write_json(folder / "scores.json", summary)
     print(f"\n{scores.text_table(summary)}\n\nResults: {folder / 'scores.json'}")
@@ -156,8 +164,8 @@ def _kept_checkpoints(path: str) -> list[str]:
     """The checkpoints in a run's folder, in the order of their steps.
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: it is no run's folder, or an empty one.
+      FileNotFoundError: the path does not exist.
+      ValueError: it is not a run's folder, or holds no checkpoint.
     """
     folder = files.absolute(path)
     if steps := saving.all_steps(folder):
@@ -177,7 +185,7 @@ def _kept_checkpoints(path: str) -> list[str]:
 
 
 def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: str) -> Checkpoint:
-    """Reads a checkpoint to be scored.
+    """Loads a checkpoint for scoring.
 
     Args:
       path, model, partitioner: see `loading.load`.
@@ -197,14 +205,14 @@ def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: s
 
 
 def _step(folder: epath.Path) -> int | None:
-    """The training step of a checkpoint, or of a run's best one, of ours; other formats do not say it here."""
+    """The training step of a checkpoint of ours, or of a run's best one; None for other formats."""
     if saving.is_checkpoint(folder):
         return saving.read_metadata(folder)["step"]
     return saving.best_step(folder) if saving.all_steps(folder) else None
 
 
 def _check(suite: Suite, model: EncoderDecoderModel) -> None:
-    """Finds mistakes before the checkpoint is read."""
+    """Finds mistakes in the suite before the checkpoint is read."""
     for entry in suite.entries:
         vocabulary = _vocabulary(entry)
         vocabularies.open_vocabulary(vocabulary)
@@ -217,7 +225,7 @@ def _vocabulary(entry: catalog.Entry) -> seqio.Vocabulary:
 
 
 def _config(model: EncoderDecoderModel, suite: Suite) -> dict[str, Any]:
-    """The settings that go into the results; where these are written plays no part in them."""
+    """The settings that are recorded in the results, without the output folder."""
     made_of = [features.made_of(entry.name, "eval.Suite.entries") for entry in suite.entries]
     return {
         "decoding": dataclasses.asdict(model.decoding),
@@ -239,7 +247,7 @@ def score_task(
     place: str,
     subfolder: str = "",
 ) -> Row:
-    """Answers one task, or the part of it that is not answered yet, scores it, and keeps every answer.
+    """Answers the examples of one task that have no answer yet, scores the task, and stores every answer.
 
     Args:
       checkpoint: what `load` returned.
@@ -247,9 +255,9 @@ def score_task(
       entry: the task, one of the suite's.
       prompt_id: the prompt to attach, None to remove it.
       examples: the task's, as `Suite.read` returned them.
-      folder: of scores.json.
-      place: what the progress bar begins with.
-      subfolder: where in `folder` the answers go.
+      folder: the folder of scores.json.
+      place: the beginning of the progress bar's text.
+      subfolder: subfolder of `folder` for the answers.
     """
     way = answering.ways(examples, suite.config.answering)
     sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
@@ -257,7 +265,7 @@ def score_task(
     name = str(pathlib.PurePosixPath(subfolder, f"{entry.name}.{suite.split}.{prompt_word(prompt_id)}"))
     kept = answer_store.Answers(folder, name, keys)
     missing = [number for number in range(len(keys)) if number not in kept.by_number]
-    if sampled and missing:  # which numbers a batch draws depends on its rows
+    if sampled and missing:  # a batch's random numbers depend on its rows
         missing = list(range(len(keys)))
     answer = functools.partial(
         answering.answers,
@@ -297,7 +305,7 @@ def _made_by(
     way: str,
     prompt_id: int | None,
 ) -> dict[str, Any]:
-    """Everything but the prompt itself that decides an answer."""
+    """Everything that determines an answer, except the example itself."""
     attached = None if prompt_id is None else [prompt_id, checkpoint.origin["prompt_fingerprint"]]
     made_by = {
         "checkpoint": checkpoint.origin["base_fingerprint"],
@@ -311,7 +319,7 @@ def _made_by(
         return {**made_by, "length_normalized": config.length_normalized}
     decoding = dataclasses.asdict(checkpoint.model.decoding)
     made_by |= {"decoding": decoding, "length": config.task_feature_lengths["targets"]}
-    # What is drawn for an example depends on its batch.
+    # A sampled answer depends on its batch.
     batches = {"batch_size": config.batch_size, "limit": config.limit} if decoding["method"] == "sample" else {}
     return {**made_by, **batches}
 
@@ -319,7 +327,7 @@ def _made_by(
 def _answer_rows(
     examples: EvaluationExamples, outcome: scoring.Evaluation, scores_alone: Sequence[float | None]
 ) -> list[dict[str, Any]]:
-    """What the file of answers says of each example in addition to the answer."""
+    """For each example, what the answers file has next to the answer."""
     columns = zip(examples.examples, outcome.predictions, examples.targets, scores_alone, strict=True)
     return [
         {"prompt": answer_store.input_text(example), "prediction": prediction, "target": target, "score": score}
@@ -328,7 +336,7 @@ def _answer_rows(
 
 
 def show(suite: Suite, count: int) -> None:
-    """Prints the first prompts of every entry, with their targets; no model is made or loaded."""
+    """Prints the first prompts of every entry with their targets, without making or loading a model."""
     for entry in suite.entries:
         examples = suite.read(entry, min(count, suite.config.limit or count))
         print(f"=== {entry.name}, {suite.split}: {len(examples.examples)} prompts")

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from promot_t5x.runtime import arguments
+
 ACTIVATIONS = ("gelu", "relu", "silu", "linear")
 
 TOKEN_IDS = {"decoder_start": 0, "end": 1, "padding": 0}
@@ -20,6 +22,7 @@ def _of_a_run(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"decides": "run"})
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Sizes and variants of one network; the defaults are mT5-small's.

@@ -16,12 +16,14 @@ from promot_t5x.models import chunked_logits, decoding, losses
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.network import Transformer, scaled_for_embedding
 from promot_t5x.partitioning.partitioner import pieces
+from promot_t5x.runtime import arguments
 
 Params = Mapping[str, Any]
 
 Batch = Mapping[str, jax.Array]
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
     """How predictions are made.
@@ -49,6 +51,7 @@ class DecodingConfig:
             raise ValueError(f"DecodingConfig.method is {self.method!r}: expected greedy, beam or sample.")
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoderModel:
     """An encoder-decoder with its objective and its way of decoding.

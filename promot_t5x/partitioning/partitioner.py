@@ -14,6 +14,7 @@ from flax.linen import spmd
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from promot_t5x.partitioning import meshes
+from promot_t5x.runtime import arguments
 
 Axes = str | tuple[str, ...] | None
 
@@ -42,6 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Axes]] = {
 }
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
     """The mesh of a run and the sharding of everything on it.
@@ -94,6 +96,8 @@ class Partitioner:
                     f"{', '.join(sorted(PRESETS['mixed']))} and mesh axes among {', '.join(meshes.AXES)}."
                 )
         object.__setattr__(self, "rules", rules)
+        if self.devices is not None:
+            object.__setattr__(self, "devices", tuple(self.devices))
 
     def all_rules(self) -> Rules:
         """The preset's rules, overridden by `rules`."""

@@ -1,1 +1,1 @@
-"""What a program needs and does on a TPU slice that is not there."""
+"""What a program needs and does on a TPU slice, without having the slice."""

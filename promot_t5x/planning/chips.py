@@ -1,8 +1,8 @@
-"""TPU generations and slices: what a chip has, what a slice is called, and its devices for a compiler without any.
+"""TPU generations and slices: a chip's figures, a slice's names, and its devices for compiling without a TPU.
 
 Peak rates and link bandwidths are Google Cloud's published figures (cloud.google.com/tpu/docs, "System architecture"
-pages; the ones of links are the interconnect bandwidth of a chip over its links, one way). The memory is what the
-compiler accepts, less than is sold: it keeps a part for itself.
+pages; a link's is the chip's interconnect bandwidth divided by its links, one way). The memory is what the compiler
+gives to programs, which is less than the chip has: it reserves a part for itself.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ class Chip:
     """One TPU generation.
 
     Attributes:
-      name: as in topology names, "v5e".
-      devices: JAX devices of a chip; a chip whose cores work as one ("megacore") is one device.
-      hbm_gib: memory of a device that the compiler gives to programs.
-      flops: peak bfloat16 operations of a device per second.
-      links: links of a chip, two for each dimension of the torus.
-      link_bandwidth: bytes per second of one link, one way.
-      dcn_bandwidth: bytes per second of a chip's share of the data-center network.
-      cloud_prefix: of its names in Google Cloud.
-      cloud_counts_cores: its names there count TensorCores, two a chip, instead of chips.
-      config: the compiler's name of the chip's configuration, where the default is another one.
+      name: as in topology names, such as "v5e".
+      devices: JAX devices per chip; a chip whose cores work as one ("megacore") is one device.
+      hbm_gib: memory per device that the compiler gives to programs.
+      flops: peak bfloat16 operations per second and device.
+      links: links per chip, two for each dimension of the torus.
+      link_bandwidth: bytes per second over one link, one way.
+      dcn_bandwidth: bytes per second over a chip's share of the data-center network.
+      cloud_prefix: the beginning of its slices' names in Google Cloud.
+      cloud_counts_cores: whether these names count TensorCores, two per chip, instead of chips.
+      config: the compiler's name for the chip's configuration; None for the default.
     """
 
     name: str
@@ -62,12 +62,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice, or several of one kind.
+    """A slice, or several equal ones.
 
     Attributes:
       chip: its generation.
       shape: chips along each dimension of the torus.
-      slices: how many, joined by the data-center network.
+      slices: number of slices, connected by the data-center network.
     """
 
     chip: Chip
@@ -76,17 +76,17 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Of one slice."""
+        """Number of chips in one slice."""
         return math.prod(self.shape)
 
     @property
     def name(self) -> str:
-        """As the compiler writes it: "v4:4x4x4"."""
+        """The compiler's name: "v4:4x4x4"."""
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def cloud_name(self) -> str:
-        """As Google Cloud sells it: "v4-128", which counts cores; "v5litepod-32", which counts chips."""
+        """Google Cloud's name: "v4-128", which counts cores; "v5litepod-32", which counts chips."""
         return f"{self.chip.cloud_prefix}-{self.chips * (2 if self.chip.cloud_counts_cores else 1)}"
 
     def __str__(self) -> str:
@@ -94,13 +94,16 @@ class Topology:
         return f"{times}{self.name} ({self.cloud_name} in Google Cloud, {self.chips} chips)"
 
     def devices(self) -> tuple[Any, ...]:
-        """Devices that programs can be compiled for, of all slices.
+        """The devices of all slices, for compiling programs.
 
         Raises:
-          ValueError: no TPU compiler is installed, or it knows no such slice.
+          ValueError: no TPU compiler is installed, or it does not know the slice.
         """
         if importlib.util.find_spec("libtpu") is None:
-            raise ValueError("promot-t5x plan needs the TPU compiler, no TPU: pip install 'promot-t5x[tpu]', on Linux.")
+            raise ValueError(
+                "A plan needs the TPU compiler (but no TPU), which is not installed: pip install 'promot-t5x[tpu]', on "
+                "Linux."
+            )
         arguments: dict[str, Any] = {} if self.chip.config is None else {"chip_config_name": self.chip.config}
         if self.slices > 1:
             arguments["num_slices"] = self.slices
@@ -113,10 +116,10 @@ class Topology:
 
 
 def topology(name: str, slices: int = 1) -> Topology:
-    """The slice of a name such as "v4:4x4x4", "v5e:4x8" or "v6e:8x8".
+    """The slice with a name such as "v4:4x4x4", "v5e:4x8" or "v6e:8x8".
 
     Raises:
-      ValueError: not such a name.
+      ValueError: it is not such a name.
 
     >>> str(topology("v4:4x4x4"))
     'v4:4x4x4 (v4-128 in Google Cloud, 64 chips)'
@@ -142,7 +145,7 @@ def _description(name: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
 
 @contextlib.contextmanager
 def _compiler_alone() -> Iterator[None]:
-    """Keeps the TPU library from looking for TPUs, and from its claim that only one process may use it."""
+    """Keeps the TPU library from looking for TPUs, and from insisting that only one process may load it."""
     wanted = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

@@ -1,8 +1,8 @@
-"""Floating-point operations of a traced program, from its jaxpr: what the mathematics asks for, on any devices.
+"""Floating-point operations of a traced program, from its jaxpr: what the mathematics requires, on all devices.
 
 The product of [.., m, k] and [.., k, n] costs 2 k operations per element of its result: k multiplications and k
-additions. Loops multiply the count of their body; of a conditional's branches the most expensive one counts. Only
-matrix products are counted, since everything else costs a fraction that vanishes as the network grows.
+additions. Loops multiply the count of their body; a conditional counts its most expensive branch. Only matrix products
+are counted, since the share of everything else vanishes as the network grows.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ class Product:
     """One matrix product of a program.
 
     Attributes:
-      flops: multiplications and additions, of all times that it runs.
-      shape: of its result.
+      flops: multiplications and additions, over all times that it runs.
+      shape: the shape of its result.
     """
 
     flops: float
@@ -28,12 +28,12 @@ class Product:
 
 
 def products(jaxpr: Jaxpr, times: int = 1, unknown_trips: int = 1) -> Iterator[Product]:
-    """Every dot_general of a program, loops multiplied in.
+    """Yields every dot_general of a program, multiplied by the iterations of the loops around it.
 
     Args:
       jaxpr: the program.
-      times: how often it runs.
-      unknown_trips: rounds of while loops, whose number is not in the program.
+      times: how often the program runs.
+      unknown_trips: iterations of while loops, which a jaxpr does not state.
 
     >>> import jax.numpy as jnp
     >>> traced = jax.make_jaxpr(lambda a, b: a @ b)(jnp.ones((2, 3)), jnp.ones((3, 4)))
@@ -56,23 +56,23 @@ def products(jaxpr: Jaxpr, times: int = 1, unknown_trips: int = 1) -> Iterator[P
 
 
 def total(terms: Any) -> float:
-    """The sum of the operations of products."""
+    """The operations of several products together."""
     return sum(product.flops for product in terms)
 
 
 def weight_gradient_flops(jaxpr: Jaxpr, larger: Jaxpr) -> float:
-    """Operations of the products that add up over the rows of a batch, which only gradients of weights do.
+    """Operations of the products that sum over the rows of a batch, which only gradients of weights do.
 
     Args:
       jaxpr: the program.
-      larger: the same program traced for a batch of another size.
+      larger: the same program, traced for a larger batch.
 
     Raises:
       ValueError: the programs have different products.
     """
     pairs = list(zip(products(jaxpr), products(larger), strict=True))
-    # A weight's gradient is a sum over rows, dW = sum_b x_b^T dy_b: doubling the batch doubles the work and leaves the
-    # shape of the result, where any other product has the batch in its result.
+    # A weight's gradient is a sum over rows, dW = sum_b x_b^T dy_b: a larger batch means more work for a result of the
+    # same shape. All other products have the batch in their result.
     return sum(a.flops for a, b in pairs if a.shape == b.shape and a.flops != b.flops)
 
 

@@ -1,20 +1,20 @@
 """A compiled XLA program, read from its text: computations, instructions, and how often each computation runs.
 
-A program is a graph of computations that call each other, the entry first. An instruction runs as often as its
-computation is called, times the rounds of every loop around it, so that
+A program is a graph of computations that call each other, starting from the entry. An instruction runs as often as its
+computation is called, times the iterations of every loop around it, so that
 
-    cost of the program = sum over instructions of (cost of one run) * (product of the rounds of the loops around it).
+    cost of the program = sum over instructions of (cost of one run) * (product of the iterations of loops around it).
 
-The rounds of a loop are those that XLA states, or are read off its counter: from `start`, by `step`, as long as
-counter < limit, it runs ceil((limit - start) / step) times; with <= it runs floor((limit - start) / step) + 1 times.
+XLA states the iterations of a loop, or they follow from its counter: from `start` by `step`, while counter < limit, it
+runs ceil((limit - start) / step) times; with <= it runs floor((limit - start) / step) + 1 times.
 
-Why text and not the serialized HloModuleProto, which TensorFlow's `hlo_pb2` reads: for the CPU the two agree, but the
-schema in TensorFlow 2.21 is older than libtpu 0.0.42 and skips, without a word, the field that holds the order of the
-devices of replica groups along mesh axes (MeshProto's field 3). Of the 42 such groups in mT5-XXL's model tuning on
-v4:4x4x4 two have it; read without it, an all-reduce over `model` becomes one over `data`. In a two-layer network with
-preset `tensor` on v4:2x2x4 it is 49 of 85, and 46 of 106 all-gathers change their axis. Everything else is in the proto
-and gives the same numbers. For that XXL program, parsing and counting take 0.7 s of CPU from text (7.9 MB) and 0.5 s
-from the proto (7.5 MB); they add 36 and 69 MB to the 700 MB of a process that has loaded TensorFlow.
+Why text and not the serialized HloModuleProto, which TensorFlow's `hlo_pb2` reads: for CPU programs the two agree, but
+the schema in TensorFlow 2.21 is older than libtpu 0.0.42 and silently skips the field with the device order of replica
+groups along mesh axes (field 3 of MeshProto). Of the 42 such groups in mT5-XXL's model tuning on v4:4x4x4, two have it;
+without it, an all-reduce over `model` is taken for one over `data`. In a two-layer network with preset `tensor` on
+v4:2x2x4, 49 of 85 have it, and 46 of 106 all-gathers change their axis. Everything else is in the proto and gives the
+same numbers. For that XXL program, parsing and counting take 0.7 s of CPU from text (7.9 MB) and 0.5 s from the proto
+(7.5 MB); they add 36 and 69 MB to the 700 MB of a process that has loaded TensorFlow.
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ class Instruction:
     Attributes:
       name: unique in its computation.
       opcode: "fusion", "convolution", "while", …
-      shapes: (dtype, dimensions) of the result, one for each array of a tuple.
+      shapes: (dtype, dimensions) of the result, one per array of a tuple.
       operands: names of instructions of the same computation.
-      arguments: the text in the parentheses, a constant's value for example.
+      arguments: the text in the parentheses, such as a constant's value.
       attributes: the rest of the line.
-      is_root: its value is the computation's.
+      is_root: whether its value is the computation's result.
     """
 
     name: str
@@ -55,31 +55,31 @@ class Instruction:
 
     @property
     def dimensions(self) -> tuple[int, ...]:
-        """Of the (first) array."""
+        """Dimensions of the result, or of the first array of a tuple."""
         return self.shapes[0][1]
 
     @property
     def bytes(self) -> int:
-        """Of the result, all arrays of a tuple together."""
+        """Size of the result, all arrays of a tuple together."""
         return sum(_BYTES.get(dtype, 0) * math.prod(sizes) for dtype, sizes in self.shapes)
 
     def attribute(self, name: str) -> str | None:
-        """The text after `name=`, up to the next comma outside of brackets."""
+        """The text after `name=`, up to the next comma outside brackets; None without such an attribute."""
         match = re.search(rf"(?:^|[ ,]){name}=", self.attributes)
         return None if match is None else _until_comma(self.attributes[match.end() :])
 
     def computation(self, name: str) -> str:
-        """The computation that an attribute names: a loop's "body" or "condition"."""
+        """The computation named by an attribute: a loop's "body" or "condition"."""
         return (self.attribute(name) or "").strip().lstrip("%")
 
     def called(self) -> list[str]:
-        """Names of the computations this one runs."""
+        """Names of the computations that this instruction runs."""
         return [name for listed in _CALLS.findall(self.attributes) for name in re.findall(r"%([^\s,}]+)", listed)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scope:
-    """A computation and, for that of a fusion or call, where it is called from: (the caller's scope, the operands)."""
+    """A computation and, if a fusion or call runs it, its caller: (the caller's scope, the operands)."""
 
     computation: str
     caller: "tuple[_Scope, tuple[str, ...]] | None" = None
@@ -87,18 +87,24 @@ class _Scope:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A module: its computations by name, each a dictionary of instructions, and the one that is run."""
+    """A compiled module.
+
+    Attributes:
+      computations: instructions by name, by the name of their computation.
+      entry: the computation that is run.
+      unknown_trips: iterations of loops whose number cannot be determined; None makes such a loop an error.
+    """
 
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
     unknown_trips: int | None = None
 
     def root(self, computation: str) -> Instruction:
-        """The instruction whose value a computation returns."""
+        """The instruction whose value is a computation's result."""
         return next(i for i in self.computations[computation].values() if i.is_root)
 
     def users(self, computation: str, name: str) -> list[Instruction]:
-        """The instructions that have one as an operand."""
+        """The instructions that have a given one as an operand."""
         return self._users.get((computation, name), [])
 
     @functools.cached_property
@@ -112,7 +118,7 @@ class Program:
 
     @functools.cached_property
     def callers(self) -> dict[str, tuple[str, Instruction]]:
-        """For the computation of a fusion, call or loop body: the (computation, instruction) that runs it."""
+        """The (computation, instruction) that runs the computation of a fusion, call or loop body."""
         callers = {}
         for computation, instructions in self.computations.items():
             for instruction in instructions.values():
@@ -123,10 +129,10 @@ class Program:
         return callers
 
     def walk(self) -> Iterator[tuple[str, Instruction, int]]:
-        """(computation, instruction, how often it runs) of everything that runs, loops multiplied in.
+        """Yields (computation, instruction, how often it runs) for everything that runs.
 
         Raises:
-          ValueError: the rounds of a loop cannot be read off, and `unknown_trips` is not given.
+          ValueError: the iterations of a loop cannot be determined, and `unknown_trips` is not given.
         """
         yield from self._walk(self.entry, 1)
 
@@ -146,7 +152,7 @@ class Program:
         return {}
 
     def trips(self, computation: str, loop: Instruction) -> int:
-        """How often a while loop runs: its condition compares a counter with a constant."""
+        """The iterations of a while loop, whose condition compares a counter with a constant."""
         key = (computation, loop.name)
         if key not in self._trips:
             self._trips[key] = self._count_trips(computation, loop)
@@ -161,7 +167,9 @@ class Program:
         except (LookupError, TypeError, ValueError) as error:
             if self.unknown_trips is not None:
                 return self.unknown_trips
-            raise ValueError(f"The rounds of the loop {loop.name} in {computation} cannot be read off.") from error
+            raise ValueError(
+                f"The number of iterations of the loop {loop.name} in {computation} cannot be determined."
+            ) from error
 
     def _rounds(self, scope: _Scope, loop: Instruction) -> int:
         condition, body = (_Scope(loop.computation(name)) for name in ("condition", "body"))
@@ -183,11 +191,11 @@ class Program:
         return max(0, math.floor(rounds) + 1 if direction in ("LE", "GE") else math.ceil(rounds))
 
     def _source(self, scope: _Scope, name: str) -> tuple[_Scope, Instruction]:
-        """The instruction that computes a value, found through copies, tuples, fusions and calls.
+        """The instruction that computes a value, traced through copies, tuples, fusions and calls.
 
-        Invariant: each step moves to an instruction of the same value, and the scope holds the calls around it, so
-        that a parameter of a fusion leads back to the caller's operand. A parameter of the entry or of a loop has no
-        source here: it ends the search.
+        Invariant: each step moves to an instruction with the same value, and the scope holds the calls around it, so
+        that a parameter of a fusion leads back to the caller's operand. A parameter of the entry or of a loop ends the
+        search.
         """
         instruction = self.computations[scope.computation][name]
         if instruction.opcode in _SAME_VALUE:
@@ -205,20 +213,20 @@ class Program:
         return scope, instruction
 
     def _slot(self, scope: _Scope, value: Instruction) -> int | None:
-        """The position of a value in its loop's tuple, None where it is not an element of that tuple."""
+        """The position of a value in its loop's tuple; None if it is not an element of that tuple."""
         if value.opcode != "get-tuple-element" or self._source(scope, value.operands[0])[1].opcode != "parameter":
             return None
         return int(value.attribute("index") or 0)
 
     def _element(self, scope: _Scope, name: str, slot: int) -> tuple[_Scope, str]:
-        """Where one element of a tuple comes from."""
+        """The scope and name of one element of a tuple."""
         where, instruction = self._source(scope, name)
-        if instruction.opcode != "tuple":  # a loop that starts with what another one ended with, for example
-            raise ValueError(f"{instruction.name} is no tuple")
+        if instruction.opcode != "tuple":  # for example, a loop that starts with another one's result
+            raise ValueError(f"{instruction.name} is not a tuple")
         return where, instruction.operands[slot]
 
     def _step(self, body: _Scope, slot: int) -> int:
-        """What a loop adds to its counter each round."""
+        """What a loop adds to its counter in each iteration."""
         where, instruction = self._source(*self._element(body, self.root(body.computation).name, slot))
         sides = [self._source(where, name) for name in instruction.operands]
         slots = [self._slot(*side) for side in sides]
@@ -231,16 +239,16 @@ class Program:
 
 def _constant(value: Instruction) -> int:
     if value.opcode != "constant":
-        raise ValueError(f"{value.name} is no constant")
+        raise ValueError(f"{value.name} is not a constant")
     return int(value.arguments)
 
 
 def parse(text: str, unknown_trips: int | None = None) -> Program:
-    """Reads `compiled.as_text()`.
+    """Parses `compiled.as_text()`.
 
     Args:
       text: HLO.
-      unknown_trips: rounds of loops whose number is not in the program, such as a decode that may end early.
+      unknown_trips: iterations of loops whose number is not in the program, such as a decode that may end early.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", {}

@@ -1,11 +1,11 @@
-"""What a compiled program does, from its HLO: floating-point operations of matrix products, bytes between devices.
+"""Costs of a compiled program, from its HLO: operations of matrix products, bytes exchanged between devices.
 
-A device's share of the work, of N devices in a group that exchange an array of n bytes per device:
+Bytes that one device receives when N devices of a group exchange an array of n bytes per device:
 
-    all-gather          (N - 1) n            each receives the others' parts
-    reduce-scatter      (N - 1) / N * n      each receives, from the others, their addends of its own part
+    all-gather          (N - 1) n            it receives the others' parts
+    reduce-scatter      (N - 1) / N * n      it receives the others' addends for its part
     all-reduce          2 (N - 1) / N * n    a reduce-scatter, then an all-gather of the sums
-    all-to-all          (N - 1) / N * n      each keeps 1 / N of what it has
+    all-to-all          (N - 1) / N * n      it keeps 1 / N of its array
     collective-permute  n
 """
 
@@ -29,11 +29,11 @@ class Collective:
     """One kind of traffic of a program.
 
     Attributes:
-      kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute"; "ring all-gather" and
-        "ring reduce-scatter" for permutations that XLA made of these, one piece at a time next to the products.
+      kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute"; or "ring all-gather" and
+        "ring reduce-scatter", which XLA has split into permutations that run in parallel with the products.
       axes: names of the mesh axes that it crosses, joined by +.
-      count: how often it happens in a step.
-      bytes: what one device receives in a step.
+      count: how often it happens per step.
+      bytes: what one device receives per step.
     """
 
     kind: str
@@ -43,12 +43,12 @@ class Collective:
 
     @property
     def reduces(self) -> bool:
-        """Whether values of several devices are added up."""
+        """Whether it sums values of several devices."""
         return self.kind in ("all-reduce", "reduce-scatter", "ring reduce-scatter")
 
 
 def flops(program: Program) -> float:
-    """Multiplications and additions of all matrix products of one device, loops multiplied in."""
+    """Multiplications and additions of all matrix products that one device computes, over all iterations of loops."""
     return sum(
         times * _product_flops(program, computation, instruction)
         for computation, instruction, times in program.walk()
@@ -57,7 +57,7 @@ def flops(program: Program) -> float:
 
 
 def _product_flops(program: Program, computation: str, product: Instruction) -> float:
-    """2 * (elements of the result) * (elements summed over), the window's part of which is counted by `_taps`."""
+    """2 * (elements of the result) * (elements summed over); `_taps` counts the pairs within windows."""
     left, right = (program.computations[computation][name].dimensions for name in product.operands[:2])
     if product.opcode == "dot":
         contracted = [int(n) for n in re.findall(r"\d+", product.attribute("lhs_contracting_dims") or "")]
@@ -74,11 +74,11 @@ def _product_flops(program: Program, computation: str, product: Instruction) -> 
 
 @functools.cache
 def _taps(window: str, position: int, input_size: int, output_size: int) -> int:
-    """Pairs (output position, window position) of one window dimension that meet an element of the input.
+    """Counts the pairs (output position, window position) in one window dimension that hit an element of the input.
 
-    XLA writes a batched product as a convolution whose window meets one element only, so padding must not be counted.
-    Tap t of output position p meets p * stride + t * right_dilation - low; the input's elements are left_dilation
-    apart, from 0, with nothing between them.
+    XLA writes a batched product as a convolution whose window hits only one element, so padding must not be counted.
+    Tap t of output position p hits p * stride + t * right_dilation - low; the input's elements are at the multiples of
+    left_dilation, and there are only zeros between them.
     """
 
     def field(name: str, default: str) -> str:
@@ -95,11 +95,11 @@ def _taps(window: str, position: int, input_size: int, output_size: int) -> int:
 
 
 def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
-    """The traffic of one device in one step, by kind and mesh axes, the most bytes first.
+    """The traffic of one device per step, by kind and mesh axes, most bytes first.
 
     Args:
-      program: compiled for the devices of the mesh in their order.
-      mesh: axis names and sizes, in order; `replica` counts slices.
+      program: compiled for the devices of the mesh, in their order.
+      mesh: axis names and sizes, in order; `replica` is the number of slices.
     """
     totals: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0])
     for computation, instruction, times in program.walk():
@@ -120,9 +120,9 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
 
 
 def _between_slices(instruction: Instruction) -> str | None:
-    """What the slices do together with a value that a device hands to its host, None for other instructions.
+    """The kind of collective between slices that an instruction starts; None for other instructions.
 
-    The compiler sees one slice: what goes on to others it writes as a transfer to the host, whose runtime exchanges.
+    A program is compiled for one slice: exchanges with other slices are transfers to the host, whose runtime does them.
     """
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     if instruction.opcode != "send" or transfer is None:
@@ -132,7 +132,7 @@ def _between_slices(instruction: Instruction) -> str | None:
 
 
 def _received(program: Program, computation: str, instruction: Instruction, kind: str, group: int) -> float:
-    """Bytes that one device receives when the work is shared as evenly as a ring does it."""
+    """Bytes that one device receives if the work is divided evenly, as in a ring."""
     operands = [program.computations[computation][name].bytes for name in instruction.operands]
     own, others = sum(operands), (group - 1) / group
     if kind == "collective-permute":
@@ -143,7 +143,7 @@ def _received(program: Program, computation: str, instruction: Instruction, kind
 
 
 def _axes_and_group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[str, int]:
-    """The mesh axes along which an instruction's devices differ, and how many exchange with each other."""
+    """The mesh axes along which the devices of a group differ, and the size of a group."""
     if pairs := instruction.attribute("source_target_pairs"):
         numbers = [int(n) for n in re.findall(r"\d+", pairs)]
         groups = [group for group in zip(numbers[::2], numbers[1::2], strict=True)]
@@ -158,14 +158,14 @@ def _axes_and_group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[
 
 
 def replica_groups(text: str, devices: int) -> Sequence[Sequence[int]]:
-    """The groups of devices that exchange, from any of XLA's ways to write them.
+    """The groups of devices that exchange data, in any of XLA's notations.
 
     Args:
-      text: begins with what follows `replica_groups=`.
-      devices: all there are; they are one group where none is written.
+      text: the text after `replica_groups=`; more may follow.
+      devices: number of devices; they form one group if none is written.
 
     Raises:
-      ValueError: another way to write them.
+      ValueError: an unknown notation.
 
     >>> replica_groups("{{0,1},{2,3}}, to_apply=%add", 4), replica_groups("[2,2]<=[2,2]T(1,0)", 4)
     ([[0, 1], [2, 3]], [[0, 2], [1, 3]])
@@ -185,23 +185,23 @@ def replica_groups(text: str, devices: int) -> Sequence[Sequence[int]]:
     if not text or text.startswith("{}"):
         return [list(range(devices))]
     raise ValueError(
-        f"The compiled program has replica_groups={text.split(', ')[0]}, which cannot be read: take the versions of "
-        "jax and libtpu that constraints.txt names."
+        f"The compiled program has replica_groups={text.split(', ')[0]}, which cannot be parsed: install the versions "
+        "of jax and libtpu that constraints.txt names."
     )
 
 
 def _iota(text: str) -> np.ndarray:
-    """ "[16,4]T(1,0)": 0, 1, 2, … in the first shape, transposed, flat."""
+    """ "[16,4]T(1,0)": the numbers 0, 1, 2, … in this shape, transposed and flattened."""
     shape, _, order = text.partition("T")
     ids = np.arange(math.prod(numbers := [int(n) for n in re.findall(r"\d+", shape)])).reshape(numbers)
     return (ids.transpose([int(n) for n in re.findall(r"\d+", order)]) if order else ids).reshape(-1)
 
 
 def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]], ids: np.ndarray) -> list[list[int]]:
-    """Groups along some axes of a mesh; ("a", "2", "4") is the part of size 4 that follows a part of size 2 of "a".
+    """Groups along parts of mesh axes; ("a", "2", "4") is the part of size 4 that follows a part of size 2 of "a".
 
-    Each axis is cut into [before a part, part, …, rest], so that ids.reshape(shape) has one dimension for each wanted
-    part; devices of one group differ in those dimensions alone.
+    Each axis is cut into [before a part, part, …, rest], so that ids.reshape(shape) has one dimension per wanted part;
+    the devices of a group differ only in these dimensions.
     """
     shape, chosen = [], []
     for name, size in sizes.items():
@@ -217,21 +217,21 @@ def _mesh_groups(sizes: Mapping[str, int], wanted: Sequence[tuple[str, str, str]
     return grouped.reshape(-1, math.prod(shape[i] for i in chosen)).tolist()
 
 
-# Instructions that pass values on, some of them or next to others, without computing with them.
+# Instructions whose result contains values of an operand unchanged.
 _HANDS_ON = {"collective-permute", "bitcast", "broadcast", "concatenate", "convert", "copy", "custom-call"}
 _HANDS_ON |= {"dynamic-slice", "dynamic-update-slice", "opt-barrier", "pad", "reshape", "reverse", "select"}
 _HANDS_ON |= {"slice", "transpose"}
 
 
 def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
-    """Whether what a device receives is added to what it has (a reduction), or is used as it is (a gather), or neither.
+    """The kind of a permutation: received values are added to (a reduction), used unchanged (a gather), or neither.
 
-    Only floats are gathered and added up; whole numbers are indices and random bits. Invariant of the search: the
-    places in `waiting` hold received values as they came, so the first addition that reads one of them is a reduction.
+    Only floats are gathered or reduced; integers are indices and random bits. Invariant of the search: the places in
+    `waiting` hold received values unchanged, so an addition that reads one of them is a reduction.
     """
     if permute.shapes[0][0] not in _FLOATS:
         return "collective-permute"
-    # (computation, instruction, element of its tuple or None) of everything that holds received values as they came.
+    # (computation, instruction, element of its tuple or None) of everything that holds received values unchanged.
     waiting: list[tuple[str, str, int | None]] = [(computation, permute.name, None)]
     seen = set(waiting)
     while waiting:
@@ -239,7 +239,7 @@ def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
         if program.root(where).name == name and (caller := program.callers.get(where)):
             outside, call = caller
             reached = [(outside, call.name, element)]
-            if call.opcode == "while":  # the next round
+            if call.opcode == "while":  # the next iteration
                 reached += [(where, parameter.name, element) for parameter in _parameters(program, where, 0)]
         else:
             reached = []
@@ -256,7 +256,7 @@ def _ring_kind(program: Program, computation: str, permute: Instruction) -> str:
 def _handed_on(
     program: Program, where: str, user: Instruction, name: str, element: int | None
 ) -> list[tuple[str, str, int | None]]:
-    """The places that hold an operand's values unchanged after an instruction that reads them."""
+    """The places that hold an operand's values unchanged after an instruction has read it."""
     opcode = user.opcode.removesuffix("-start").removesuffix("-done")
     if opcode == "tuple":
         return [(where, user.name, i) for i, operand in enumerate(user.operands) if operand == name]

@@ -1,7 +1,7 @@
-"""From a traced program and a slice to numbers: memory, operations, traffic, and the least time that a step can take.
+"""A traced program and a slice -> memory, operations, traffic, and a lower bound on the time of a step.
 
-Memory, operations and traffic are read from the compiled program. The times are estimates: peak rates, traffic at the
-full bandwidth of the links that an axis of the mesh runs over, nothing overlapping and nothing waiting.
+Memory, operations and traffic are read from the compiled program. The times are estimates: products at the peak rate,
+traffic at the full bandwidth of the links that an axis of the mesh runs over, without any waiting.
 """
 
 import dataclasses
@@ -22,18 +22,18 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one program needs and does; bytes, operations and seconds of one device and one step.
+    """What one program needs and does, per step; bytes and seconds are per device, FLOPs are those of all devices.
 
     Attributes:
-      arguments: parameters, optimizer state and batch, in bytes.
-      temporaries: memory in addition to them; None where the compiler gave up before it knew.
-      peak: the compiler's own peak, or what it says it would need where that does not fit.
-      hbm: memory of the device.
+      arguments: bytes of parameters, optimizer state and batch.
+      temporaries: bytes in addition to these; None if the program does not fit.
+      peak: the peak in bytes that the compiler reports; if the program does not fit, what it would need.
+      hbm: memory of a device, in bytes.
       fits: whether the program compiled.
-      largest: the largest allocations, as the compiler names them, where it does not fit.
-      devices: how many run the program.
-      flops_jaxpr: operations of all devices, as the mathematics asks.
-      flops_hlo: operations of all devices, as compiled; None where it does not fit.
+      largest: the largest allocations as the compiler names them, if the program does not fit.
+      devices: number of devices that run the program.
+      flops_jaxpr: operations that the mathematics requires.
+      flops_hlo: operations as compiled; None if the program does not fit.
       weight_gradient_flops: the part of flops_jaxpr that computes gradients of weights.
       collectives: traffic by kind and mesh axes.
       compute_seconds: flops_hlo at the peak rate.
@@ -56,33 +56,33 @@ class Measured:
 
     @property
     def needed(self) -> int:
-        """The larger of the compiler's peak and arguments + temporaries: the peak can be below the temporaries."""
+        """The larger of peak and arguments + temporaries, since the compiler's peak can be below the temporaries."""
         return max(self.peak, self.arguments + (self.temporaries or 0))
 
     @property
     def bound_seconds(self) -> float:
-        """No step is faster than the slower of its products and its traffic."""
+        """The larger of compute_seconds and collective_seconds; no step is faster."""
         return max(self.compute_seconds, self.collective_seconds)
 
     @property
     def traffic(self) -> float:
-        """Bytes received."""
+        """Bytes that one device receives."""
         return sum(row.bytes for row in self.collectives)
 
     @property
     def data_axis_reductions(self) -> float:
-        """Bytes received by sums over the devices that share out the batch: gradients, above all."""
+        """Bytes received in sums over the devices that divide the batch: above all, gradients."""
         reduced = [row for row in self.collectives if row.reduces and {"data", "replica"} & set(row.axes.split("+"))]
         return sum(row.bytes for row in reduced)
 
 
 def measure(traced: Traced, topology: Topology, unknown_trips: int | None = None) -> Measured:
-    """Compiles a program and reads it.
+    """Compiles a program and measures it.
 
     Args:
       traced: the program, for devices of the topology.
       topology: the slice.
-      unknown_trips: rounds of loops that may end early: the length of a decode.
+      unknown_trips: iterations of loops that may end early: the length of a decode.
     """
     mesh = traced.partitioner.mesh()
     jaxpr = traced.traced.jaxpr.jaxpr
@@ -94,7 +94,7 @@ def measure(traced: Traced, topology: Topology, unknown_trips: int | None = None
     }
     if traced.larger is not None:
         before_compiling["weight_gradient_flops"] = flops.weight_gradient_flops(jaxpr, traced.larger)
-    if before_compiling["arguments"] > before_compiling["hbm"]:  # the compiler would try for minutes to make room
+    if before_compiling["arguments"] > before_compiling["hbm"]:  # the compiler would spend minutes trying to make room
         return Measured(
             temporaries=None, peak=before_compiling["arguments"], fits=False, largest=(), **before_compiling
         )
@@ -123,7 +123,7 @@ def measure(traced: Traced, topology: Topology, unknown_trips: int | None = None
 
 
 def _needed(message: str) -> tuple[int, tuple[str, ...]]:
-    """What a program would need, and its largest allocations, from the compiler's refusal."""
+    """The memory that a program would need, and its largest allocations, from the compiler's error message."""
     size = re.search(r"Used ([\d.]+)([KMGT]?) of", message) or re.search(r"\(([\d.]+)([KMGT]?)\) exceeds", message)
     needed = float(size[1]) * _UNITS[size[2]] if size else 0.0
     blocks = re.split(r"^ *\d+\. Size: ", message, flags=re.MULTILINE)[1:4]
@@ -133,7 +133,7 @@ def _needed(message: str) -> tuple[int, tuple[str, ...]]:
 
 
 def _bandwidth(axes: str, mesh: Mesh, topology: Topology) -> float:
-    """Bytes per second that one device receives over the links of some mesh axes."""
+    """Bytes per second that one device can receive over the links of some mesh axes."""
     chip, names = topology.chip, axes.split("+")
     if "replica" in names:
         return chip.dcn_bandwidth / chip.devices
@@ -149,6 +149,6 @@ def _bandwidth(axes: str, mesh: Mesh, topology: Topology) -> float:
 
 
 def _wraps(topology: Topology, dimension: int) -> bool:
-    """Whether the last chip of a dimension is linked to the first: whole pods of 2-D chips, cubes of 3-D ones."""
+    """Whether the last chip of a dimension is linked to the first: in 3-D, multiples of 4 chips; in 2-D, from 16 on."""
     length = topology.shape[dimension]
     return length % 4 == 0 if len(topology.shape) == 3 else length >= 16

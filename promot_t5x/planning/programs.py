@@ -1,4 +1,4 @@
-"""The programs of a run on abstract values: the very functions that training and evaluation call, without an array."""
+"""The programs of a run, traced from shapes alone: exactly the functions that training and evaluation call."""
 
 import dataclasses
 import math
@@ -20,17 +20,17 @@ from promot_t5x.training import optimizers, stages, trainer
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What decides the program of one training step; the fields are arguments of `train.train`, or of theirs.
+    """What determines the program of one training step, all from the arguments of `run_stage`.
 
     Attributes:
       model: the network and its objective.
       stage: "prompt_tuning", "model_tuning", …, or a `stages.Stage`.
-      optimizer: what updates the leaves that train.
+      optimizer: updates the leaves that train.
       lengths: {"inputs": T, "targets": U}.
-      batch_size: rows of a whole batch.
+      batch_size: rows of a global batch.
       partitioner: preset and mesh; its devices may be those of a slice that this machine does not have.
-      num_microbatches: see trainer.LoopConfig.
-      frozen_weights_dtype: see train.train.
+      num_microbatches: see `trainer.LoopConfig`.
+      frozen_weights_dtype: see `run_stage`.
     """
 
     model: EncoderDecoderModel
@@ -45,7 +45,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Answering:
-    """What decides the programs of evaluation: the lengths and the batch size are those of `EvaluationConfig`."""
+    """What determines the programs of evaluation; lengths and batch size are those of `EvaluationConfig`."""
 
     model: EncoderDecoderModel
     lengths: Mapping[str, int]
@@ -58,10 +58,10 @@ class Traced:
     """A program before it is compiled.
 
     Attributes:
-      traced: what JAX made of the jitted function; has `.jaxpr` and `.lower()`.
-      larger: the jaxpr for a batch twice as large, None where nothing is trained.
+      traced: the traced jitted function; has `.jaxpr` and `.lower()`.
+      larger: the jaxpr for a batch twice as large; None if nothing is trained.
       arguments: the abstract arguments, with their shardings.
-      partitioner: within whose context it is compiled.
+      partitioner: the program is compiled in its context.
     """
 
     traced: Any
@@ -76,7 +76,7 @@ class Traced:
 
 
 def parameters(training: Training) -> tuple[Any, Any]:
-    """(trainable, frozen) parameters of a stage, abstract, as `train.train` holds them."""
+    """The (trainable, frozen) abstract parameters of a stage, as `run_stage` holds them."""
     stage = stages.stage(training.stage)
     flat = loading.wanted_params(training.model, training.partitioner)
     if not stage.attaches_prompt:
@@ -86,13 +86,13 @@ def parameters(training: Training) -> tuple[Any, Any]:
 
 
 def check_divides(training: Training) -> None:
-    """Raises ValueError where the rows or the parameters of a step cannot be shared evenly; traces nothing."""
+    """Raises ValueError if the rows or parameters of a step do not divide over the mesh; traces nothing."""
     training.partitioner.check_rows(training.batch_size // training.num_microbatches)
     parameters(training)
 
 
 def training_step(training: Training) -> Traced:
-    """The step of `trainer.train`."""
+    """Traces the training step of `trainer.train`."""
     stage, partitioner = stages.stage(training.stage), training.partitioner
     partitioner.check_rows(training.batch_size // training.num_microbatches)
     trainable, frozen = parameters(training)
@@ -113,12 +113,12 @@ def training_step(training: Training) -> Traced:
 
 
 def decoding(evaluation: Answering) -> Traced:
-    """The program that answers by generation, without a prompt."""
+    """Traces the program that answers by generation, without a prompt."""
     return _answering(evaluation, answering.predict, {"encoder_input_tokens", "decoder_input_tokens"})
 
 
 def scoring(evaluation: Answering) -> Traced:
-    """The program that scores choices, without a prompt."""
+    """Traces the program that scores choices, without a prompt."""
     return _answering(evaluation, answering.score, _TRAINING_FEATURES)
 
 
@@ -158,7 +158,7 @@ def _abstract(shapes: Any, shardings: Any) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes of a tree of abstract arrays on the device that holds the most."""
+    """Bytes of a tree of abstract arrays on one device."""
 
     def size(leaf: Any) -> int:
         sharding = leaf.sharding

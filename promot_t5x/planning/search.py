@@ -1,4 +1,4 @@
-"""Plans: what training and evaluation need and do on a TPU slice, compiled without a TPU and without weights."""
+"""Plans what training and evaluation need and do on a TPU slice, compiling without a TPU and without weights."""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping
@@ -11,23 +11,25 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning import meshes
 from promot_t5x.partitioning.partitioner import PRESETS, Partitioner
 from promot_t5x.planning import chips, measures, programs, tables
+from promot_t5x.runtime import arguments
 from promot_t5x.training import optimizers, parameter_table, stages
 
 EVALUATION = {"scoring": programs.scoring, "decoding": programs.decoding}
 
 _OTHER_PLACES = ("--search: another mesh or preset", "a bigger slice")
 
-_WIDEST = 16  # devices of a `model` axis that a search tries; wider ones exchange more at every layer
+_WIDEST = 16  # largest `model` axis that a search tries; wider ones exchange more at every layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """The programs of a plan: training steps by the names of their stages, and how answers are evaluated, if at all."""
+    """The programs of a plan: training steps by the names of their stages, and the evaluation, if any."""
 
     stages: dict[str, programs.Training]
     evaluation: programs.Answering | None = None
 
 
+@arguments.checked
 def plan_training(
     model: EncoderDecoderModel,
     stage: str | stages.Stage,
@@ -46,19 +48,19 @@ def plan_training(
 
     Args:
       model: the network and its objective.
-      stage: as in `run_stage`; so are optimizer, partitioner and frozen_weights_dtype.
-      optimizer: what updates the leaves that the stage trains.
+      stage: as in `run_stage`.
+      optimizer: as in `run_stage`.
       lengths: {"inputs": T, "targets": U}, in tokens.
-      batch_size: rows of a whole batch.
-      topology: chips of a slice, such as "v4:4x4x4" or "v5e:2x2".
-      slices: how many of them, joined by the data-center network.
+      batch_size: rows of a global batch.
+      topology: the slice, such as "v4:4x4x4" or "v5e:2x2".
+      slices: number of slices, connected by the data-center network.
       partitioner: preset and mesh; its devices are replaced by those of the slices.
-      num_microbatches: parts of a batch that are computed one after the other, as in LoopConfig.
-      frozen_weights_dtype: what a model that does not train is held in.
+      num_microbatches: parts of a batch that are computed one after the other, as in `LoopConfig`.
+      frozen_weights_dtype: as in `run_stage`.
 
     Returns:
-      The plan, which prints as tables. Its `stages` has one `Measured` by the name of the stage: bytes, operations and
-      seconds of one device and one step, and whether the program fits. Where it does not, `advice` says what to try.
+      The plan, which prints as tables. Its `stages` maps the name of the stage to a `Measured`: memory, operations,
+      traffic and seconds of a step, and whether the program fits. If it does not, `advice` says what to try.
 
     Raises:
       ValueError: no TPU compiler is installed, there is no such slice, or rows or parameters do not divide over it.
@@ -93,10 +95,10 @@ def plan_programs(planned: Planned, topology: chips.Topology, only: Collection[s
     Args:
       planned: the programs, for devices of the topology.
       topology: the slice.
-      only: names of the programs that are compiled, stages and what EVALUATION has; none means all.
+      only: names of the programs to compile: stages, and keys of EVALUATION; empty for all.
 
     Raises:
-      ValueError: a name of no program.
+      ValueError: an unknown name.
     """
     names = (*planned.stages, *(EVALUATION if planned.evaluation else ()))
     if unknown := sorted(set(only) - set(names)):
@@ -123,12 +125,10 @@ def plan_programs(planned: Planned, topology: chips.Topology, only: Collection[s
 
 
 def training_advice(training: programs.Training) -> list[str]:
-    """What to try where a step does not fit, the cheapest first."""
+    """What to try if a step does not fit, cheapest first."""
     steps, config = [], training.model.config
     if config.remat != "full":
-        steps.append(
-            f"--gin.T5Config.remat=full: compute activations again instead of keeping them (now {config.remat})"
-        )
+        steps.append(f"--gin.T5Config.remat=full: recompute activations instead of keeping them (now {config.remat})")
     rows = training.partitioner.batch_sharding().shard_shape((training.batch_size,))[0] // training.num_microbatches
     if rows > 1:
         parts = training.num_microbatches * meshes.divisors(rows)[1]
@@ -141,7 +141,7 @@ def training_advice(training: programs.Training) -> list[str]:
 
 
 def search(training: programs.Training, topology: chips.Topology) -> list[tuple[Partitioner, measures.Measured]]:
-    """Measures all presets and meshes that divide: the fastest bound first, those that do not fit last."""
+    """Measures a step with all presets and meshes that divide: fastest bound first, those that do not fit last."""
     measured = []
     for partitioner in candidates(training):
         logging.info("compiling %s, %s", stages.stage(training.stage).name, tables.mesh_name(partitioner))
@@ -151,7 +151,7 @@ def search(training: programs.Training, topology: chips.Topology) -> list[tuple[
 
 
 def candidates(training: programs.Training) -> Iterator[Partitioner]:
-    """The partitioners over the same devices that a step divides over."""
+    """Yields the partitioners of the same devices over which a step divides."""
     own = training.partitioner
     sizes = own.mesh().shape
     for preset in PRESETS:

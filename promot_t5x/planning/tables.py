@@ -15,15 +15,15 @@ _NO = "-"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a plan measured; as a string, what a person reads.
+    """The measurements of a plan; `str` makes readable tables of them.
 
     Attributes:
       topology: the slice.
       partitioner: preset and mesh.
-      groups: parameters, by stage.
-      stages: one training step of each stage.
-      evaluation: "scoring" and "decoding", what evaluates; may lack any.
-      advice: by the name of what does not fit, what to try, in order.
+      groups: groups of parameters, by stage.
+      stages: one training step per stage.
+      evaluation: the programs "scoring" and "decoding"; either may be missing.
+      advice: for each program that does not fit, what to try, in order.
     """
 
     topology: Topology
@@ -38,33 +38,33 @@ class Plan:
 
 
 def text(plan: Plan) -> str:
-    """The plan as a person reads it."""
+    """The plan as tables for the terminal."""
     programs = {**plan.stages, **plan.evaluation}
     parts = [f"{plan.topology}, {mesh_name(plan.partitioner)}", _parameters(plan), _memory(programs), _work(programs)]
     parts += [f"Traffic of {name}, received by one device\n{_traffic(m)}" for name, m in programs.items() if m.fits]
     for name, steps in plan.advice.items():
         measured = programs[name]
-        short = f"{name} does not fit: {_gib(measured.needed)} GiB needed, {_gib(measured.hbm)} GiB there"
+        short = f"{name} does not fit: {_gib(measured.needed)} GiB needed, {_gib(measured.hbm)} GiB available"
         if measured.needed <= measured.hbm:  # the compiler did not say how much
             short = f"{name} does not fit into {_gib(measured.hbm)} GiB"
-        largest = "".join(f"\n  takes most: {line}" for line in measured.largest)
+        largest = "".join(f"\n  largest: {line}" for line in measured.largest)
         parts.append(short + largest + "".join(f"\n  {i}. {step}" for i, step in enumerate(steps, start=1)))
     parts.append(
         "Memory, FLOPs and bytes are read from the compiled programs. Seconds are estimates: products at the chip's\n"
-        "peak rate, traffic at the full bandwidth of the links that it runs over; no step is faster than the larger."
+        "peak rate, traffic at the full bandwidth of its links. No step is faster than the larger of the two."
     )
     return "\n\n".join(parts)
 
 
 def mesh_name(partitioner: Partitioner) -> str:
-    """Such as "preset mixed, mesh data 16 x model 4"; `replica` is left out where there is one slice."""
+    """Such as "preset mixed, mesh data 16 x model 4"; `replica` is left out if there is only one slice."""
     sizes = {axis: size for axis, size in partitioner.mesh().shape.items() if axis != "replica" or size > 1}
     return f"preset {partitioner.preset}, mesh {' x '.join(f'{axis} {size}' for axis, size in sizes.items())}"
 
 
 def _parameters(plan: Plan) -> str:
     states = list(plan.groups)
-    rows = [("parameters", "count", "GiB in all", "sharding", *states)]
+    rows = [("parameters", "count", "total GiB", "sharding", *states)]
     by_name: dict[str, dict[str, Group]] = {}
     for state, groups in plan.groups.items():
         for group in groups:
@@ -77,7 +77,7 @@ def _parameters(plan: Plan) -> str:
 
 
 def _memory(programs: Mapping[str, Measured]) -> str:
-    rows = [("GiB a device", "arguments", "temporaries", "sum", "peak", "HBM", "fits")]
+    rows = [("GiB per device", "arguments", "temporaries", "sum", "peak", "HBM", "fits")]
     for name, m in programs.items():
         temporaries, total = (_NO, _NO) if m.temporaries is None else (_gib(m.temporaries), _gib(m.needed))
         peak = _gib(m.peak) if m.peak else _NO
@@ -86,7 +86,7 @@ def _memory(programs: Mapping[str, Measured]) -> str:
 
 
 def _work(programs: Mapping[str, Measured]) -> str:
-    heads = ("a step", "FLOPs jaxpr", "FLOPs HLO", "ratio", "weight gradients", "compute s", "traffic s", "bound s")
+    heads = ("per step", "FLOPs jaxpr", "FLOPs HLO", "ratio", "weight gradients", "compute s", "traffic s", "bound s")
     rows: list[tuple[str, ...]] = [heads]
     for name, m in programs.items():
         counted = (_NO,) * 2 if m.flops_hlo is None else (f"{m.flops_hlo:.4g}", f"{m.flops_hlo / m.flops_jaxpr:.3f}")
@@ -104,7 +104,7 @@ def _traffic(measured: Measured) -> str:
 
 
 def comparison(candidates: Sequence[tuple[Partitioner, Measured]]) -> str:
-    """Presets and meshes of one program, best first."""
+    """The presets and meshes of one program as a table, best first."""
     rows: list[tuple[str, ...]] = [("preset and mesh", "GiB needed", "fits", "compute s", "traffic s", "bound s")]
     for partitioner, m in candidates:
         rows.append((mesh_name(partitioner), _gib(m.needed), "yes" if m.fits else "NO", *_seconds(m)))
@@ -112,7 +112,7 @@ def comparison(candidates: Sequence[tuple[Partitioner, Measured]]) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as a program reads it; sizes in GiB, bytes and FLOPs as they are."""
+    """The plan as JSON values; memory in GiB, traffic in bytes."""
     some = next(iter(plan.groups.values()))
     return {
         "topology": plan.topology.name,
@@ -129,7 +129,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def candidate_json(partitioner: Partitioner, measured: Measured) -> dict[str, Any]:
-    """One line of a comparison as a program reads it."""
+    """One row of a comparison as JSON values."""
     return {"mesh": _mesh(partitioner), **_measured(measured)}
 
 
@@ -156,7 +156,7 @@ def _measured(m: Measured) -> dict[str, Any]:
 
 
 def _seconds(m: Measured) -> list[str]:
-    """Of compute, of traffic and their bound."""
+    """The seconds of compute and of traffic, and their bound."""
     return [f"{s:.3f}" if m.fits else _NO for s in (m.compute_seconds, m.collective_seconds, m.bound_seconds)]
 
 

@@ -1,1 +1,1 @@
-"""Graphs of runs that are compared with each other."""
+"""Recipes: graphs of runs that are trained, scored and compared."""

@@ -9,15 +9,15 @@ from promot_t5x.recipes.recipe import Recipe, planned_runs
 from promot_t5x.runtime import files
 from promot_t5x.training import stage_run
 
-# The recipe's own settings leave other runs as they are, and the mesh leaves the numbers as they are.
+# The recipe's own settings do not affect a single run's scores, and the mesh does not affect numbers.
 _DECIDE_NO_SCORE = ("pipeline.", "partitioner.", "methods.Method.")
 
 
 def follow(invocation: flags.Invocation) -> None:
-    """Runs the recipe that a command's gin files and flags describe, or prints what it would run.
+    """Runs the recipe that a command's gin files and flags describe; a dry run only prints what it would run.
 
     Args:
-      invocation: the command, parsed.
+      invocation: the parsed command line.
 
     Raises:
       ConfigError, FileNotFoundError: a mistake in a flag or gin file.
@@ -27,8 +27,8 @@ def follow(invocation: flags.Invocation) -> None:
     settings = settings_of_scores(gin_files.bindings(gin_files.resolved_config()))
     arguments = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
     train = GinRuns(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
-    train.check_flags(planned_runs(arguments["recipe"]))
     if invocation.dry_run:
+        train.check(planned_runs(arguments["recipe"]))
         folder = files.absolute(arguments["work_dir"])
         _print_runs(train, arguments["recipe"], folder, arguments["initial_checkpoint_path"])
         return
@@ -37,10 +37,10 @@ def follow(invocation: flags.Invocation) -> None:
 
 
 def settings_of_scores(bindings: list[str]) -> list[str]:
-    """The bindings of a configuration that a score depends on.
+    """The bindings of a configuration on which a score depends.
 
     Args:
-      bindings: one `name = value` each, macros among them.
+      bindings: one `name = value` each, including macros.
 
     >>> settings_of_scores(["A = 1", "pipeline.Recipe.seeds = (0,)", "scoring.EvaluationConfig.limit = 3"])
     ['scoring.EvaluationConfig.limit = 3']
@@ -50,7 +50,7 @@ def settings_of_scores(bindings: list[str]) -> list[str]:
 
 
 def _print_runs(train: GinRuns, recipe: Recipe, folder: epath.Path, base: str | None) -> None:
-    """Every run's configuration and parameter table; nothing is read or made."""
+    """Prints every run's configuration and parameter table; reads and creates nothing."""
     for run in planned_runs(recipe):
         print(f"\n=== {run.name}")
         if run.trains:

@@ -1,4 +1,4 @@
-"""A recipe's training runs from gin: the method's files, then the recipe's, which win, then the run's own values."""
+"""Trains a recipe's runs from gin files: the method's, then the recipe's, then the run's values; the later wins."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,18 @@ from typing import Any
 
 from promot_t5x.configuration import gin_checks, gin_files, gin_statements
 from promot_t5x.recipes.recipe import PlannedRun
+from promot_t5x.runtime import arguments
 from promot_t5x.training import run_folder, stage_run
 
 
 @dataclasses.dataclass(frozen=True)
 class GinRuns:
-    """Trains a recipe's runs; each is one that `python -m promot_t5x.train` could do by hand.
+    """Trains a recipe's runs; each is one that you could start by hand with `python -m promot_t5x.train`.
 
     Attributes:
-      files: gin files of the network and the task, as `--gin_file` takes them; they win over the methods' own files.
-      bindings: gin statements, which win over all files.
-      search_paths: folders to look for files in before the package's.
+      files: gin files of the network and the task, as for `--gin_file`; they override the methods' files.
+      bindings: gin statements; they override all files.
+      search_paths: folders that are searched for files before the package.
     """
 
     files: Sequence[str]
@@ -24,19 +25,17 @@ class GinRuns:
     search_paths: Sequence[str] = ()
 
     def __call__(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> run_folder.RunResult:
-        """Trains one run, or returns at once from a finished one; see `running.Train`."""
-        try:
+        """Trains or resumes one run, or returns the result of a finished one; see `running.Train`."""
+        with gin_statements.separate():
             self.configure(run, model_dir, starts)
             train = gin_files.configurable(stage_run.run_stage, "train.train")
             return train(config_gin=gin_files.operative_config)
-        finally:
-            gin_statements.clear()
 
     def configure(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> None:
-        """Makes gin's configuration that of one run.
+        """Sets gin's configuration to that of one run.
 
         Raises:
-          FileNotFoundError: no such gin file.
+          FileNotFoundError: a gin file does not exist.
           ConfigError: a mistake in a file or binding.
         """
         bindings = [
@@ -50,29 +49,36 @@ class GinRuns:
         gin_files.parse([*run.gin_files, *self.files], bindings, self.search_paths)
         gin_checks.check_macros()
 
-    def check_flags(self, runs: Sequence[PlannedRun]) -> None:
-        """A macro given as a flag must mean something to the recipe, which gin holds now, or to one of its runs.
+    def check(self, runs: Sequence[PlannedRun]) -> None:
+        """Configures all runs, and checks that every macro of the bindings is used by one of them or by the files.
 
         Raises:
-          ConfigError: one sentence with every macro that changes nothing.
+          FileNotFoundError: a gin file does not exist.
+          ConfigError: a mistake in a file or binding, or macros that change nothing, all named.
         """
-        unused = gin_checks.unused_flag_macros()
-        for run in runs:
-            if unused and run.trains:
-                self.configure(run, model_dir="not read", starts=("not read",))
-                unused &= gin_checks.unused_flag_macros()
-        gin_checks.check_flags(unused)
+        with gin_statements.separate():
+            gin_files.parse(self.files, self.bindings, self.search_paths)
+            unused = gin_checks.unused_flag_macros()
+            for run in runs:
+                if run.trains:
+                    self.configure(run, model_dir="not read", starts=("not read",))
+                    unused &= gin_checks.unused_flag_macros()
+            gin_checks.check_flags(unused)
 
 
+@arguments.checked
 def runs_from_gin(
     files: Sequence[str], bindings: Mapping[str, Any] | None = None, search_paths: Sequence[str] = ()
 ) -> GinRuns:
-    """What trains the runs of `run_recipe` as gin files describe them; arguments as `from_gin`'s.
+    """The function for `run_recipe` that trains its runs as gin files describe them; see also `from_gin`.
 
     Args:
-      files: of the network and the task; each method's row names its stage's file.
-      bindings: macros or parameters to values, for all runs alike.
-      search_paths: folders to look for the files in before the package's.
+      files: gin files of the network and the task; each method's row names its stage's file.
+      bindings: values of macros or parameters, the same for all runs.
+      search_paths: folders that are searched for the files before the package.
+
+    Raises:
+      ConfigError: a value that gin cannot write. `run_recipe` says what is wrong with files and names.
 
     >>> runs_from_gin(["models/toy.gin", "tasks/toy.gin"], {"TRAIN_STEPS": 100}).bindings
     ('TRAIN_STEPS = 100',)

@@ -1,32 +1,38 @@
-"""A recipe: which methods, learning rates and seeds are compared, as a graph of runs."""
+"""A recipe: the methods, learning rates and seeds to compare, as a graph of runs."""
 
+import collections
 import dataclasses
 import graphlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from promot_t5x.recipes.methods import HEADLINE, METHODS, PRETRAINED, Method
 from promot_t5x.reports.method_rows import Compared
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.text import did_you_mean
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """What is compared.
 
     Attributes:
-      methods: names of `methods.METHODS`, or rows of one's own; what one of them starts from is among them.
+      methods: names from `methods.METHODS`, or your own rows; must include the methods that others start from.
       target: the seqio task that is scored as the target, with the prompt attached if the method has one; the runs
-        train on MIXTURE_OR_TASK_NAME, which is the same task or a mixture that holds it.
-      in_context: seqio tasks that must not suffer; scored with the prompt removed, and attached for comparison.
-      learning_rates: of the model, the same grid for every method that trains it; the prompt's is its stage file's.
+        train on MIXTURE_OR_TASK_NAME, which is the same task or a mixture that contains it.
+      in_context: seqio tasks whose scores should be kept; scored with the prompt removed and, for comparison, attached.
+      learning_rates: grid for the model's weights, the same for all methods that train them; the prompt's learning rate
+        is in its stage file.
       stage_files: gin files by method, read after the method's own and before the recipe's, which win.
-      seeds: of data order, dropout and prompt initialisation.
-      target_split: scored at the end; chooses nothing.
-      in_context_split: likewise.
-      headline: names of the method that the report judges, of the one it is compared with, and of the untouched model.
+      seeds: seeds of data order, dropout and prompt initialisation.
+      target_split: the target's split to score at the end; it plays no part in any choice.
+      in_context_split: the in-context tasks' split to score at the end.
+      headline: names of the method that the report judges, of the one to compare it with, and of the untouched model.
 
     Raises:
-      ValueError: an unknown or repeated name, a method without what it starts from, a circle of methods.
+      ValueError: an unknown or repeated name, a missing method that another one starts from, a cycle of methods, a
+        learning rate or seed that no run can have, two runs of one name.
     """
 
     methods: Sequence[str | Method]
@@ -47,19 +53,34 @@ class Recipe:
                     f"{did_you_mean(str(method), METHODS)}, or a methods.Method of your own."
                 )
         names = [row.name for row in self.rows]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        if repeated := _repeated(names):
             raise ValueError(f"Recipe.methods has {', '.join(repeated)} more than once; give each method its own name.")
         method_names = [*METHODS, *names]
         if unknown := [name for name in self.stage_files if name not in method_names]:
             raise ValueError(
-                f"Recipe.stage_files has files for {unknown[0]!r}, which is no method"
+                f"Recipe.stage_files has files for {unknown[0]!r}, which is not a method"
                 f"{did_you_mean(unknown[0], method_names)}; the methods are {', '.join(dict.fromkeys(method_names))}."
             )
         if len(self.headline) != 3:
             raise ValueError(f"Recipe.headline is {self.headline!r}; expected the names of three methods.")
-        if not self.learning_rates or not self.seeds:
-            raise ValueError("Recipe.learning_rates and Recipe.seeds need at least one entry each.")
-        sorted_methods(self)
+        if unknown := [name for name in self.headline if name not in method_names]:
+            raise ValueError(
+                f"Recipe.headline names {unknown[0]!r}, which is no method{did_you_mean(unknown[0], method_names)}; "
+                f"the methods are {', '.join(dict.fromkeys(method_names))}."
+            )
+        if not self.methods or not self.learning_rates or not self.seeds:
+            raise ValueError("Recipe.methods, Recipe.learning_rates and Recipe.seeds need at least one entry each.")
+        if wrong := [rate for rate in self.learning_rates if not 0 < rate < math.inf]:
+            raise ValueError(f"Recipe.learning_rates has {wrong[0]!r}; expected positive numbers.")
+        if wrong := [seed for seed in self.seeds if seed < 0]:
+            raise ValueError(f"Recipe.seeds has {wrong[0]!r}; expected whole numbers from 0 on.")
+        if repeated := _repeated(self.in_context):
+            raise ValueError(f"Recipe.in_context has {', '.join(repeated)} more than once; name each task once.")
+        if repeated := _repeated(run.name for run in planned_runs(self)):
+            raise ValueError(
+                f"Two runs of the recipe would share the folder {repeated[0]}; give different seeds, and learning "
+                "rates that differ in six digits."
+            )
 
     @property
     def rows(self) -> tuple[Method, ...]:
@@ -68,8 +89,12 @@ class Recipe:
 
     @property
     def compared(self) -> Compared:
-        """The headline's methods as a report is handed them."""
+        """The headline's methods, for reports."""
         return Compared(*self.headline)
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in collections.Counter(names).items() if count > 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +103,9 @@ class PlannedRun:
 
     Attributes:
       method: its method's name.
-      learning_rate: of the model; None for a method that the grid does not apply to.
-      seed: of data order, dropout and prompt initialisation.
-      gin_files: what configures it, before the recipe's files; none for a run that trains nothing.
+      learning_rate: of the model's weights; None if the grid does not apply to the method.
+      seed: seed of data order, dropout and prompt initialisation.
+      gin_files: its gin files, read before the recipe's; empty for a run that trains nothing.
       starts_from: other runs, paths of checkpoints, or PRETRAINED.
       prompt: the soft prompt that stays attached for the target; None for none.
       planned: whether `plan` compiles its step.
@@ -110,13 +135,16 @@ def sorted_methods(recipe: Recipe) -> list[Method]:
     """The methods, each after those that it starts from.
 
     Raises:
-      ValueError: something to start from that is not there, a circle, or a start that the grid makes ambiguous.
+      ValueError: a method or checkpoint to start from is missing, methods start from each other in a cycle, or the grid
+        makes a start ambiguous.
     """
     rows = {row.name: row for row in recipe.rows}
     graph = {name: [start for start in row.starts_from if start in rows] for name, row in rows.items()}
     for name, row in rows.items():
         if row.gin_files and not row.starts_from:
-            raise ValueError(f"The method {name} starts from nothing; set Method.starts_from, to {PRETRAINED!r} say.")
+            raise ValueError(
+                f"The method {name} starts from nothing; set its Method.starts_from, for example to ({PRETRAINED!r},)."
+            )
         if not row.gin_files and (len(row.starts_from) > 1 or graph[name]):
             raise ValueError(
                 f"The method {name} has no gin files, so it trains nothing, but starts from "
@@ -138,14 +166,14 @@ def sorted_methods(recipe: Recipe) -> list[Method]:
     try:
         return [rows[name] for name in graphlib.TopologicalSorter(graph).static_order()]
     except graphlib.CycleError as error:
-        circle = " -> ".join(reversed(error.args[1]))
+        cycle = " -> ".join(reversed(error.args[1]))
         raise ValueError(
-            f"Methods start from one another in a circle: {circle}; let one start from {PRETRAINED!r}."
+            f"Methods start from each other in a cycle: {cycle}; let one start from {PRETRAINED!r}."
         ) from error
 
 
 def planned_runs(recipe: Recipe) -> list[PlannedRun]:
-    """All runs in order: what another one starts from comes first.
+    """All runs, each after those that it starts from.
 
     >>> [run.name for run in planned_runs(Recipe(("fine_tuning",), "rte", (), (1e-3, 3e-3)))]
     ['seed0/fine_tuning_lr0.001', 'seed0/fine_tuning_lr0.003']
@@ -175,7 +203,7 @@ def _run(recipe: Recipe, method: Method, rate: float | None, seed: int) -> Plann
         row = rows.get(name)
         if row is None or name == PRETRAINED:
             return name
-        if not row.gin_files:  # it stands for a checkpoint
+        if not row.gin_files:  # a checkpoint that is only scored
             return row.starts_from[0]
         return _run(recipe, row, rate if row.grid else None, seed)
 

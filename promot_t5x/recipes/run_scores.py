@@ -1,9 +1,9 @@
-"""What a run's chosen checkpoint scores: kept in the run's folder as `eval` keeps it, and read back from there."""
+"""Scores a run's best checkpoint; scores are kept in the run's folder, as `eval` writes them, and reused."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import saving
@@ -13,13 +13,14 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.recipes.recipe import PlannedRun, Recipe
 from promot_t5x.reports import comparison
+from promot_t5x.reports import scores as scores_file
 from promot_t5x.runtime import files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
 
 def decided_by(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> dict[str, Any]:
-    """What the scores of all runs depend on, as JSON values: the network, the tasks, how they are asked."""
+    """What the scores of all runs depend on, as JSON values: the network, the tasks, the evaluation's settings."""
     tasks: dict[str, Any] = {}
     for task in (recipe.target, *recipe.in_context):
         tasks |= features.made_of(task, "pipeline.Recipe")
@@ -35,21 +36,21 @@ def scores(
     config: scoring.EvaluationConfig,
     partitioner: Partitioner,
 ) -> dict[str, Any]:
-    """Scores a run's checkpoint on splits that selected nothing: the target, and the in-context tasks.
+    """Scores a run's checkpoint on the target and the in-context tasks, on splits that played no part in any choice.
 
-    The target is asked with the run's prompt; the in-context tasks without one and, for comparison, with it. Prompts,
-    answers and scores of single examples are kept next to scores.json.
+    The target is scored with the run's prompt attached, the in-context tasks with it removed and, for comparison,
+    attached. Prompts, answers and scores of single examples are kept next to scores.json.
 
     Args:
       recipe: names the tasks and splits.
       planned: the run.
-      work_dir: the recipe's.
-      decided_by: what else the scores depend on, JSON values only, with the "checkpoint"'s path; scores that were
-        decided by something else are measured again.
+      work_dir: the recipe's folder.
+      decided_by: what else the scores depend on, JSON values only, including the path of the "checkpoint"; existing
+        scores that depend on other values are measured again.
       model, config, partitioner: see `scoring.evaluate`.
 
     Returns:
-      What is in the run's scores.json.
+      The contents of the run's scores.json.
     """
     folder = work_dir / planned.name
     file = folder / "scores.json"
@@ -60,10 +61,8 @@ def scores(
         "prompt": planned.prompt,
     }
     decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
-    if file.exists():
-        kept = json.loads(file.read_text())
-        if kept.get("decided_by") == decided_by:
-            return kept
+    if (kept := _kept(file)).get("decided_by") == decided_by:
+        return kept
     checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
     questions = list(_questions(recipe, planned, config))
     rows = []
@@ -80,10 +79,20 @@ def scores(
     return summary
 
 
+def _kept(file: epath.Path) -> dict[str, Any]:
+    """The contents of a scores.json; nothing of one that is missing, damaged or older, which is measured again."""
+    try:
+        kept = scores_file.read(file) if file.exists() else {}
+    except ValueError as error:
+        logging.warning("%s", error)
+        return {}
+    return kept if kept.get("checkpoints") and "details" in kept else {}
+
+
 def _questions(
     recipe: Recipe, planned: PlannedRun, config: scoring.EvaluationConfig
 ) -> Iterator[tuple[suite.Suite, int | None]]:
-    """Suites of one task each, and the prompt that they are asked with."""
+    """Yields suites of one task each, and the prompt to attach."""
     yield suite.Suite([catalog.entry(recipe.target)], recipe.target_split, config, role="target"), planned.prompt
     for prompt in dict.fromkeys((None, planned.prompt)):
         for task in recipe.in_context:
@@ -91,7 +100,7 @@ def _questions(
 
 
 def comparison_run(planned: PlannedRun, run_scores: Mapping[str, Any]) -> comparison.Run:
-    """A run as the comparison takes it, its rows with paths of answers that start at WORK_DIR.
+    """A run for the comparison, with paths of answers relative to WORK_DIR.
 
     Args:
       planned: the run.

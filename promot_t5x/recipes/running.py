@@ -1,8 +1,10 @@
-"""A recipe's graph of runs, trained and scored in order: every run's best checkpoint -> scores -> report; resumable.
+"""Trains and scores a recipe's runs in order, and writes the report: every run's best checkpoint -> scores -> report.
 
-What is finished is skipped, what was stopped goes on.
+A second call skips finished runs and resumes interrupted ones.
 """
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,26 +19,30 @@ from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.methods import METHODS, PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison, page, tables
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import arguments, files, processes
 from promot_t5x.runtime.versions import versions
 from promot_t5x.training import initial_parameters, run_folder
 
 RANDOM_WEIGHTS = "random_weights"
 
-"""Folder of the model that a recipe without a pretrained one starts from."""
+"""Folder of the random model that a recipe without a pretrained one starts from."""
 
 Train = Callable[[PlannedRun, str, Sequence[str]], run_folder.RunResult]
 
-"""Trains one run, or goes on with it: (the run, its folder, the checkpoints it starts from) -> its result."""
+"""Trains or resumes one run: (the run, its folder, the checkpoints it starts from) -> its result.
+
+If it has a method `check`, that is called with all runs before anything is trained or scored.
+"""
 
 
+@arguments.checked
 def run_recipe(
     recipe: Recipe,
     train: Train,
     model: EncoderDecoderModel,
     evaluation_config: scoring.EvaluationConfig,
-    work_dir: str,
-    initial_checkpoint_path: str | None,
+    work_dir: str | os.PathLike[str],
+    initial_checkpoint_path: str | os.PathLike[str] | None,
     partitioner: Partitioner = Partitioner(),
     title: str = "ProMoT",
     config: Mapping[str, Any] | None = None,
@@ -46,46 +52,52 @@ def run_recipe(
 
     Args:
       recipe: what is compared.
-      train: trains one run; `runs_from_gin` makes it of gin files, and a function that calls `run_stage` does it
-        without any.
-      model: the network; its prompt_length is stage 1's.
+      train: trains one run, such as the result of `runs_from_gin`, or your own function that calls `run_stage`.
+      model: the network; its prompt_length is that of stage 1.
       evaluation_config: lengths and batch size of the evaluations.
-      work_dir: everything goes here; a second call goes on where the first one ended.
-      initial_checkpoint_path: the pretrained model; None makes one of random weights, to try a task without any.
+      work_dir: the folder for everything; a second call resumes where the first one stopped.
+      initial_checkpoint_path: the pretrained model; None starts from random weights, to try out a task.
       partitioner: the mesh.
-      title: of the report.
-      config: settings worth showing next to the numbers, JSON values only.
-      decided_by: what else the scores depend on, JSON values only; scores that something else decided are measured
-        again. The recipe's tasks, `model` and `evaluation_config` count in any case.
+      title: the report's heading.
+      config: settings to show next to the numbers, JSON values only.
+      decided_by: what else the scores depend on, JSON values only; existing scores that depend on other values are
+        measured again. The recipe's tasks, `model` and `evaluation_config` are always taken into account.
 
     Returns:
       The results, as in comparison.json.
 
     Raises:
-      ValueError: a run that cannot be trained, or that was trained from another model than is there now.
+      ValueError: a run cannot be trained, or was trained from a model that has changed since.
       FileNotFoundError: no pretrained model, or no data.
     """
+    runs = planned_runs(recipe)
+    decided_by, config = (_as_json(values, name) for values, name in ((decided_by, "decided_by"), (config, "config")))
+    if check := getattr(train, "check", None):
+        check(runs)
     folder = files.absolute(work_dir)
-    base = initial_checkpoint_path or str(folder / RANDOM_WEIGHTS)
+    base = str(folder / RANDOM_WEIGHTS if initial_checkpoint_path is None else files.absolute(initial_checkpoint_path))
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
         random = initial_parameters.random_parameters(model, partitioner, seed=0)
         saving.export(base, random, {"step": 0, "base": None, **networks.described(model.config)})
     fingerprint = loading.load(base, model, partitioner).base_fingerprint
     decided_by = {
         **run_scores.decided_by(recipe, model, evaluation_config),
-        **(decided_by or {}),
+        **decided_by,
         "base_fingerprint": fingerprint,
     }
     weights: dict[PlannedRun | str, str] = {PRETRAINED: fingerprint}
+    folders: dict[PlannedRun, str] = {}
     measured: list[comparison.Run] = []
-    runs = planned_runs(recipe)
     for number, run in enumerate(runs, start=1):
         logging.info("run %d of %d: %s", number, len(runs), run.name)
+        paths = starts(run, folder, base, folders)
         if run.trains:
-            checkpoint = train(run, str(folder / run.name), starts(run, folder, base)).best_checkpoint
+            result = train(run, str(folder / run.name), paths)
+            checkpoint = _checkpoint(result, run)
             _check_base(checkpoint, run, weights, base)
+            folders[run] = result.model_dir
         else:
-            (checkpoint,) = starts(run, folder, base)
+            (checkpoint,) = paths
         decided = {**decided_by, "checkpoint": checkpoint}
         scores = run_scores.scores(recipe, run, folder, decided, model, evaluation_config, partitioner)
         weights[run] = scores["checkpoints"][0]["base_fingerprint"]
@@ -93,7 +105,7 @@ def run_recipe(
         _show(measured[-1])
     method_rows = {method.name: method.row for method in (*METHODS.values(), *recipe.rows)}
     in_order = {method.name: method_rows.pop(method.name) for method in recipe.rows} | method_rows
-    shown = {"target": recipe.target, **(config or {})}
+    shown = {"target": recipe.target, **config}
     results = comparison.compare(measured, versions(), shown, in_order, recipe.compared)
     files.write_json(folder / "comparison.json", results)
     written = page.write_all(results, folder, title=title)
@@ -101,32 +113,62 @@ def run_recipe(
     return results
 
 
-def starts(run: PlannedRun, folder: epath.Path, base: str) -> tuple[str, ...]:
-    """The paths of what a run starts from.
+def starts(
+    run: PlannedRun, folder: epath.Path, base: str, folders: Mapping[PlannedRun, str] | None = None
+) -> tuple[str, ...]:
+    """The paths of the checkpoints that a run starts from.
 
     Args:
       run: the run.
       folder: the recipe's WORK_DIR.
       base: the pretrained model.
+      folders: where runs were trained that may be elsewhere than in WORK_DIR.
     """
 
     def path(start: PlannedRun | str) -> str:
         if isinstance(start, PlannedRun):
-            return str(folder / start.name)
+            return (folders or {}).get(start, str(folder / start.name))
         return base if start == PRETRAINED else start
 
     return tuple(path(start) for start in run.starts_from)
 
 
+def _as_json(values: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """Values as they are read back from a file.
+
+    Raises:
+      ValueError: they have no JSON form.
+    """
+    try:
+        return json.loads(json.dumps(dict(values or {}), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run_recipe's {name} holds a value that JSON does not have ({error}).") from error
+
+
+def _checkpoint(result: Any, run: PlannedRun) -> str:
+    """The checkpoint that `train` chose.
+
+    Raises:
+      ValueError: it returned no run's result, or that of no run.
+    """
+    if not isinstance(result, run_folder.RunResult):
+        raise ValueError(
+            f"`train` returned {result!r} for the run {run.name}; expected what `run_stage` returns, a RunResult."
+        )
+    if not saving.is_checkpoint(epath.Path(result.best_checkpoint)):
+        raise ValueError(f"`train` chose {result.best_checkpoint} of the run {run.name}, but there is no checkpoint.")
+    return result.best_checkpoint
+
+
 def _check_base(checkpoint: str, run: PlannedRun, weights: Mapping[PlannedRun | str, str], base: str) -> None:
-    """A finished run must have started from the model that is there now, unless that is several or from outside."""
+    """Checks that a run's start has not changed since it was trained, if that is a single run or the base."""
     if len(run.starts_from) != 1 or run.starts_from[0] not in weights:
         return
     start = run.starts_from[0]
-    trained_from, fingerprint = saving.read_metadata(checkpoint)["base"]["fingerprint"], weights[start]
+    trained_from, fingerprint = (saving.read_metadata(checkpoint)["base"] or {}).get("fingerprint"), weights[start]
     if trained_from != fingerprint:
         raise ValueError(
-            f"{checkpoint} was trained from a model with fingerprint {trained_from}, but "
+            f"{checkpoint} was trained from a model with fingerprint {trained_from or 'unknown (random weights)'}, but "
             f"{base if isinstance(start, str) else start.name} has {fingerprint}; put the original model back, or use "
             "a new WORK_DIR."
         )

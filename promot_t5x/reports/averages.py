@@ -1,4 +1,4 @@
-"""Rows of scores -> means and spreads. Both `scores.json` and `comparison.json` are averaged here."""
+"""Rows of scores -> means and spreads, for both `scores.json` and `comparison.json`."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ UNKNOWN: Mapping[str, Any] = {"value": None, "std": None, "n": 0}
 
 
 def grouped(rows: Iterable[Mapping[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
-    """Rows that agree in some of their keys, in the order of first appearance.
+    """Groups rows that agree in the keys `by`, in the order of first appearance.
 
     >>> grouped([{"k": 1, "value": 10.0}, {"k": 4, "value": 30.0}, {"k": 1, "value": 20.0}], ["k"])[(1,)]
     [{'k': 1, 'value': 10.0}, {'k': 1, 'value': 20.0}]
@@ -22,19 +22,19 @@ def grouped(rows: Iterable[Mapping[str, Any]], by: Sequence[str]) -> dict[tuple[
 
 
 def summarize(rows: Iterable[Mapping[str, Any]], by: Sequence[str], value: str = "value") -> list[dict[str, Any]]:
-    """Averages the rows that agree in `by` over everything in which they differ.
+    """Averages rows that agree in the keys `by`, over all others.
 
-    The averages are rows again, so a mean of means is a second call.
+    The averages are rows again, so a mean of means takes a second call.
 
     Args:
-      rows: with the keys of `by` and `value`.
-      by: what the rows of one average have in common.
+      rows: have the keys in `by` and the key `value`.
+      by: the keys that the rows of one average have in common.
       value: the key of the number to average.
 
     Returns:
-      One row per group, in the order of first appearance: the keys of `by`, the mean as `value`, the sample standard
-      deviation as `std` and the number of rows as `n`. `value` and `std` are None if a row has no value, `std` is also
-      None for a single row.
+      One row per group, in the order of first appearance: the keys in `by`, the mean as `value`, the sample standard
+      deviation as `std` and the number of rows as `n`. `value` and `std` are None if a row's value is None; `std` is
+      also None for a single row.
 
     >>> rows = [{"task": "cb", "seed": seed, "value": 60.0 + 2.0 * seed} for seed in range(3)]
     >>> summarize(rows, ["task"])
@@ -52,7 +52,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], by: Sequence[str], value: str =
 
 
 def overall(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The average of all rows; UNKNOWN of none.
+    """The average of all rows; UNKNOWN if there are none.
 
     >>> overall([{"value": 10.0}, {"value": 30.0}])["value"], overall([])["value"]
     (20.0, None)

@@ -1,6 +1,6 @@
-"""Rows of single runs -> one `comparison.json`: means and spreads over seeds, read, written and judged.
+"""Rows of single runs -> one `comparison.json`: means and spreads over seeds; reads, checks and judges it.
 
-The file compares training methods on one target task and on in-context tasks that nobody trained on::
+The file compares training methods on one target task and on in-context tasks that no method was trained on::
 
     {"unit": "percent",
      "methods": {"mine": {"label": "my method", "colour": "#0072b2", "learning_rates": {"0.0003": {
@@ -10,8 +10,9 @@ The file compares training methods on one target task and on in-context tasks th
      "compared": {"method": "mine", "baseline": "usual", "reference": "before", "labels": {}},
      "seeds": [0, 1, 2], "config": {}, "versions": {"python": "3.11.7"}, "runs": [...], "rows": [...]}
 
-All scores are percentages. What does not apply is null (a spread of one seed, a mean of no tasks, scores with a prompt
-of a method that has none). A method without a model learning rate has the one entry "none". See docs/results.md.
+All scores are percentages. What does not apply is null (the spread of one seed, the mean of no tasks, scores with the
+prompt for a method without one). A method without a model learning rate has a single entry, "none". See
+docs/results.md.
 """
 
 import dataclasses
@@ -34,11 +35,11 @@ NO_RATE = "none"
 
 TARGET_MARGIN = 2.0
 
-"""How far a method's target score may be below the baseline's for the two to count as equally well trained."""
+"""A method counts as trained as well as the baseline if its target score is at most this far below."""
 
 IN_CONTEXT_MARGIN = 5.0
 
-"""How far a method's in-context mean must be above the baseline's for a difference worth the name."""
+"""A method counts as better in context if its mean is at least this far above the baseline's."""
 
 _TARGET, _IN_CONTEXT = "target", "other"  # roles of rows
 
@@ -47,11 +48,11 @@ _ROUNDING = 1e-9  # 98.4 - 100.4 is a little more than -2 in binary
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One trained (or untouched) model and what it scored.
+    """One trained (or untouched) model and its scores.
 
     Attributes:
       method: its method's name.
-      learning_rate: learning rate of the model's own weights; None where these were not trained.
+      learning_rate: learning rate of the model's own weights; None if they were not trained.
       seed: seed of the training run.
       rows: every single score, as in `scores.json`; at least `role`, `seqio_task`, `prompt` and `value`.
       details: anything else worth keeping, JSON values only (chosen step, validation score, seconds).
@@ -65,23 +66,23 @@ class Run:
 
     @property
     def target(self) -> float | None:
-        """Score in percent on the task that was trained; None if it was not measured."""
+        """Score in percent on the target task; None if it was not measured."""
         return overall(row for row in self.rows if row["role"] == _TARGET)["value"]
 
     @property
     def in_context(self) -> dict[str, float]:
-        """Score in percent per in-context task, without a prompt attached; may be empty."""
+        """Score in percent per in-context task, with the prompt removed; may be empty."""
         return _by_task(self.in_context_rows(attached=False))
 
     @property
     def in_context_with_prompt(self) -> dict[str, float] | None:
-        """The same with the trained prompt attached; None if no task was asked with a prompt."""
+        """The same with the prompt attached; None if no task was scored with a prompt."""
         if all(row["prompt"] is None for row in self.rows):
             return None
         return _by_task(self.in_context_rows(attached=True))
 
     def in_context_rows(self, attached: bool) -> list[Mapping[str, Any]]:
-        """The rows of in-context tasks, with the prompt attached or without it."""
+        """The rows of in-context tasks with the prompt attached, or those with it removed."""
         return [row for row in self.rows if row["role"] == _IN_CONTEXT and (row["prompt"] is not None) == attached]
 
     def in_context_mean(self, attached: bool) -> float | None:
@@ -91,15 +92,16 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A method next to the baseline at one model learning rate; None where a score is missing.
+    """A method compared with the baseline at one model learning rate; None where a score is missing.
 
     Attributes:
       learning_rate: key of the learning rate in the results.
       target_difference: the method's target score minus the baseline's.
       in_context_difference: the method's in-context mean minus the baseline's, prompt removed.
-      target_kept: the method's target is at most the margin below the baseline's.
-      in_context_gained: the method's in-context mean is at least the margin above the baseline's.
-      nearer_to_pretrained: the method's in-context mean is nearer to the untouched model's than to the baseline's.
+      target_kept: whether the method's target is at most the margin below the baseline's.
+      in_context_gained: whether the method's in-context mean is at least the margin above the baseline's.
+      nearer_to_pretrained: whether the method's in-context mean is nearer to the untouched model's than to the
+        baseline's.
     """
 
     learning_rate: str
@@ -116,7 +118,7 @@ class Comparison:
 
 
 def rate_key(learning_rate: float | None) -> str:
-    """Key of a learning rate in the results, which `float` reads back without loss.
+    """Key of a learning rate in the results; `float` restores it exactly.
 
     >>> rate_key(3e-4), rate_key(None)
     ('0.0003', 'none')
@@ -131,19 +133,19 @@ def compare(
     methods: Mapping[str, MethodRow] | None = None,
     headline: Compared | None = None,
 ) -> dict[str, Any]:
-    """The results that this module's head describes: means and sample standard deviations over seeds.
+    """The results described at the top of this module: means and sample standard deviations over seeds.
 
-    The in-context mean of a run is the plain mean of its tasks; its spread over seeds is that of these means.
+    The in-context mean of a run is the plain mean of its tasks; its spread is that of the runs' means.
 
     Args:
       runs: single runs in any order; learning rates and tasks keep the order of their first appearance.
       versions: what `versions()` returned where the runs were made.
-      config: settings worth showing next to the numbers, JSON values only.
+      config: settings to show next to the numbers, JSON values only.
       methods: how methods are shown, in the order of the tables; methods without a row come last.
       headline: which methods the headline compares.
 
     Raises:
-      ValueError: no runs, one run given twice, a score outside [0, 100], or seeds that measured different things.
+      ValueError: no runs, a run given twice, a score outside [0, 100], or seeds that were scored on different tasks.
 
     >>> cb = {"role": "other", "seqio_task": "cb", "prompt": None}
     >>> runs = [Run("mine", 1e-3, seed, [{**cb, "value": 60.0 + 20.0 * seed}]) for seed in (0, 1)]
@@ -153,12 +155,12 @@ def compare(
     """
     runs = list(runs)
     if not runs:
-        raise ValueError("There is nothing to compare: no run was given, at least one was expected.")
+        raise ValueError("There is nothing to compare: expected at least one run, got none.")
     groups: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
         group = groups.setdefault((run.method, rate_key(run.learning_rate)), {})
         if run.seed in group:
-            raise ValueError(f"{_name(run)} was given twice; give every method, learning rate and seed once.")
+            raise ValueError(f"{_name(run)} was given twice; give each method, learning rate and seed once.")
         group[run.seed] = run
     shown = methods or {}
     run_methods = {run.method for run in runs}
@@ -192,7 +194,8 @@ def _entry(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs[1:]:
         if _measured(run) != _measured(first):
             raise ValueError(
-                f"{_name(run)} measured other scores than seed {first.seed} did; evaluate all seeds of a method alike."
+                f"{_name(run)} was not scored on the same tasks as seed {first.seed}; evaluate all seeds of a method "
+                "alike."
             )
     has_prompt = first.in_context_with_prompt is not None
     removed, attached = (
@@ -230,7 +233,7 @@ def _measured(run: Run) -> tuple[Any, ...]:
 
 
 def _as_json(run: Run) -> dict[str, Any]:
-    """One run as JSON values, its plain means next to its scores."""
+    """One run as JSON values: its scores and their means."""
     return {
         "method": run.method,
         "learning_rate": run.learning_rate,
@@ -247,12 +250,12 @@ def _as_json(run: Run) -> dict[str, Any]:
 def verdict(
     results: Mapping[str, Any], target_margin: float = TARGET_MARGIN, in_context_margin: float = IN_CONTEXT_MARGIN
 ) -> list[Comparison]:
-    """Compares the headline's method with its baseline at every model learning rate that both have, in rising order.
+    """Compares the headline's method with its baseline at every model learning rate that both have, in ascending order.
 
     Args:
       results: what `compare` or `read` returned.
-      target_margin: how far the method's target score may be below the baseline's.
-      in_context_margin: how far the method's in-context mean must be above the baseline's.
+      target_margin: see TARGET_MARGIN.
+      in_context_margin: see IN_CONTEXT_MARGIN.
 
     Returns:
       One comparison per shared learning rate; empty if one of the two methods is missing.
@@ -280,7 +283,7 @@ def verdict(
 
 
 def rates(results: Mapping[str, Any], method: str) -> Mapping[str, Any]:
-    """A method's entries by learning rate; none of a method that was not measured."""
+    """A method's entries by learning rate; empty if it was not measured."""
     return results["methods"].get(method, {}).get("learning_rates", {})
 
 
@@ -292,7 +295,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a `comparison.json` and checks it.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       ValueError: it is not such a file, or a score is outside [0, 100].
     """
     results = result_files.read(path, KIND)
@@ -301,14 +304,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def validate(results: Any, source: str) -> None:
-    """Checks that results have the keys of this module's head and scores in [0, 100].
+    """Checks that results have the keys described at the top of this module, and scores in [0, 100].
 
     Args:
-      results: the dictionary, or whatever a file held in its place.
-      source: where it comes from, the first words of the error's sentence.
+      results: the dictionary, or anything else that a file contained.
+      source: where it comes from; error messages begin with it.
 
     Raises:
-      ValueError: one sentence with what was found and what was expected.
+      ValueError: a key is missing or has another type, or a score is outside [0, 100].
     """
     result_files.check(results, KIND, source)
     _validate_methods(results["methods"], source)
@@ -318,7 +321,7 @@ def _validate_methods(methods: Mapping[str, Any], source: str) -> None:
     for method, content in methods.items():
         rates = content.get("learning_rates") if isinstance(content, dict) else None
         if not isinstance(rates, dict) or not rates:
-            raise ValueError(f'{source}: method "{method}" has no "learning_rates"; at least one entry was expected.')
+            raise ValueError(f'{source}: method "{method}" has no "learning_rates", expected at least one entry.')
         for key, entry in rates.items():
             _validate_entry(key, entry, f'{source}: method "{method}", learning rate "{key}"')
 

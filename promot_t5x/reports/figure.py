@@ -1,4 +1,4 @@
-"""Results -> a PNG of two panels: in-context mean over the model learning rate, and target score against it."""
+"""Results -> a PNG of two panels: in-context mean over the model learning rate, and against the target score."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ _GREY = "#5f6368"
 
 @dataclasses.dataclass(frozen=True)
 class _Point:
-    """Scores of one method at one learning rate (0 where it has none), with spreads (0 where there is none)."""
+    """Scores of one method at one learning rate (0 for none), with spreads (0 for none)."""
 
     method: str
     row: method_rows.MethodRow
@@ -51,7 +51,7 @@ def _points(results: Mapping[str, Any]) -> list[_Point]:
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Moves label heights until neighbours are at least `gap` apart, each cluster around its centre.
+    """Moves label heights until neighbours are at least `gap` apart; each cluster keeps its centre.
 
     >>> [round(height, 2) for height in apart([0.5, 0.5, 0.9], 0.1)]
     [0.45, 0.55, 0.9]
@@ -104,7 +104,7 @@ def _draw(
 
 
 def _limits(axes: Axes, points: Sequence[_Point]) -> tuple[float, float]:
-    """Common height of both panels: the scores with their spreads and some air."""
+    """Sets a panel's height, the same for both: the scores with their spreads, and a margin."""
     means = [(p.mean, p.mean_std) for p in points if p.mean is not None]
     low, high = min(mean - std for mean, std in means), max(mean + std for mean, std in means)
     air = max(0.08 * (high - low), 2.0)
@@ -120,13 +120,13 @@ def _learning_rates(axes: Axes, points: Sequence[_Point], reference: str) -> Non
     methods = _by_method(points)
     curves = [method for method in methods if methods[method][-1].rate]
     for method, own in methods.items():
-        if method in curves:  # curves are a little apart, so that equal scores stay visible
+        if method in curves:  # curves are shifted slightly, so that equal scores stay visible
             aside = 1.03 ** (curves.index(method) - (len(curves) - 1) / 2)
             _draw(axes, [point.rate * aside for point in own if point.rate], [point for point in own if point.rate])
         elif method == reference:
             axes.axhline(own[0].mean or 0.0, color=own[0].row.colour, linestyle=(0, (5, 3)), linewidth=1.4, zorder=1)
         else:
-            continue  # with its prompt removed it is the reference: its line would hide the other
+            continue  # with its prompt removed it is the reference, whose line it would hide
         rows.append(own[0].row)
         heights.append(own[-1].mean or 0.0)
     for row, height in zip(rows, apart(heights, 0.065 * (top - bottom)), strict=True):
@@ -173,7 +173,7 @@ def _trade_off(axes: Axes, points: Sequence[_Point], reference: str) -> None:
             },
         )
     for point in shown:
-        if not point.rate:  # these share their height; one name above its point and one below never meet
+        if not point.rate:  # two points of equal height: one name goes above its point, the other below
             offset = (0, 11) if point.method == reference else (0, -11)
             spot = (point.target or 0.0, point.mean or 0.0)
             style = {"fontsize": 8.5, "color": point.row.colour, "ha": "center", "va": "center"}
@@ -188,7 +188,7 @@ def _nothing(axes: Axes, why: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for a formula."""
+    """Text in which matplotlib sees no formula."""
     return text.replace("$", r"\$")
 
 
@@ -199,7 +199,7 @@ def plot_png(results: Mapping[str, Any]) -> bytes:
       results: what `comparison.compare` or `read` returned.
 
     Returns:
-      Bytes of the file; equal results give equal bytes.
+      The file's bytes; equal results give equal bytes.
     """
     figure = Figure(figsize=(10, 4), dpi=190, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -229,5 +229,5 @@ def plot_png(results: Mapping[str, Any]) -> bytes:
 
 
 def plot(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes the PNG of `plot_png`, as a whole or not at all."""
+    """Writes the PNG of `plot_png` atomically."""
     files.write_whole(path, plot_png(results))

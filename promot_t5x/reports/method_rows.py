@@ -1,12 +1,15 @@
-"""What a report needs to know of a method: how it is called, drawn and described. The caller hands these rows in."""
+"""What a report needs to know about a method: its name, look and description. Callers pass these rows in."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 OTHER_COLOUR, OTHER_MARKER = "#8a6d00", "X"
 
 """Colour and marker of a method that has none of its own."""
+
+_MARKERS = tuple(".,ov^<>12348spP*hH+xXDd|_")  # matplotlib's that are one character
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,9 @@ class MethodRow:
       colour: "#rrggbb".
       marker: one of matplotlib's.
       description: one or two sentences for the page.
+
+    Raises:
+      ValueError: a label of several lines, or no such colour or marker.
     """
 
     label: str
@@ -25,10 +31,21 @@ class MethodRow:
     marker: str = OTHER_MARKER
     description: str = "A method of this run."
 
+    def __post_init__(self):
+        if not self.label.isprintable() or not self.label.strip():
+            raise ValueError(f"A method has the label {self.label!r}; expected one line of text.")
+        if not re.fullmatch("#[0-9a-fA-F]{6}", self.colour):
+            raise ValueError(f"The method {self.label!r} has the colour {self.colour!r}; expected '#rrggbb'.")
+        if self.marker not in _MARKERS:
+            raise ValueError(
+                f"The method {self.label!r} has the marker {self.marker!r}; expected one of matplotlib's, "
+                f"{' '.join(_MARKERS)}."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """The three methods that the headline is about; a report without one of them has no headline.
+    """The three methods of the headline.
 
     Attributes:
       method: the method that is judged.
@@ -42,18 +59,18 @@ class Compared:
 
 
 def row(results: Mapping[str, Any], method: str) -> MethodRow:
-    """A method's row in results; one made of its name where the results describe it in no other way.
+    """A method's row in results; made from its name if the results do not describe it.
 
     >>> row({"methods": {}}, "joint_tuning").label
     'joint tuning'
     """
     content = results["methods"].get(method, {})
-    labels = (results.get("compared") or {}).get("labels", {})  # of a method that was not measured
+    labels = (results.get("compared") or {}).get("labels", {})  # for methods that were not measured
     described = {field.name: content[field.name] for field in dataclasses.fields(MethodRow) if field.name in content}
     return MethodRow(**{"label": labels.get(method, method.replace("_", " ")), **described})
 
 
 def compared(results: Mapping[str, Any]) -> Compared:
-    """Which methods the headline of results compares; names of nothing where they do not say."""
+    """Which methods the headline of results compares; empty names if the results do not say."""
     names = results.get("compared") or {}
     return Compared(names.get("method", ""), names.get("baseline", ""), names.get("reference", ""))

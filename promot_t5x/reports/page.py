@@ -1,4 +1,4 @@
-"""Results -> a page that explains them: one HTML file with its style and plot inside, no script, no network."""
+"""Results -> a page that explains them: one HTML file that contains its style and plot, without scripts or links."""
 
 import base64
 import html
@@ -12,25 +12,25 @@ from etils import epath
 from promot_t5x.reports import comparison, figure, method_rows, tables
 from promot_t5x.runtime import files
 
-TITLE = "ProMoT beside standard fine-tuning: what is left of in-context learning"
+TITLE = "ProMoT and standard fine-tuning: how much in-context learning is left"
 
-"""Heading of the page where none is given."""
+"""Default heading of the page."""
 
 _READING = (
     "Each method is trained on the <em>target</em> task only. The other columns are <em>in-context</em> tasks: the"
-    " model is given worked examples in its input, and no method here is trained on them; a score below the pretrained"
-    " model’s is what training on the target has cost. All scores are percentages and are measured without the"
-    " prompt, except the target of a method that has a prompt and <em>mean with prompt</em>, which shows what leaving"
-    " the prompt on does. A comparison is fair where the target scores are equal: compare two methods at the same"
+    " input contains worked examples, and no method is trained on these tasks. The difference to the pretrained model’s"
+    " score is what training on the target costs. All scores are percentages, measured with the prompt removed, except"
+    " the target score of a method that has a prompt, and <em>mean with prompt</em>, which shows the effect of keeping"
+    " the prompt attached. A comparison is fair if the target scores are equal: compare two methods at the same"
     " learning rate, and look at the whole curve, since small learning rates cost every method little."
     " <em>Mean</em> is the plain mean of the in-context tasks."
 )
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """One sentence computed from the numbers: the judged method next to its baseline at one learning rate.
+    """One sentence computed from the numbers: the judged method and its baseline at one learning rate.
 
-    The learning rate is the middle one of those that both methods have (the lower of two), not the one that looks best.
+    It is the middle one of the learning rates that both methods have (the lower of two), not the one that looks best.
     """
     comparisons = comparison.verdict(results)
     if not comparisons:
@@ -43,7 +43,7 @@ def headline(results: Mapping[str, Any]) -> str:
     opening = f"At learning rate {tables.rate(key)} {_target_clause(middle, scores)}, "
     gain = middle.in_context_difference
     if gain is None:
-        return opening + "the in-context tasks were not measured for both methods."
+        return opening + "there are no in-context scores of both methods to compare."
     reference = next((e["in_context_mean"] for e in comparison.rates(results, names.reference).values()), None)
     kept = tables.number(judged["in_context_mean"])
     kept += "" if reference is None else f" ({before} {tables.number(reference)})"
@@ -63,10 +63,10 @@ def _no_comparison(results: Mapping[str, Any]) -> str:
     names = method_rows.compared(results)
     wanted = [name for name in (names.method, names.baseline) if name]
     if not wanted:
-        return "No comparison: the results name no method and baseline to compare."
+        return "No comparison: the results do not name a method and a baseline to compare."
     absent = [tables.label(results, name) for name in wanted if name not in results["methods"]]
     both = " and ".join(tables.label(results, name) for name in wanted) + " at one learning rate"
-    return f"No comparison: there are no scores of {' and '.join(absent) or both}."
+    return f"No comparison: there are no scores for {' and '.join(absent) or both}."
 
 
 def _target_clause(outcome: comparison.Comparison, scores: str) -> str:
@@ -79,7 +79,7 @@ def _target_clause(outcome: comparison.Comparison, scores: str) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """A second sentence: the differences at every learning rate, and at how many of them the claim holds."""
+    """Two more sentences: the differences at every learning rate, and at how many of them the claim holds."""
     comparisons = comparison.verdict(results)
     shown = []
     for outcome in comparisons:
@@ -102,7 +102,7 @@ def _signed(difference: float | None) -> str:
 
 
 def _heat(value: float | None, reference: float | None) -> str:
-    """Cell colour: blue above the pretrained score, orange below, full at a difference of 50."""
+    """Cell colour: blue above the pretrained score, orange below, strongest from a difference of 50."""
     if value is None or reference is None or round(value - reference, 1) == 0:
         return ""
     strength = 0.6 * min(1.0, abs(value - reference) / 50) ** 0.7
@@ -111,7 +111,7 @@ def _heat(value: float | None, reference: float | None) -> str:
 
 
 def _table(results: Mapping[str, Any]) -> str:
-    """The score table: heat against the pretrained row, bold for the best of the methods that train the model."""
+    """The score table: cells coloured relative to the pretrained row, the best of the methods that train in bold."""
     lines, heads = tables.rows(results), tables.columns(results)
     bold = tables.best(lines)
     reference = next((row for row in lines if row.method == method_rows.compared(results).reference), None)
@@ -138,7 +138,7 @@ def _text(value: Any) -> str:
 
 
 def _breakable(name: str) -> str:
-    """A heading that a narrow column may break after an underscore."""
+    """A heading that may be broken after underscores."""
     return _text(name).replace("_", "_<wbr>")
 
 
@@ -160,7 +160,7 @@ def _pairs(entries: Iterable[tuple[str, Any]]) -> str:
 
 
 def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Every single run in a part of the page that opens on a click."""
+    """All single runs, in a part of the page that opens on a click."""
     lines = []
     for run in runs:
         scores = (run["target"], run["in_context_mean"], run["in_context_mean_with_prompt"])
@@ -184,7 +184,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def write_html(results: Mapping[str, Any], path: str | os.PathLike[str], title: str = TITLE) -> None:
-    """Writes the page, as a whole or not at all; it names nothing outside itself.
+    """Writes the page atomically; it refers to no other file.
 
     Args:
       results: what `comparison.compare` or `read` returned.
@@ -198,7 +198,7 @@ def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
     seeds = results["seeds"]
     repeated = len(seeds) > 1
     with_tasks = bool(tables.in_context_tasks(results))
-    spread = "± is the sample standard deviation over seeds. " if repeated else "One seed, so no spread is known. "
+    spread = "± is the sample standard deviation over seeds. " if repeated else "One seed, so there is no spread. "
     tints = '<span class=tint><span class=key style="background:rgba({0})"></span>{1}</span>'
     heat = tints.format("230,140,30,.45", "below the pretrained model") + tints.format("86,180,233,.45", "above it")
     shading = f" Shading of in-context scores: {heat}." if with_tasks else ""
@@ -219,7 +219,7 @@ def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
 
 
 def _figure(png: bytes, repeated: bool) -> str:
-    """The plot with its caption, the PNG inside the page."""
+    """The plot, embedded as PNG, with its caption."""
     alt = "In-context mean over the model learning rate, and in-context mean against target score, for each method"
     caption = (
         "Left: the in-context mean at each model learning rate; the dashed line is the model before any training."
@@ -235,11 +235,11 @@ def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title
 
     Args:
       results: what `comparison.compare` or `read` returned.
-      out_dir: folder, made if missing.
+      out_dir: the folder, created if missing.
       title: the page's heading.
 
     Returns:
-      Paths written: {"html": ..., "markdown": ..., "plot": ...}.
+      The paths of the files: {"html": ..., "markdown": ..., "plot": ...}.
     """
     folder = epath.Path(out_dir)
     png = figure.plot_png(results)

@@ -1,4 +1,4 @@
-"""What reading `scores.json` and `comparison.json` has in common: one unit, and errors of one sentence."""
+"""Reads and checks the top level of `scores.json` and `comparison.json`."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ class Kind:
     Attributes:
       name: the file's name.
       made_by: the commands that write it, as in "make it again with …".
-      contents: the top-level keys that every such file has, and their types.
+      contents: the top-level keys of every such file, and their types.
     """
 
     name: str
@@ -30,8 +30,8 @@ def read(path: str | os.PathLike[str], kind: Kind) -> dict[str, Any]:
     """Reads a file of results and checks its top level.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not JSON, of another kind, or in another unit.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not JSON, not of this kind, or in another unit.
     """
     source = os.fspath(path)
     if not epath.Path(path).is_file():
@@ -48,18 +48,18 @@ def check(results: Any, kind: Kind, source: str) -> None:
     """Checks the top level of results.
 
     Args:
-      results: the dictionary, or whatever a file held in its place.
-      kind: what is expected.
-      source: where the results come from, the first words of the error's sentence.
+      results: the dictionary, or anything else that a file contained.
+      kind: the expected kind of file.
+      source: where the results come from; error messages begin with it.
 
     Raises:
-      ValueError: a key is missing or of another type, or the unit is another.
+      ValueError: a key is missing or has another type, or the unit is another.
     """
     for key, expected in kind.contents.items():
         if not isinstance(results, dict) or not isinstance(results.get(key), expected):
             content = f"the keys {sorted(results)}" if isinstance(results, dict) else f"a {type(results).__name__}"
             raise ValueError(
-                f'{source} holds {content}, but a {"list" if expected is list else "table"} "{key}" was expected; '
+                f'{source} holds {content}, expected a {"list" if expected is list else "table"} "{key}"; '
                 f"give the {kind.name} that {kind.made_by} wrote."
             )
     if results.get("unit") != UNIT:

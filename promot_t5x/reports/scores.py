@@ -16,7 +16,7 @@ REMOVED, ATTACHED = "removed", "attached"
 
 
 def prompt_word(prompt: int | None) -> str:
-    """What people and names of files say of the prompt.
+    """The word for a prompt id in tables and file names.
 
     >>> prompt_word(None), prompt_word(0)
     ('removed', 'attached')
@@ -28,7 +28,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a `scores.json`.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       ValueError: it is not such a file.
     """
     return result_files.read(path, KIND)
@@ -51,14 +51,14 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 
 def write_markdown(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> str:
-    """Writes `scores.md` into a folder, as a whole or not at all, and returns its path."""
+    """Writes `scores.md` into a folder atomically, and returns its path."""
     path = epath.Path(out_dir) / "scores.md"
     files.write_whole(path, markdown_table(results).encode())
     return os.fspath(path)
 
 
 def _lines(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The header, the entries and the means; with the step only where there are several."""
+    """The header, the entries and the means; the step is shown only if there are several."""
     numbers = ("value", "stderr", "seed_std", "n", "truncated")
     lines: list[tuple[str, ...]] = [
         ("step", "task", "k", "prompt", "metric", results["unit"], "stderr", "seed std", "examples", "truncated")

@@ -1,4 +1,4 @@
-"""Results -> the lines and columns that every view shows, as Markdown and as text for the terminal."""
+"""Results -> the rows and columns of all tables, as Markdown and as text for the terminal."""
 
 import dataclasses
 import re
@@ -10,17 +10,17 @@ from promot_t5x.runtime.text import aligned
 
 MISSING = "–"
 
-"""Stands where nothing was measured or nothing applies."""
+"""Shown for what was not measured or does not apply."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of every table: a method at one learning rate.
+    """One row of a table: a method at one learning rate.
 
     Attributes:
       method: key of the method in the results.
       label: the method's name for readers.
-      rate: the model's learning rate for readers, "–" where there is none.
+      rate: the model's learning rate for readers, "–" for none.
       values: a score or None per column of `columns`.
       spreads: sample standard deviation over seeds or None, per column.
     """
@@ -33,7 +33,7 @@ class Row:
 
 
 def in_context_tasks(results: Mapping[str, Any]) -> list[str]:
-    """Names of the in-context tasks of any method, in the order of their first appearance."""
+    """Names of the in-context tasks of all methods, in the order of their first appearance."""
     return list(dict.fromkeys(task for _, _, entry in entries(results) for task in entry["in_context"]))
 
 
@@ -44,7 +44,7 @@ def columns(results: Mapping[str, Any]) -> list[str]:
 
 
 def rows(results: Mapping[str, Any]) -> list[Row]:
-    """Lines of the tables: methods in the order of the results, learning rates rising."""
+    """Rows of the tables: methods in the order of the results, learning rates ascending."""
     tasks = in_context_tasks(results)
     means = ("in_context_mean", "in_context_mean_with_prompt") if tasks else ()
     lines = []
@@ -58,7 +58,7 @@ def rows(results: Mapping[str, Any]) -> list[Row]:
 
 
 def entries(results: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(method, learning rate key, scores) in the order of the tables: that of the results, learning rates rising."""
+    """(method, learning rate key, scores): methods in the order of the results, learning rates ascending."""
     lines = []
     for method, content in results["methods"].items():
         rates = content["learning_rates"]
@@ -91,7 +91,7 @@ def rate(key: str) -> str:
 
 
 def best(lines: Sequence[Row]) -> set[tuple[int, int]]:
-    """(line, column) of the best score per column among the methods that train the model, unless all are equal."""
+    """(row, column) of each column's best scores among the methods that train the model, unless all are equal."""
     cells: set[tuple[int, int]] = set()
     trained = [index for index, row in enumerate(lines) if row.rate != MISSING]
     for column in range(len(lines[0].values) if lines else 0):
@@ -113,19 +113,19 @@ def number(value: float | None, spread: float | None = None) -> str:
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Collection[int]) -> str:
-    """Any table as Markdown.
+    """A table as Markdown.
 
     Args:
-      heads: the columns.
-      lines: one cell per column.
-      numbers: the columns that are aligned at the right.
+      heads: the column headings.
+      lines: rows, one cell per column.
+      numbers: the columns to align right.
 
     >>> print(markdown(["task", "k"], [["cb", "1"]], numbers=[1]), end="")
     | task | k |
     | --- | ---: |
     | cb | 1 |
     """
-    # Not tabulate's: it pads every cell, so that one longer score changes all lines of a diff, and escapes no bar.
+    # Not tabulate: it pads every cell, so one longer score would change all lines of a diff, and escapes no bar.
     ruler = ["---:" if column in numbers else "---" for column in range(len(heads))]
     cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (heads, ruler, *lines))
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
@@ -145,7 +145,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 
 def text_table(results: Mapping[str, Any]) -> str:
-    """The results as an aligned table for the terminal; only target and means show their spread, to keep it narrow."""
+    """The results as an aligned table for the terminal; to keep it narrow, only target and means show their spread."""
     heads = columns(results)
     tasks = set(range(1, len(heads) - 2))
     body = []
@@ -153,7 +153,7 @@ def text_table(results: Mapping[str, Any]) -> str:
         pairs = enumerate(zip(row.values, row.spreads, strict=True))
         numbers = [number(value, None if column in tasks else spread) for column, (value, spread) in pairs]
         body.append([row.label, row.rate, *numbers])
-    # A word per line, the last words in the line above the ruler.
+    # One word per line, the last words just above the ruler.
     stacked = [re.split(r"[_\s]+", head) for head in ("method", "rate", *heads)]
     height = max(len(words) for words in stacked)
     header = list(zip(*([""] * (height - len(words)) + words for words in stacked), strict=True))

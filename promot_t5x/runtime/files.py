@@ -21,9 +21,16 @@ class NoRoomError(OSError):
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """A path that means the same from any working folder, as Orbax demands; one in a bucket (gs://…) stays as it is.
 
+    Raises:
+      ValueError: an empty path, which would be the working folder.
+
     >>> absolute("gs://bucket/run/")
     PosixGPath('gs://bucket/run')
     """
+    if not os.fspath(path):
+        raise ValueError(
+            "An empty path was given where a file or folder is expected; give its path, '.' for this folder."
+        )
     # epath's own resolve() would take gs://bucket for a folder here.
     return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
 

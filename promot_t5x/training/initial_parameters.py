@@ -22,27 +22,28 @@ def starting_parameters(
     partitioner: Partitioner,
     seed: int,
 ) -> tuple[dict[str, Any], dict[str, str] | None]:
-    """The whole tree that a stage works on, and the base that a later reader finds the model's weights in.
+    """All parameters of a stage, and the base that later readers take the model's weights from.
 
     Args:
       model: the network.
       stage: what trains, and whether a prompt is attached.
       paths: checkpoints or run folders; none for random weights, several for the mean of their weights.
-      prompt_init: makes a new soft prompt; None takes that of the checkpoint, the first of several.
+      prompt_init: makes a new soft prompt; None takes the checkpoint's, or that of the first of several.
       partitioner: the mesh.
-      seed: of random weights and of a new prompt.
+      seed: seed of random weights and of a new prompt.
 
     Returns:
-      Nested parameters, placed; path and fingerprint of the base, None for random weights.
+      (nested parameters, placed on the mesh; path and fingerprint of the base, None for random weights).
 
     Raises:
-      ValueError: a prompt alone would be trained on weights that no checkpoint holds, or there is no prompt to attach.
+      ValueError: the stage trains no weights of the model, and no single checkpoint holds them; or there is no prompt
+        to attach.
     """
     if len(paths) != 1 and not trains_model(model, stage):
         start = f"averages {len(paths)} checkpoints" if paths else "is None"
         raise ValueError(
-            f"Stage {stage.name} stores no weights of the model, which a later reader takes from one checkpoint, but "
-            f"INITIAL_CHECKPOINT_PATH {start}: give the path of one pretrained model."
+            f"Stage {stage.name} stores no weights of the model, so later readers need a checkpoint that holds them, "
+            f"but INITIAL_CHECKPOINT_PATH {start}: give the path of one pretrained model."
         )
     if not paths:
         params, base = random_parameters(model, partitioner, seed), None
@@ -62,7 +63,7 @@ def starting_parameters(
 
 
 def trains_model(model: EncoderDecoderModel, stage: stages.Stage) -> bool:
-    """Whether a stage trains any leaf of the model itself, adapters left out."""
+    """Whether a stage trains any leaf of the model itself, not counting adapters."""
     return stage.trains_any(parameter_names.split_adapters(model.abstract_params())[0])
 
 
@@ -99,7 +100,7 @@ def _sum(total: Any, addend: Any) -> Any:
 
 
 def random_parameters(model: EncoderDecoderModel, partitioner: Partitioner, seed: int) -> dict[str, Any]:
-    """Freshly initialised parameters without adapters, created with their shardings."""
+    """Newly initialised parameters without adapters, created with their shardings."""
     shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
     params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(seed))
     return parameter_names.split_adapters(params)[0]
@@ -112,7 +113,7 @@ def with_new_prompt(
     partitioner: Partitioner,
     seed: int,
 ) -> dict[str, Any]:
-    """The parameters with a freshly initialised soft prompt, in place of any they had.
+    """The parameters with a newly initialised soft prompt, which replaces an existing one.
 
     Raises:
       ValueError: the network has no soft prompt, or the initialiser cannot make one of its shape.

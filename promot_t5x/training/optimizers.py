@@ -7,7 +7,7 @@ name is in lower case, as optax names transformations and gin files write them.
 import dataclasses
 import functools
 from collections.abc import Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from promot_t5x.models import parameter_names
 from promot_t5x.training import adafactor_in_slabs, stages
 
 
+@runtime_checkable
 class OptimizerSettings(Protocol):
     """Settings that an optax transformation is built from."""
 

@@ -6,16 +6,18 @@ here are built from settings, frozen dataclasses with a method `build`; a plain 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from promot_t5x.checkpoints import soft_prompts
 
 Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
 
 
+@runtime_checkable
 class InitializerSettings(Protocol):
     """Settings that an initialiser is built from."""
 
@@ -197,7 +199,7 @@ class from_file:
 
         def init(key, num_prompts, length, embedding_VxD):
             del key
-            prompt_NxPxD = soft_prompts.load(path)
+            prompt_NxPxD, _ = soft_prompts.read(epath.Path(path))
             expected = (num_prompts, length, embedding_VxD.shape[1])
             if prompt_NxPxD.shape != expected:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The train binary: one stage of ProMoT, or a baseline, on one task or mixture.
+"""Runs one stage of ProMoT, or a baseline, on one task or mixture; called by `train`.
 
     python -m promot_t5x.train --gin_file=models/mt5_xxl.gin --gin_file=tasks/rte.gin \
         --gin_file=stages/prompt_tuning.gin --gin.MODEL_DIR=/tmp/stage1 --gin.INITIAL_CHECKPOINT_PATH=/a/checkpoint
@@ -19,7 +19,7 @@ from promot_t5x.evaluation import scoring
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import arguments, files, processes
 from promot_t5x.training import (
     initial_parameters,
     optimizers,
@@ -32,17 +32,20 @@ from promot_t5x.training import (
     validation_loss,
 )
 
+Path = str | os.PathLike[str]
 
+
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How the best checkpoint is chosen: the first metric of a seqio task on a split that is not the test split.
+    """How the best checkpoint is chosen: by the first metric of a seqio task on a split other than the test split.
 
     Attributes:
       task: a seqio task.
       split: its split.
       config: lengths, batch size, limit.
-      prompt_id: the soft prompt attached, in a stage that attaches one.
-      eval_steps: batches of the split whose teacher-forced loss is written too; 0 for none.
+      prompt_id: the soft prompt to attach, if the stage attaches one.
+      eval_steps: number of batches of the split for the teacher-forced loss; 0 for none.
     """
 
     task: str
@@ -60,11 +63,12 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """What `run_stage` is given, as settings.json records it; on resumption all but the marked fields must be the same.
+    """The settings of a run, as in settings.json; a resumed run must agree in all fields not marked `may_change`.
+
+    All but `tasks` are arguments of `run_stage`; `model_dir` is left out, since a folder may be moved.
 
     Attributes:
-      tasks: what the seqio tasks named in `dataset` and `validation` are made of.
-    The others are arguments of `run_stage`; `model_dir` is not among them: a folder may be moved.
+      tasks: descriptions of the seqio tasks named in `dataset` and `validation`.
     """
 
     stage: stages.Stage
@@ -82,52 +86,53 @@ class RunSettings:
     partitioner: Partitioner = dataclasses.field(metadata={"may_change": True})
 
 
+@arguments.checked
 def run_stage(
     model: EncoderDecoderModel,
     stage: str | stages.Stage,
     optimizer: optimizers.Optimizer,
     dataset: training_batches.DatasetConfig,
     loop: trainer.LoopConfig,
-    model_dir: str,
+    model_dir: Path,
     checkpoint: saving.CheckpointConfig = saving.CheckpointConfig(),
-    initial_checkpoint_path: str | Sequence[str] | None = None,
+    initial_checkpoint_path: Path | Sequence[Path] | None = None,
     prompt_init: prompt_initializers.PromptInit | None = None,
     validation: Validation | None = None,
     partitioner: Partitioner = Partitioner(),
     frozen_weights_dtype: str | None = None,
-    export_dir: str | None = None,
+    export_dir: Path | None = None,
     dry_run: bool = False,
     config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
-    """Trains one stage; resumes a run that was stopped, returns at once from one that is finished.
+    """Trains one stage; resumes an interrupted run, and returns at once if the run is finished.
 
     Args:
       model: the network and its objective.
-      stage: prompt_tuning, model_tuning, fine_tuning, joint_tuning, or a `stages.Stage` of your own.
-      optimizer: what updates the leaves that the stage trains: settings such as `optimizers.adafactor(0.2)`, or a bare
-        optax transformation, which is recorded by its functions and the values they have closed over.
-      dataset: what it trains on.
-      loop: its length and rhythm.
-      model_dir: where checkpoints, metrics, the settings and the soft prompt go.
+      stage: prompt_tuning, model_tuning, fine_tuning, joint_tuning, or your own `stages.Stage`.
+      optimizer: updates the leaves that the stage trains: settings such as `optimizers.adafactor(0.2)`, or a bare optax
+        transformation, which is recorded by its functions and the values they close over.
+      dataset: the training data.
+      loop: number of steps, seed, and periods of logs and validations.
+      model_dir: the folder for checkpoints, metrics, settings and the soft prompt.
       checkpoint: how often to save.
-      initial_checkpoint_path: a checkpoint or run folder of ours or of T5X; several start from the mean of their
-        weights, None from random ones.
+      initial_checkpoint_path: a checkpoint or run folder of ours, a T5X checkpoint, or a Hugging Face folder; several
+        to start from the mean of their weights, None for random weights.
       prompt_init: makes a new soft prompt, settings or a plain function (see `prompt_initializers`); None takes the
         initial checkpoint's, as stage 2 does.
-      validation: what chooses the best checkpoint; None keeps the last.
+      validation: how the best checkpoint is chosen; None takes the last.
       partitioner: the mesh.
-      frozen_weights_dtype: what a model that does not train is held in during the run, "bfloat16" for half the memory;
-        None keeps T5Config.param_dtype. The prompt, and everything that is stored, keeps its dtype.
-      export_dir: where to write the best parameters alone, without optimizer state, to start other runs from.
-      dry_run: print the parameters that would train and stop, before anything is read or made.
-      config_gin: gives the text of config.gin, for a run that gin configures; asked when the folder is claimed.
+      frozen_weights_dtype: dtype of a model that does not train, during the run, "bfloat16" for half the memory; None
+        keeps T5Config.param_dtype. The prompt, and everything that is stored, keeps its dtype.
+      export_dir: the folder for the best parameters alone, without optimizer state, to start other runs from.
+      dry_run: print the parameters that would train and stop, before anything is read or created.
+      config_gin: returns the text of config.gin, for a run that gin configures; called when the run claims its folder.
 
     Returns:
       The result, None for a dry run.
 
     Raises:
-      ValueError, FileNotFoundError: a configuration that cannot work, said before training starts; a folder that holds
-        a run with other settings.
+      ValueError, FileNotFoundError: a configuration that cannot work, reported before training starts, or a folder that
+        holds a run with other settings.
     """
     stage = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
@@ -149,11 +154,12 @@ def run_stage(
         prompt_init=prompt_init,
         validation=validation,
         frozen_weights_dtype=frozen_weights_dtype,
-        export_dir=export_dir,
+        export_dir=None if export_dir is None else os.fspath(export_dir),
         partitioner=partitioner,
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
+    _check_export(settings.export_dir, model_dir, starts)
     params, base = initial_parameters.starting_parameters(model, stage, starts, prompt_init, partitioner, loop.seed)
     trainable, frozen = stages.partition(params, stage)
     frozen = stages.held_in(frozen, frozen_weights_dtype)
@@ -167,11 +173,11 @@ def run_stage(
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < loop.total_steps:
             _train(settings, staged, state, frozen, save, model_dir)
-    return run_folder.finish(model_dir, export_dir)
+    return run_folder.finish(model_dir, settings.export_dir)
 
 
 def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str) -> None:
-    """The loop with this run's batches, validation and writers."""
+    """Runs the training loop with this run's batches, validation and writers."""
     stage, model, partitioner, validation = settings.stage, settings.model, settings.partitioner, settings.validation
     trainer.train(
         model,
@@ -192,7 +198,7 @@ def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, sav
 
 
 def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str, Any]:
-    """What every checkpoint of the run says about itself."""
+    """The metadata that all checkpoints of the run share."""
     task = settings.dataset.mixture_or_task_name
     description = {"stage": settings.stage.name, "base": base, "task": task, "seed": settings.loop.seed}
     description |= networks.described(settings.model.config, _vocabulary_description(task))
@@ -204,7 +210,7 @@ def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str
     return description
 
 
-def _paths(paths: str | Sequence[str] | None) -> tuple[str, ...]:
+def _paths(paths: Path | Sequence[Path] | None) -> tuple[str, ...]:
     """Absolute paths of the checkpoints that a run starts from."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
     return tuple(str(files.absolute(path)) for path in several)
@@ -218,7 +224,7 @@ def _tasks(dataset: training_batches.DatasetConfig, validation: Validation | Non
 
 
 def _vocabulary_description(task: str) -> dict[str, Any]:
-    """What checkpoints say about the vocabulary of a task or mixture."""
+    """The description of a task's or mixture's vocabulary in checkpoints."""
     vocabulary = (
         features.find(task, "training_batches.DatasetConfig.mixture_or_task_name").output_features["inputs"].vocabulary
     )
@@ -227,7 +233,7 @@ def _vocabulary_description(task: str) -> dict[str, Any]:
 
 
 def _writer(model_dir: str, step: int) -> run_metrics.Writer:
-    """Writes scalars to TensorBoard's events and to metrics.jsonl, which goes on from `step`."""
+    """Writes scalars to TensorBoard events and to metrics.jsonl, which continues from `step`."""
     events = metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not processes.speaks())
     return run_metrics.Writers((events, run_metrics.MetricsFile(model_dir, step)))
 
@@ -253,7 +259,7 @@ def _abstract_params(model: EncoderDecoderModel, stage: stages.Stage) -> dict[st
 
 
 def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: str | None) -> None:
-    """Only a model that no checkpoint of the run holds may be held in another dtype."""
+    """Raises ValueError if the model is to have another dtype although the run's checkpoints store it."""
     stages.held_in({}, dtype)
     params = _abstract_params(model, stage)
     frozen_model, _ = parameter_names.split_adapters(stages.partition(params, stage)[1])
@@ -262,6 +268,19 @@ def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: 
             f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
             "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
         )
+
+
+def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str]) -> None:
+    """Said before training: an export deletes what it replaces."""
+    if export_dir is None:
+        return
+    saving.check_replaceable(export_dir)
+    export = files.absolute(export_dir)
+    for name, path in (("MODEL_DIR", model_dir), *(("INITIAL_CHECKPOINT_PATH", start) for start in starts)):
+        if export in (files.absolute(path), *files.absolute(path).parents):
+            raise ValueError(
+                f"EXPORT_DIR is {export}, which an export would delete with {name} {path}; give a new folder."
+            )
 
 
 def _batches(
@@ -280,7 +299,7 @@ def _batches(
 
 
 def _evaluator(model, stage: stages.Stage, validation: Validation | None, partitioner: Partitioner):
-    if validation is not None:  # read, and kept, before training: a misspelt split shows at once
+    if validation is not None:  # read and kept before training, so that a misspelt split is noticed at once
         config = validation.config
         evaluation_examples.evaluation_examples(
             validation.task, config.task_feature_lengths, validation.split, limit=config.limit

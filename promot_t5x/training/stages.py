@@ -138,10 +138,12 @@ def _check_patterns(names: Collection[str], stage: Stage) -> None:
             if pattern not in parameter_names.ADAPTERS and not any(_matches(pattern, name) for name in names):
                 subtrees = dict.fromkeys(name.split("/")[0] for name in names)
                 closest = nearest(pattern, names, cutoff=0.0)
+                stacked = "layers_" in pattern and any("/layers/" in name for name in names)
+                hint = "; set architecture.T5Config.scan_layers = False to name single layers" if stacked else ""
                 raise ValueError(
                     f"stages.Stage.{field} of the stage {stage.name} has {pattern!r}, which matches no parameter: "
                     f"expected a subtree, such as {', '.join(subtrees)}, or a regular expression for whole names, such "
-                    f"as {closest[0]}."
+                    f"as {closest[0]}{hint}."
                 )
 
 

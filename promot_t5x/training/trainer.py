@@ -24,7 +24,7 @@ from promot_t5x.data import cuts
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.optimizer_slots import slot_shardings
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import processes
+from promot_t5x.runtime import arguments, processes
 from promot_t5x.training import stages
 from promot_t5x.training.progress import Progress, profiler
 from promot_t5x.training.run_metrics import Writer
@@ -43,6 +43,7 @@ class TrainState:
     opt_state: Any
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """The length and rhythm of a run.

@@ -256,7 +256,7 @@ def test_a_folder_of_several_checkpoints_lists_them(outcome):
     names = "checkpoint_3, checkpoint_20, checkpoint_1000: give the path of one."
     expected = f"ValueError: {BUCKET}/{SEVERAL} is not a checkpoint but holds 3 of them, {names}"
     assert outcome.bucket["t5x_checkpoint"][SEVERAL] == expected
-    assert outcome.bucket["formats"][SEVERAL] == f"ValueError: {BUCKET}/{SEVERAL} is no checkpoint, it holds {names}"
+    assert outcome.bucket["formats"][SEVERAL] == f"ValueError: {BUCKET}/{SEVERAL} is not a checkpoint, it holds {names}"
 
 
 @both_readers

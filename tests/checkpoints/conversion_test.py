@@ -13,7 +13,7 @@ from flax import serialization
 
 from promot_t5x import convert
 from promot_t5x.checkpoints import conversion, formats, loading, saving, soft_prompts, sources, stored_leaves
-from promot_t5x.checkpoints.huggingface import config_file, weights
+from promot_t5x.checkpoints.huggingface import config_file, peft, weights
 from promot_t5x.checkpoints.t5x import reader, writer
 from promot_t5x.configuration import flags, gin_files
 from promot_t5x.data import vocabularies
@@ -173,6 +173,17 @@ def test_a_prompt_that_names_itself_as_its_model(tmp_path):
         sources.open_source(tmp_path / "prompt")
 
 
+def test_prompts_that_name_each_other_as_their_model(tmp_path):
+    prompt = {"soft_prompt": {"embedding": np.ones((1, 3, 32), np.float32)}}
+    for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        named = {"path": str(tmp_path / other), "fingerprint": "0" * 16}
+        saving.export(tmp_path / name, prompt, {"step": 1, "base": named})
+    with pytest.raises(
+        ValueError, match="b holds a soft prompt alone and names itself .*, through .*c, through .*a; copy"
+    ):
+        sources.open_source(tmp_path / "b")
+
+
 def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
     honest = formats.written_leaves
 
@@ -183,7 +194,7 @@ def test_what_was_written_is_compared(t5, tmp_path, monkeypatch):
         return {**leaves, "token_embedder/embedding": stored_leaves.from_array(array, "the copy")}
 
     monkeypatch.setattr(formats, "written_leaves", changed)
-    with pytest.raises(ValueError, match="the copy was written with other numbers"):
+    with pytest.raises(ValueError, match="The numbers written to the copy differ from those in"):
         conversion.convert_checkpoint(str(t5), str(tmp_path / "out"), "promot")
 
 
@@ -270,6 +281,19 @@ def test_fingerprint_is_that_of_the_loaded_model(t5):
         assert sources.open_source(t5).fingerprint == loaded.base_fingerprint
 
 
+def test_a_prompt_next_to_huggingfaces_weights_is_left_out_aloud_or_attached(t5, tuned, tmp_path, capsys):
+    prompt, folder = tuned
+    conversion.convert_checkpoint(str(t5), str(tmp_path / "hf"), "huggingface", prompt_path=str(folder))
+    adapter = tmp_path / "hf" / "soft_prompt_adapter"
+    assert "left out" not in capsys.readouterr().out
+    conversion.convert_checkpoint(str(tmp_path / "hf"), str(tmp_path / "alone"), "promot")
+    assert f"the soft prompt in {adapter} is left out" in capsys.readouterr().out
+    conversion.convert_checkpoint(str(tmp_path / "hf"), str(tmp_path / "both"), "promot", prompt_path=str(adapter))
+    assert "left out" not in capsys.readouterr().out
+    conversion.convert_soft_prompt(str(tmp_path / "both"), str(tmp_path / "again.npy"), "npy")
+    assert np.load(tmp_path / "again.npy").tobytes() == prompt.tobytes()
+
+
 @pytest.mark.parametrize("to_format", THROUGH)
 def test_an_attached_prompt_travels_with_the_model(t5, tuned, tmp_path, to_format):
     prompt, folder = tuned
@@ -285,7 +309,9 @@ def test_an_attached_prompt_travels_with_the_model(t5, tuned, tmp_path, to_forma
 
 def test_a_prompt_of_another_model_is_refused_and_can_be_forced(scalable, tuned, tmp_path):
     prompt, folder = tuned
-    with pytest.raises(ValueError, match="was trained on a model with fingerprint .* give its own model, or --force"):
+    with pytest.raises(
+        ValueError, match="was trained on a model with fingerprint .* give the prompt.s own model, or --force"
+    ):
         conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder))
     conversion.convert_checkpoint(str(scalable), str(tmp_path / "out"), "promot", prompt_path=str(folder), force=True)
     assert (
@@ -387,3 +413,32 @@ def test_training_does_not_start_from_numbers_that_are_not_finite(t5, tmp_path, 
     formats.write(tmp_path / "checkpoint_2", source, to_format)
     with pytest.raises(ValueError, match=r"checkpoint_2.* holds numbers that are not finite"):
         loading.load(tmp_path / "checkpoint_2", EncoderDecoderModel(source.config), Partitioner())
+
+
+@pytest.mark.parametrize("to_format", ["hugginface", "soft_prompt", ""])
+def test_an_unknown_format_writes_nothing(tmp_path, to_format):
+    with pytest.raises(ValueError, match=f"The format to write is {to_format!r}.*; expected one of promot, t5x"):
+        conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), to_format)
+    with pytest.raises(ValueError, match="The format to write is 'promot'; expected one of soft_prompt, npy, peft"):
+        conversion.convert_soft_prompt(str(DEMO), str(tmp_path / "out"), "promot")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_prompt_that_is_not_finite_is_attached_to_nothing(tmp_path):
+    prompt = np.ones((1, 3, 128), np.float32)
+    prompt[0, 1, 2] = np.nan
+    np.save(tmp_path / "prompt.npy", prompt)
+    soft_prompts.save(tmp_path / "folder", prompt, {})
+    peft.write_adapter(tmp_path / "adapter", prompt[0], "")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name in before:
+        with pytest.raises(ValueError, match=f"{name} holds a soft prompt with numbers that are not finite"):
+            conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), "promot", prompt_path=str(tmp_path / name))
+        with pytest.raises(ValueError, match="not finite"):
+            conversion.convert_soft_prompt(str(tmp_path / name), str(tmp_path / "out"), "npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_fields_that_no_network_has(tmp_path):
+    with pytest.raises(ValueError, match=r"T5Config has no field 'dropout' \(did you mean 'dropout_rate'"):
+        conversion.convert_checkpoint(str(DEMO), str(tmp_path / "out"), "promot", network={"dropout": 0.1})

@@ -116,7 +116,7 @@ def test_a_prompt_needs_the_base_it_was_trained_with(tmp_path):
     params = _base(tmp_path / "base")
     _prompt_run(tmp_path / "run", tmp_path / "base", params)
     shutil.rmtree(tmp_path / "base")
-    with pytest.raises(FileNotFoundError, match="soft prompt for the model in .*base, which is not there"):
+    with pytest.raises(FileNotFoundError, match="soft prompt for the model in .*base, which does not exist"):
         loading.load(tmp_path / "run", PROMPTED, ONE)
     _base(tmp_path / "base", seed=1)
     with pytest.raises(ValueError, match="with fingerprint .* but the model there now has"):
@@ -152,7 +152,7 @@ def test_a_checkpoint_written_without_its_network(tmp_path):
     params = _base(tmp_path / "base")
     with pytest.raises(
         ValueError,
-        match="base was written before checkpoints carried their network, and its weights do not tell "
+        match="base was written before checkpoints carried their network, and its weights do not determine "
         "mlp_activations and relative_bias_max_distance; give the network's configuration",
     ):
         loading.load(tmp_path / "base")
@@ -181,7 +181,9 @@ def test_what_t5x_does_not_state_is_printed(shared_dir, capsys):
 def test_a_prompt_that_names_no_model(tmp_path):
     prompt = {"soft_prompt": {"embedding": jnp.ones((1, 3, 6))}}
     saving.export(tmp_path / "prompt", prompt, {"step": 1, "base": None})
-    with pytest.raises(ValueError, match="prompt holds a soft prompt alone and names no model.*; give a checkpoint"):
+    with pytest.raises(
+        ValueError, match="prompt holds a soft prompt alone and does not name its model; give a checkpoint"
+    ):
         loading.load(tmp_path / "prompt", PROMPTED, ONE)
 
 

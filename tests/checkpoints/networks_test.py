@@ -44,7 +44,7 @@ def test_every_field_is_of_one_kind():
     "key,change,message",
     [
         ("network", {"class": "Mamba"}, "here holds a network of the class 'Mamba'; expected T5Config"),
-        ("network", {"experts": 8}, "here is of another version, its T5Config has experts"),
+        ("network", {"experts": 8}, "here was written by another version, whose T5Config has experts"),
         ("token_ids", {"padding": 5}, "here has the token ids padding 5; the network computes with .*padding 0"),
     ],
 )
@@ -77,13 +77,13 @@ def test_what_belongs_to_a_run_may_differ():
 @pytest.mark.parametrize(
     "key,value,message",
     [
-        ("relative_bias_max_distance", None, "T5Config.relative_bias_max_distance is None: expected a whole number"),
-        ("vocab_size", "384", "T5Config.vocab_size is '384': expected a whole number"),
-        ("num_heads", True, "T5Config.num_heads is True: expected a whole number"),
-        ("scan_layers", 1, "T5Config.scan_layers is 1: expected true or false"),
-        ("dropout_rate", "0.1", "T5Config.dropout_rate is '0.1': expected a number"),
-        ("mlp_activations", "relu", "T5Config.mlp_activations is 'relu': expected names"),
-        ("mlp_dim", 0, "T5Config.mlp_dim is 0: expected a positive number"),
+        ("relative_bias_max_distance", None, "T5Config.relative_bias_max_distance is None, expected int"),
+        ("vocab_size", "384", "T5Config.vocab_size is '384', expected int"),
+        ("num_heads", True, "T5Config.num_heads is True, expected int"),
+        ("scan_layers", 1, "T5Config.scan_layers is 1, expected bool"),
+        ("dropout_rate", "0.1", "T5Config.dropout_rate is '0.1', expected float"),
+        ("mlp_activations", "relu", "T5Config.mlp_activations is 'relu', expected tuple"),
+        ("mlp_dim", 0, "T5Config.mlp_dim is 0: expected at least 1"),
         ("class", ["T5Config"], "holds a network of the class ..T5Config..; expected T5Config"),
     ],
 )

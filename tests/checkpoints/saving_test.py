@@ -377,3 +377,15 @@ def test_configuration_errors():
         saving.CheckpointConfig(period=0)
     with pytest.raises(ValueError, match="keep_latest=0"):
         saving.CheckpointConfig(keep_latest=0)
+
+
+def test_an_export_replaces_an_export_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(ValueError, match="holds something else than one checkpoint, which an export would delete"):
+            saving.export(folder, _tree(), {"step": 1, "base": None})
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    for step in (1, 2):
+        saving.export(tmp_path / "exported", _tree(), {"step": step, "base": None})
+    assert saving.read_metadata(tmp_path / "exported")["step"] == 2

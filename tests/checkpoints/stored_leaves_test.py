@@ -34,7 +34,7 @@ def test_views_read_any_block_as_numpy_does(leaf, expected):
 
 
 def test_a_dimension_that_does_not_split_is_named():
-    with pytest.raises(ValueError, match="an array has a dimension of 6, which is no multiple of 4"):
+    with pytest.raises(ValueError, match="an array has a dimension of 6, expected a multiple of 4"):
         stored_leaves.split(LEAF, 1, 4)
 
 

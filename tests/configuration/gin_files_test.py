@@ -287,7 +287,7 @@ def test_arguments_without_the_call(write, library):
     # What nothing binds is left to the function's own defaults; what has none is the caller's, or is asked for.
     gin_files.parse([write(HEADER + "core.run.seed = 3\n")])
     assert gin_files.bound_arguments(library.run, given=("config", "steps")) == {"seed": 3}
-    with pytest.raises(gin_files.ConfigError, match="run needs steps and .* pass --gin.run.steps=VALUE"):
+    with pytest.raises(gin_files.ConfigError, match="core.run needs steps and .* pass --gin.core.run.steps=VALUE"):
         gin_files.bound_arguments(library.run, given=("config",))
     with pytest.raises(gin_files.ConfigError, match="the gin files never mention core.unmentioned"):
         gin_files.bound_arguments(library.unmentioned)

@@ -74,7 +74,7 @@ def test_answers_that_are_not_needed_stay(tmp_path):
 
 
 def test_an_interrupted_task_keeps_its_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(answer_store, "_SECONDS_A_PART", 0.0)
+    monkeypatch.setattr(answer_store, "_SECONDS_PER_PART", 0.0)
     kept = _kept(tmp_path)
     kept.add([2], [ANSWERS[2]])
     kept.add([0], [ANSWERS[0]])
@@ -113,7 +113,7 @@ def test_a_damaged_file_is_reported_and_its_task_made_again(damage, tmp_path, ca
     file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         kept = _kept(tmp_path)
-    assert kept.by_number == {} and f"{file} is damaged; all answers of this task are made again" in caplog.text
+    assert kept.by_number == {} and f"{file} is damaged; all examples of this task are answered again" in caplog.text
     kept.add([0, 1, 2], ANSWERS)
     kept.finish([{}] * 3)
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))

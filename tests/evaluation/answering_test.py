@@ -148,7 +148,7 @@ def test_the_prompt_is_attached_or_removed(network, way):
     with pytest.raises(ValueError, match="the checkpoint has none"):
         _answers(network, way, prompt_id=0, params=plain)
     for prompt_id in (1, -1):
-        with pytest.raises(ValueError, match=f"prompt {prompt_id} was to be attached, but the checkpoint has 1"):
+        with pytest.raises(ValueError, match=f"prompt {prompt_id} should be attached, but the checkpoint has 1"):
             _answers(network, way, prompt_id=prompt_id)
 
 

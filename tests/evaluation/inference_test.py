@@ -105,7 +105,9 @@ def test_mistakes_in_the_inputs(text, expected, tiny_model, folder, tmp_path, ca
 
 def test_a_missing_prompt(tiny_model, folder, tmp_path, capsys):
     assert _run(tiny_model, folder, tmp_path / "out", PROMPT_ID=1) == 1
-    assert "error: The prompt 1 was to be attached, but the checkpoint has 1, from 0 on." in capsys.readouterr().err
+    assert (
+        "error: Soft prompt 1 should be attached, but the checkpoint has 1, numbered from 0" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("vocab_size", [64, 1024])

@@ -12,6 +12,7 @@ from promot_t5x.data import evaluation_examples
 from promot_t5x.evaluation import scoring
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.models.architecture import T5Config
+from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 
 TEXTS = [f"{'ab' * (n % 4 + 1)}{n}" for n in range(10)]
@@ -47,11 +48,11 @@ def _tasks():
 
 
 @dataclasses.dataclass(frozen=True)
-class _Oracle:
+class _Oracle(EncoderDecoderModel):
     """Answers with the targets, which it has, except for rows whose input has `wrong_length` tokens."""
 
-    wrong_length: int = 0
     config: T5Config = CONFIG
+    wrong_length: int = 0
 
     def predict_batch(self, params, batch, rng):
         del params, rng

@@ -202,7 +202,7 @@ def test_a_damaged_predictions_file_is_made_again(tiny_model, tmp_path, caplog):
     file = tmp_path / "out" / "toy_enfr.test.removed.jsonl"
     file.write_bytes(file.read_bytes()[:-30])
     assert _run(tiny_model, tmp_path / "out") == 0
-    assert f"{file} is damaged; all answers of this task are made again" in caplog.text
+    assert f"{file} is damaged; all examples of this task are answered again" in caplog.text
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
 
 
@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_the_old_results(tiny_model, tmp_path, monkeypatch, c
             {"architecture.T5Config.vocab_size": 2048},
             "WordVocabulary (288 pieces) does not match the network, which has 2048",
         ),
-        ({"eval.Suite.prompt_id": 1, "PROMPTS": "('attached',)"}, "the checkpoint has 1, from 0 on"),
+        ({"eval.Suite.prompt_id": 1, "PROMPTS": "('attached',)"}, "the checkpoint has 1, numbered from 0"),
         ({"scoring.EvaluationConfig.answering": "guess"}, "expected generate or rank"),
         (dict(SHOTS="(-1,)"), "no negative number of exemplars"),
     ],
@@ -293,14 +293,14 @@ def test_sampling_is_the_same_after_an_interruption(tiny_model, tmp_path):
 
 def test_show_of_nothing(capsys):
     assert program.run_main(eval.main, ["--show=0"]) == 1
-    assert "error: --show=0 shows nothing: write a number from 1 on" in capsys.readouterr().err
+    assert "error: --show=0 shows nothing: give a number from 1 on" in capsys.readouterr().err
 
 
 def test_more_exemplars_than_training_rows(tiny_model, own, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
     extra, changes = own
     assert _run(tiny_model, tmp_path / "out", *extra, SHOTS="(6,)", **changes) == 1
-    assert "asked with 6 exemplars, but they are drawn from 6 training questions" in capsys.readouterr().err
+    assert "has 6 exemplars per prompt, but they are drawn from 6 training questions" in capsys.readouterr().err
 
 
 def test_an_empty_split(tiny_model, own, tmp_path, monkeypatch, capsys):
@@ -434,6 +434,11 @@ def test_all_checkpoints_of_what_is_no_run(path, expected, tiny_model, tmp_path,
     assert expected in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_no_answers_are_written_into_checkpoints(tiny_model, run_folder, capsys):
+    assert _run(tiny_model, run_folder, CHECKPOINT_PATH=run_folder, CHECKPOINT_MODE="all") == 1
+    assert "the run's own folder, whose checkpoints would get files of answers" in capsys.readouterr().err
+
+
 def test_an_unknown_checkpoint_mode(tiny_model, tmp_path, capsys):
     assert _run(tiny_model, tmp_path / "out", CHECKPOINT_MODE="latest") == 1
-    assert "CHECKPOINT_MODE is 'latest': expected 'best' (of a run's folder) or 'all'" in capsys.readouterr().err
+    assert "CHECKPOINT_MODE is 'latest': expected 'best' or 'all'" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_without_the_compiler(monkeypatch):
     with pytest.raises(ValueError) as error:
         chips.topology("v5e:2x2").devices()
     assert str(error.value) == (
-        "promot-t5x plan needs the TPU compiler, no TPU: pip install 'promot-t5x[tpu]', on Linux."
+        "A plan needs the TPU compiler (but no TPU), which is not installed: pip install 'promot-t5x[tpu]', on Linux."
     )
 
 

@@ -60,7 +60,7 @@ def test_groups_in_every_spelling(text):
 def test_groups_in_another_spelling():
     """They must not pass for one group of all devices."""
     with pytest.raises(
-        ValueError, match=r"has replica_groups=ring\[4\], which cannot be read: take the versions of jax"
+        ValueError, match=r"has replica_groups=ring\[4\], which cannot be parsed: install the versions of jax"
     ):
         hlo_costs.replica_groups("ring[4], to_apply=%add", 16)
 

@@ -298,7 +298,7 @@ def test_rounds_that_cannot_be_read_off(why):
         assert text.count(old) == 1
         text = text.replace(old, new)
     xla.hlo_module_from_text(text)
-    with pytest.raises(ValueError, match="^The rounds of the loop while in main cannot be read off.$"):
+    with pytest.raises(ValueError, match="^The number of iterations of the loop while in main cannot be determined.$"):
         _times(hlo.parse(text))
     assert _times(hlo.parse(text, unknown_trips=7)) == [7]
 
@@ -421,7 +421,9 @@ def test_a_loop_whose_rounds_xla_does_not_know():
         return jax.lax.while_loop(lambda s: s[0] < n, lambda s: (s[0] + 1, jnp.tanh(s[1] @ s[1])), (0, x))[1]
 
     text = jax.jit(function).lower(jnp.ones((8, 8)), 3).compile().as_text()
-    with pytest.raises(ValueError, match="^The rounds of the loop while.* in main.* cannot be read off.$"):
+    with pytest.raises(
+        ValueError, match="^The number of iterations of the loop while.* in main.* cannot be determined.$"
+    ):
         _times(hlo.parse(text))
     assert _times(hlo.parse(text, unknown_trips=11)) == [11]
 

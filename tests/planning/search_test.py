@@ -35,7 +35,7 @@ def _flags_of(advice):
 
 def test_advice_costs_little_first():
     assert search.training_advice(_training()) == [
-        "--gin.T5Config.remat=full: compute activations again instead of keeping them (now none)",
+        "--gin.T5Config.remat=full: recompute activations instead of keeping them (now none)",
         "--gin.NUM_MICROBATCHES=2: the same update, fewer rows at once",
         "--gin.FROZEN_WEIGHTS_DTYPE=bfloat16: frozen weights in half the memory",
         "--search: another mesh or preset",

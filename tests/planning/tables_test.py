@@ -79,19 +79,19 @@ def test_the_text_of_a_plan():
     text = tables.text(_plan())
     assert text.startswith("v4:4x4x4 (v4-128 in Google Cloud, 64 chips), preset mixed, mesh data 1 x model 1\n\n")
     assert _rows(text, "parameters ") == {
-        "parameters": ["count", "GiB in all", "sharding", "prompt_tuning", "model_tuning"],
+        "parameters": ["count", "total GiB", "sharding", "prompt_tuning", "model_tuning"],
         "encoder": ["5,000,000,000", "18.63", "-xdataxmodel", "frozen float32", "trained float32"],
         "soft_prompt": ["409,600", "0.00", "-x-xdata", "trained float32", "frozen float32"],
     }
-    assert _rows(text, "GiB a device") == {
-        "GiB a device": ["arguments", "temporaries", "sum", "peak", "HBM", "fits"],
+    assert _rows(text, "GiB per device") == {
+        "GiB per device": ["arguments", "temporaries", "sum", "peak", "HBM", "fits"],
         "prompt_tuning": ["1.50", "0.50", "2.00", "1.75", "30.75", "yes"],
         "model_tuning": ["2.00", "-", "-", "40.00", "30.75", "NO"],
         "scoring": ["1.50", "0.50", "2.00", "1.75", "30.75", "yes"],
     }
     heads = ["FLOPs jaxpr", "FLOPs HLO", "ratio", "weight gradients", "compute s", "traffic s", "bound s"]
-    assert _rows(text, "a step") == {
-        "a step": heads,
+    assert _rows(text, "per step") == {
+        "per step": heads,
         "prompt_tuning": ["1.6e+15", "1.584e+15", "0.990", "0", "0.090", "0.025", "0.090"],
         "model_tuning": ["2.4e+15", "-", "-", "8e+14", "-", "-", "-"],
         "scoring": ["1.6e+15", "1.584e+15", "0.990", "0", "0.090", "0.025", "0.090"],
@@ -105,9 +105,9 @@ def test_the_text_of_a_plan():
         "sums over data": ["1.50"],
     }
     assert (
-        "model_tuning does not fit: 40.00 GiB needed, 30.75 GiB there\n"
-        "  takes most: 12.00G  jit(train_step)/mul\n"
-        "  takes most: 4.50G  jit(train_step)/exp\n"
+        "model_tuning does not fit: 40.00 GiB needed, 30.75 GiB available\n"
+        "  largest: 12.00G  jit(train_step)/mul\n"
+        "  largest: 4.50G  jit(train_step)/exp\n"
         "  1. --gin.T5Config.remat=full: less memory\n"
         "  2. a bigger slice\n"
     ) in text
@@ -118,7 +118,7 @@ def test_a_refusal_that_does_not_say_how_much():
     unsaid = dataclasses.replace(TOO_LARGE, peak=0, largest=())
     text = tables.text(_plan(stages={"model_tuning": unsaid}))
     assert "model_tuning does not fit into 30.75 GiB\n  1. --gin" in text
-    assert _rows(text, "GiB a device")["model_tuning"] == ["2.00", "-", "-", "-", "30.75", "NO"]
+    assert _rows(text, "GiB per device")["model_tuning"] == ["2.00", "-", "-", "-", "30.75", "NO"]
 
 
 def test_stages_with_different_parameters():

@@ -3,9 +3,11 @@
 import graphlib
 
 import pytest
+from matplotlib.markers import MarkerStyle
 
 from promot_t5x.recipes.methods import METHODS, PRETRAINED, Method
 from promot_t5x.recipes.recipe import Recipe, planned_runs
+from promot_t5x.reports import method_rows
 
 
 def _recipe(*methods, **changes):
@@ -61,8 +63,8 @@ def test_a_run_knows_its_files_prompt_and_start():
 @pytest.mark.parametrize(
     "methods,expected",
     [
-        ((Method("a", ("a.gin",), ("b",)), Method("b", ("b.gin",), ("a",))), "in a circle: (a -> b -> a|b -> a -> b)"),
-        ((Method("a", ("a.gin",), ("a",)),), "in a circle: a -> a"),
+        ((Method("a", ("a.gin",), ("b",)), Method("b", ("b.gin",), ("a",))), "in a cycle: (a -> b -> a|b -> a -> b)"),
+        ((Method("a", ("a.gin",), ("a",)),), "in a cycle: a -> a"),
         ((Method("a", ("a.gin",), ("b",)),), "The method a starts from 'b'; expected a method of the recipe"),
         ((Method("a", ("a.gin",), ("promot",)),), "Recipe.methods has a without promot, which it starts from"),
         ((Method("a", ("a.gin",), ()),), "The method a starts from nothing"),
@@ -94,3 +96,45 @@ def test_a_name_that_could_not_be_a_folder():
 def test_the_rows_of_this_package_can_be_distinguished():
     for attribute in ("label", "colour", "marker", "description"):
         assert len({getattr(method.row, attribute) for method in METHODS.values()}) == len(METHODS)
+
+
+@pytest.mark.parametrize(
+    "changes,expected",
+    [
+        (dict(learning_rates=(1e-3, 1e-3)), "would share the folder seed0/fine_tuning_lr0.001"),
+        (dict(learning_rates=(1e-3, 1.0000000001e-3)), "would share the folder seed0/fine_tuning_lr0.001"),
+        (dict(seeds=(1, 1)), "would share the folder seed1/fine_tuning_lr0.001"),
+        (dict(learning_rates=(-1e-3,)), "learning_rates has -0.001; expected positive numbers"),
+        (dict(learning_rates=(float("nan"),)), "learning_rates has nan; expected positive numbers"),
+        (dict(seeds=(-1,)), "seeds has -1; expected whole numbers from 0 on"),
+        (dict(methods=()), "need at least one entry each"),
+        (dict(in_context=("a", "a")), "in_context has a more than once"),
+        (dict(headline=("promott", "fine_tuning", PRETRAINED)), "names 'promott', which is no method .did you mean"),
+    ],
+)
+def test_what_no_recipe_can_be_is_said_before_anything_runs(changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        _recipe(*changes.pop("methods", ("fine_tuning",)), **changes)
+
+
+@pytest.mark.parametrize(
+    "changes,expected",
+    [
+        (dict(name="a/b"), "it names folders"),
+        (dict(name="x" * 300), "it names folders"),
+        (dict(name=PRETRAINED), "which is the model that the recipe starts from"),
+        (dict(colour="bleu"), "has the colour 'bleu'; expected '#rrggbb'"),
+        (dict(colour="red;background:url(x)"), "expected '#rrggbb'"),
+        (dict(marker="zz"), "has the marker 'zz'; expected one of matplotlib's"),
+        (dict(label="two\nlines"), "expected one line of text"),
+        (dict(prompt=-1), "Method.prompt is -1"),
+    ],
+)
+def test_a_row_that_could_not_be_shown(changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        Method(**{"name": "mine", "gin_files": ("mine.gin",), **changes})
+
+
+def test_every_marker_that_a_row_may_have_is_matplotlibs():
+    for marker in method_rows._MARKERS:
+        assert marker in MarkerStyle.markers

@@ -102,7 +102,7 @@ def _recipe(**changes):
         (dict(methods=["promot"]), "Recipe.methods has promot without prompt_tuning"),
         (
             dict(stage_files={"promt": ()}),
-            r"Recipe.stage_files has files for 'promt', which is no method \(did you mean",
+            r"Recipe.stage_files has files for 'promt', which is not a method \(did you mean",
         ),
         (dict(methods=["promot", "promot"]), "Recipe.methods has promot more than once"),
         (dict(headline=("promot",)), "expected the names of three methods"),

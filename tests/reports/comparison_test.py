@@ -62,14 +62,14 @@ def test_one_seed_has_no_spread():
 @pytest.mark.parametrize(
     ("runs", "sentence"),
     [
-        ([], "no run was given"),
+        ([], "expected at least one run, got none"),
         ([_score("promot", 100.0, 50.0)] * 2, "promot, learning rate 0.001, seed 0 was given twice"),
         ([run("promot", 1e-3, 0, 197.0, {})], r"target is 197.0, expected a percentage in \[0, 100\]"),
         ([run("promot", 1e-3, 0, 90.0, {"qa": math.nan})], 'in_context "qa" is nan'),
         ([run("promot", -1.0, 0, 90.0, {})], "neither a positive number"),
         (
             [_score("promot", 100.0, 50.0), run("promot", 1e-3, 1, 100.0, {"a": 50.0})],
-            "measured other scores than seed 0",
+            "was not scored on the same tasks as seed 0",
         ),
     ],
 )
@@ -96,9 +96,9 @@ def test_a_missing_file_says_so(tmp_path):
     ("text", "sentence"),
     [
         ('{"methods": {', "is not JSON"),
-        ("[]", 'holds a list, but a table "methods" was expected'),
+        ("[]", 'holds a list, expected a table "methods"'),
         ('{"results": {}, "mean": 1}', r"holds the keys \['mean', 'results'\]"),
-        ('{"methods": {}, "versions": {}}', 'a list "seeds" was expected'),
+        ('{"methods": {}, "versions": {}}', 'expected a list "seeds"'),
         ('{"methods": {}, "seeds": [], "versions": {}}', 'has the unit None, expected "percent"'),
         (
             '{"unit": "percent", "methods": {"promot": {}}, "seeds": [], "versions": {}}',

@@ -192,11 +192,16 @@ def test_headline_in_between(promot, target, words):
     assert words in page.headline(compare(runs, {}, {}))
 
 
+def test_headline_of_a_recipe_without_in_context_tasks():
+    runs = [run(name, 1e-3, 0, 90.0, {}) for name in ("fine_tuning", "promot")]
+    assert page.headline(compare(runs, {}, {})).endswith("there are no in-context scores of both methods to compare.")
+
+
 def test_headline_admits_noise_and_missing_methods():
     runs = [run("fine_tuning", 1e-3, seed, 90.0, {"qa": 50.0 + 20 * seed}) for seed in (0, 1)]
     runs += [run("promot", 1e-3, seed, 90.0, {"qa": 60.0 + 20 * seed}) for seed in (0, 1)]
     assert "a difference within the spread over seeds" in page.headline(compare(runs, {}, {}))
-    assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores of standard fine-tuning."
+    assert page.headline(WORLDS["two methods"]) == "No comparison: there are no scores for standard fine-tuning."
 
 
 def test_summary_counts_where_the_claim_holds():

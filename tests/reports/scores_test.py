@@ -48,7 +48,7 @@ def test_markdown_aligns_numbers_and_escapes(tmp_path):
     ("text", "sentence"),
     [
         ("[", "is not JSON"),
-        ('{"methods": {}, "seeds": []}', 'a table "results" was expected; give the scores.json that `eval`'),
+        ('{"methods": {}, "seeds": []}', 'expected a table "results"; give the scores.json that `eval`'),
         ('{"results": {}, "mean": {}, "rows": []}', 'has the unit None, expected "percent"'),
     ],
 )

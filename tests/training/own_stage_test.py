@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +103,23 @@ def test_only_what_it_names_changes_and_the_checkpoint_is_whole(folder):
         (["--gin.upper/stages.Stage.trainable=['decoder/(']"], "'decoder/(', which is not a regular expression"),
         (["--gin.FROZEN_WEIGHTS_DTYPE=bfloat16"], "upper_layers trains a part of the model and stores all of it"),
         (["--gin.T5Config.scan_layers=True"], "'decoder/layers_1', which matches no parameter"),
+        (["--gin.T5Config.scan_layers=True"], "set architecture.T5Config.scan_layers = False to name single layers."),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_is_read(folder, flags, message):
     code, _, errors = _run(folder, "--dry_run", *flags)
     assert code != 0 and message in errors and "Traceback" not in errors
+
+
+def test_the_guides_stage_trains_what_it_says(tmp_path):
+    guide = pathlib.Path(__file__).resolve().parents[2] / "docs" / "guide.md"
+    section = guide.read_text(encoding="utf-8").split("## A stage of your own", 1)[1]
+    (tmp_path / "upper.gin").write_text(re.search(r"```gin\n(.*?)```", section, re.DOTALL).group(1), encoding="utf-8")
+    files = ("models/mt5_small.gin", "stages/fine_tuning.gin", "tasks/jsonl.gin", str(tmp_path / "upper.gin"))
+    given = {"DATA_DIR": "my_data", "MODEL_DIR": str(tmp_path / "run"), "INITIAL_CHECKPOINT_PATH": "None"}
+    flags = [*(f"--gin_file={file}" for file in files), *(f"--gin.{name}={value}" for name, value in given.items())]
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert program.run_main(train.main, [*flags, "--dry_run"]) == 0
+    # mT5-small has 8 decoder layers of two attentions (512 x 384, four matrices each) and an MLP (512 x 1024, three).
+    upper = 4 * (2 * 4 * 512 * 384 + 3 * 512 * 1024)
+    assert f"stage upper_layers: {upper:,} parameters train" in shown.getvalue()

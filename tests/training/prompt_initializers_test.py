@@ -158,6 +158,26 @@ def test_saved_from_a_device_array_and_not_contiguous(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "prompt,description,expected",
+    [
+        (np.ones((3, 6), np.float32), {}, "an array of shape"),
+        (np.ones((1, 3, 6), np.int32), {}, "expected a prompt of at least one vector"),
+        (np.ones((1, 0, 6), np.float32), {}, "expected a prompt of at least one vector"),
+        (np.ones((1, 3, 6), np.float32), {"score": np.float32(1)}, "a value that JSON does not have"),
+    ],
+)
+def test_nothing_is_written_of_a_prompt_that_could_not_be_read(tmp_path, prompt, description, expected):
+    with pytest.raises(ValueError, match=expected):
+        soft_prompts.save(tmp_path, prompt, description)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_sizes_in_a_description_are_the_arrays(tmp_path):
+    soft_prompts.save(tmp_path, np.ones((1, 3, 6), np.float32), {"prompts": 7})
+    assert json.loads((tmp_path / "soft_prompt.json").read_text()) == {"prompts": 1, "length": 3, "embed": 6}
+
+
 def test_from_file(tmp_path, table):
     prompt = np.random.default_rng(2).standard_normal((1, 3, 6)).astype(np.float32)
     soft_prompts.save(tmp_path, prompt, {})

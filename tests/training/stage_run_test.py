@@ -30,6 +30,7 @@ from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.training import optimizers, prompt_initializers, stage_run, trainer
+from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -182,16 +183,6 @@ def _adafactor(rate):
     return optimizers.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=1e-5)
 
 
-def _stored(folder) -> dict[str, bytes]:
-    """Every array of a checkpoint, parameters and optimizer state."""
-    arrays = {}
-    for item in ("params", "opt_state"):
-        tree = saving.ocp.StandardCheckpointer().restore(folder / item)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
-    return arrays
-
-
 SCHEDULE = """
 from __gin__ import dynamic_registration
 import optax
@@ -218,7 +209,9 @@ def test_gin_and_python_make_the_same_run(scheduled, world, stage_1, tmp_path, c
     assert not (tmp_path / "python" / "config.gin").exists()
     assert saving.all_steps(from_gin) == saving.all_steps(tmp_path / "python")
     for step in saving.all_steps(from_gin):
-        stored = [_stored(saving.checkpoint_folder(folder, step)) for folder in (from_gin, tmp_path / "python")]
+        stored = [
+            tiny.stored_bytes(saving.checkpoint_folder(folder, step)) for folder in (from_gin, tmp_path / "python")
+        ]
         assert stored[0] == stored[1] and len(stored[0]) > 1
     recorded = json.loads((from_gin / "settings.json").read_text())["optimizer"]
     assert recorded["type"] == "adafactor" and recorded["weight_decay_rate"] == 1e-5
@@ -424,7 +417,7 @@ MISTAKES = {
     "no checkpoint named": (dict(base=None), "pass --gin.INITIAL_CHECKPOINT_PATH=VALUE"),
     "prompt tuning of nothing": (
         dict(base=None, extra=["--gin.INITIAL_CHECKPOINT_PATH=None"]),
-        "Prompt tuning needs a pretrained model: set INITIAL_CHECKPOINT_PATH.",
+        "INITIAL_CHECKPOINT_PATH is None: give the path of one pretrained model.",
     ),
     "another size": (dict(base="other_size"), "does not hold this network's parameters; "),
     "stage 2 without a prompt": (

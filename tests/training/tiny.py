@@ -116,3 +116,13 @@ def train(folder, stage, task, initial=None, steps=6):
         initial_checkpoint_path=initial,
         **({} if stage == "fine_tuning" else prompt),
     )
+
+
+def stored_bytes(folder) -> dict[str, bytes]:
+    """Every array of a checkpoint, parameters and optimizer state."""
+    arrays = {}
+    for item in ("params", "opt_state"):
+        tree = saving.ocp.StandardCheckpointer().restore(folder / item)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
+    return arrays

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 from promot_t5x.checkpoints import saving
@@ -66,16 +64,6 @@ def _recorded_batches(monkeypatch, stop_after=None):
     return taken
 
 
-def _contents(folder):
-    """Every array of a checkpoint, parameters and optimizer state, as bytes."""
-    arrays = {}
-    for item in ("params", "opt_state"):
-        tree = saving.ocp.StandardCheckpointer().restore(folder / item)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
-    return arrays
-
-
 @pytest.mark.parametrize("stage", ["prompt_tuning", "joint_tuning"])
 def test_a_resumed_run_is_the_uninterrupted_one(stage, task, tmp_path, monkeypatch):
     initial = str(tmp_path / "base")
@@ -100,8 +88,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(stage, task, tmp_path, monkeypat
     assert first_part == whole_order[:5] and second_part == whole_order[4:]
     assert result is not None and result.best_step == 6
 
-    expected = _contents(tmp_path / "whole" / "checkpoint_6")
-    assert _contents(tmp_path / "stopped" / "checkpoint_6") == expected
+    expected = tiny.stored_bytes(tmp_path / "whole" / "checkpoint_6")
+    assert tiny.stored_bytes(tmp_path / "stopped" / "checkpoint_6") == expected
     assert len(expected) > 2 and any("opt_state" in name for name in expected)
     metrics = {name: run_metrics.read(tmp_path / name) for name in ("whole", "stopped")}
     assert [line["step"] for line in metrics["stopped"]] == [line["step"] for line in metrics["whole"]] == [3, 6]
@@ -126,5 +114,7 @@ def test_a_killed_run_resumes(tmp_path):
     assert start("killed", 4).returncode == -signal.SIGKILL
     resumed = start("killed", 100)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert _contents(tmp_path / "killed" / "checkpoint_6") == _contents(tmp_path / "whole" / "checkpoint_6")
+    assert tiny.stored_bytes(tmp_path / "killed" / "checkpoint_6") == tiny.stored_bytes(
+        tmp_path / "whole" / "checkpoint_6"
+    )
     assert json.loads((tmp_path / "killed" / "finished.json").read_text())["best_step"] == 6

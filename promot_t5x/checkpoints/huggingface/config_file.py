@@ -1,4 +1,4 @@
-"""config.json of transformers' T5, mT5 and umT5, to and from the sizes and variants of a network."""
+"""Converts config.json of transformers' T5, mT5 and umT5 to and from the sizes and variants of a network."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _SIZES = {
     "relative_attention_max_distance": "relative_bias_max_distance",
 }
 
-# There `gelu_new` is the tanh approximation, which is our gelu, and so is `gated-gelu`; a plain `gelu` is another one.
+# In transformers `gelu_new` and `gated-gelu` use the tanh approximation, as our gelu does; plain `gelu` is exact.
 _FEED_FORWARD = {
     "relu": ("relu",),
     "silu": ("silu",),
@@ -48,20 +48,20 @@ _IDS = {
 
 
 def load(file: epath.Path) -> dict[str, Any]:
-    """Reads a config.json and looks whether it is one of the T5 family.
+    """Reads a config.json and checks that it belongs to the T5 family.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not JSON, or of another model.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not JSON, or of another kind of model.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist, which says what the weights next to it are: copy it there.")
+        raise FileNotFoundError(f"{file} does not exist, which describes the weights next to it: copy it there.")
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
     model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type not in tuple(MODEL_TYPES):  # compared, as a damaged one may not be hashable
+    if model_type not in tuple(MODEL_TYPES):  # a tuple, since a damaged value may not be hashable
         raise ValueError(
             f"{file} is of a model of type {model_type!r}, expected one of {', '.join(MODEL_TYPES)}: give the folder "
             "of a T5, mT5 or umT5."
@@ -70,16 +70,16 @@ def load(file: epath.Path) -> dict[str, Any]:
 
 
 def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
-    """The fields of T5Config that a config.json states by itself: all but whether the embedding is the output matrix.
+    """The fields of T5Config that config.json alone states: all but whether the embedding is the output matrix.
 
     Args:
       values: what `load` returned.
       file: for messages.
 
     Raises:
-      ValueError: a size is missing or no positive number, or a variant or a token id is not the network's.
+      ValueError: a size is missing or not a positive number, or the network does not support a variant or a token id.
     """
-    # Defaults of transformers, for the keys that older files do not have.
+    # transformers' defaults for keys that older files lack.
     by_default: dict[str, Any] = {
         "num_decoder_layers": values.get("num_layers"),
         "relative_attention_num_buckets": 32,
@@ -104,7 +104,7 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
     for name, expected in _IDS.items():
         if values.get(name) not in (None, expected):
             raise ValueError(
-                f"{name} is {values[name]!r} in {file}, expected {expected}, which the network is built for."
+                f"{name} is {values[name]!r} in {file}, expected {expected}: the network supports no other value."
             )
     dropout_rate = values.get("dropout_rate", 0.1)
     if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
@@ -118,7 +118,7 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
 def tied(values: Mapping[str, Any]) -> bool:
     """Whether a config.json says that the output matrix is the embedding.
 
-    From version 5 on transformers writes so of every model, which its weights may contradict.
+    From version 5 on, transformers writes so for every model, even if the weights contradict it.
     """
     return values.get("tie_word_embeddings") is not False
 
@@ -126,8 +126,8 @@ def tied(values: Mapping[str, Any]) -> bool:
 def scales_output(values: Mapping[str, Any]) -> bool:
     """Whether a config.json says that the decoder's output is divided by sqrt(D) before the output matrix.
 
-    For T5 and umT5 that is what tied models do; only T5's says it apart, from version 5 of transformers on. mT5 did so
-    before version 5 and does so no longer.
+    Tied models of T5 and umT5 do so; from transformers 5 on, T5's config.json states it separately. Tied mT5 models do
+    so before transformers 5, and not from then on.
 
     >>> scales_output({"model_type": "t5"}), scales_output({"model_type": "t5", "tie_word_embeddings": False})
     (True, False)
@@ -139,14 +139,14 @@ def scales_output(values: Mapping[str, Any]) -> bool:
 
 
 def model_type_of(config: T5Config, model_type: str | None = None) -> str:
-    """The class of transformers that computes what a network computes.
+    """The model type whose class in transformers computes the same as a network.
 
     Args:
       config: the network.
-      model_type: one of MODEL_TYPES; None takes umt5 for biases of each layer's own, mt5 for mT5's vocabulary, else t5.
+      model_type: one of MODEL_TYPES; None chooses umt5 for one bias table per layer, mt5 for mT5's vocabulary, else t5.
 
     Raises:
-      ValueError: no such class, or one that computes something else.
+      ValueError: no such model type, or one that computes something else.
 
     >>> model_type_of(T5Config(vocab_size=32128)), model_type_of(T5Config(relative_bias="per_layer"))
     ('t5', 'umt5')
@@ -160,12 +160,12 @@ def model_type_of(config: T5Config, model_type: str | None = None) -> str:
     if (model_type == "umt5") != (config.relative_bias == "per_layer"):
         raise ValueError(
             f"The model type is {model_type} and T5Config.relative_bias is {config.relative_bias!r}: umt5 alone has "
-            "per_layer; leave the model type to be found."
+            "per_layer; give no model type, so that the right one is chosen."
         )
     if model_type == "mt5" and config.logits_via_embedding:
         raise ValueError(
             "The model type is mt5 and T5Config.logits_via_embedding is True, for which versions of transformers "
-            "compute different logits: give t5."
+            "compute different logits: give t5 instead."
         )
     return model_type
 
@@ -179,7 +179,7 @@ def values_of(config: T5Config, model_type: str, dtype: str | None) -> dict[str,
     feed_forward = {activations: name for name, activations in _FEED_FORWARD.items()}.get(config.mlp_activations)
     if feed_forward is None:
         raise ValueError(
-            f"T5Config.mlp_activations is {config.mlp_activations}, which config.json cannot say, expected one of "
+            f"T5Config.mlp_activations is {config.mlp_activations}, which config.json cannot express, expected one of "
             f"{', '.join(map(str, _FEED_FORWARD.values()))}."
         )
     return {

@@ -1,8 +1,8 @@
-"""A soft prompt as an adapter of PEFT (prompt tuning of an encoder-decoder), in and out, without torch or peft.
+"""Reads and writes a soft prompt as a PEFT adapter (prompt tuning of an encoder-decoder), without torch or peft.
 
-A folder there holds adapter_config.json and adapter_model.safetensors with one tensor, the prompt [P, D]. PEFT's own
-default for encoder-decoders, num_transformer_submodules 2, has as many rows again, which precede the decoder's
-input; ours precede the encoder's alone, which is 1.
+An adapter's folder has adapter_config.json and adapter_model.safetensors with one tensor, the prompt [P, D]. With
+PEFT's default for encoder-decoders, num_transformer_submodules 2, the tensor has as many rows again, which precede the
+decoder's input; ours precede only the encoder's input, which is num_transformer_submodules 1.
 """
 
 import json
@@ -27,17 +27,17 @@ _KIND = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_transfo
 
 
 def write_adapter(folder: epath.PathLike, prompt_PxD: np.ndarray, base_model_name_or_path: str) -> None:
-    """Writes one soft prompt as an adapter that PeftModel.from_pretrained of PEFT reads.
+    """Writes one soft prompt as an adapter that PEFT's PeftModel.from_pretrained reads.
 
-    adapter_config.json, without which the folder is no adapter, comes last. Of several processes only the first writes.
+    adapter_config.json, without which the folder is not an adapter, is written last. Only process 0 writes.
 
     Args:
-      folder: an adapter that is there is replaced.
+      folder: an existing adapter is replaced.
       prompt_PxD: one prompt, such as prompt_NxPxD[0]; float32, bfloat16 or float16.
-      base_model_name_or_path: the model that the prompt belongs to, as transformers finds it.
+      base_model_name_or_path: the model that the prompt belongs to, as transformers names it.
 
     Raises:
-      ValueError: the prompt is no matrix, or of another dtype.
+      ValueError: the prompt is not a matrix, or has another dtype.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -59,7 +59,7 @@ def write_adapter(folder: epath.PathLike, prompt_PxD: np.ndarray, base_model_nam
         "inference_mode": True,
         "num_virtual_tokens": length,
         "token_dim": embed,
-        "prompt_tuning_init": "RANDOM",  # of a prompt that is trained on; PEFT replaces it by the stored one
+        "prompt_tuning_init": "RANDOM",  # required by PEFT, which then loads the stored prompt
     }
     if processes.speaks():
         (path / _CONFIG).unlink(missing_ok=True)
@@ -79,20 +79,20 @@ def read_adapter(folder: epath.PathLike) -> np.ndarray:
 
     Raises:
       FileNotFoundError: one of the two files is missing.
-      ValueError: a file is damaged or pickled, or the adapter is no prompt of an encoder's.
+      ValueError: a file is damaged or pickled, or the adapter is not a prompt for the encoder.
     """
     path = epath.Path(folder).expanduser()
     values = _config(path / _CONFIG)
     for key, expected in _KIND.items():
         if values.get(key) != expected:
             raise ValueError(
-                f"{key} is {values.get(key)!r} in {path / _CONFIG}, expected {expected!r}: only a prompt before the "
-                "encoder's input can be read."
+                f"{key} is {values.get(key)!r} in {path / _CONFIG}, expected {expected!r}: only a prompt in front of "
+                "the encoder's input can be read."
             )
     if not (path / _WEIGHTS).is_file() and (path / _PICKLED).is_file():
         raise ValueError(
-            f"{path} holds no {_WEIGHTS} but {_PICKLED}, which is not read (unpickling runs whatever code a file "
-            "holds): load the adapter with PEFT and save it with save_pretrained(folder), as safetensors."
+            f"{path} holds no {_WEIGHTS} but {_PICKLED}, which is not read (unpickling can run any code): load the "
+            "adapter with PEFT and save it with save_pretrained(folder), as safetensors."
         )
     tensors = safetensors_file.leaves(path / _WEIGHTS)
     shape = (values.get("num_virtual_tokens"), values.get("token_dim"))
@@ -106,11 +106,11 @@ def read_adapter(folder: epath.PathLike) -> np.ndarray:
 
 def _config(file: epath.Path) -> dict[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: give the folder of an adapter of PEFT.")
+        raise FileNotFoundError(f"{file} does not exist: give the folder of a PEFT adapter.")
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} is damaged, it is no JSON object: copy it again.")
+        raise ValueError(f"{file} is damaged, it is not a JSON object: copy it again.")
     return values

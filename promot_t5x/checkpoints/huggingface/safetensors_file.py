@@ -1,8 +1,8 @@
-"""Tensors in a safetensors file: read block by block, written block by block, never the whole file in memory.
+"""Reads and writes the tensors of a safetensors file block by block, so that no whole file is ever in memory.
 
-A file is the length of its header (8 bytes, little endian), the header as JSON (for each tensor its dtype, its shape
-and where its bytes begin and end), and the bytes. Reading is the safetensors library's; it can only write what is in
-memory as a whole, so writing is done here.
+A file consists of the length of its header (8 bytes, little endian), the header as JSON (for each tensor its dtype,
+shape, and where its bytes begin and end), and the bytes. The safetensors library does the reading; it can only write
+tensors that are all in memory, so writing is done here.
 
 Source: https://github.com/huggingface/safetensors, the section "Format" of its README.
 """
@@ -31,24 +31,24 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 _BLOCK_BYTES = 2**28
 
-"""What is read or written at once of a large tensor, in bytes."""
+"""Most bytes of a tensor that are read or written at once."""
 
 
 def leaves(file: epath.PathLike) -> dict[str, stored_leaves.StoredLeaf]:
-    """All tensors of a file under their names; only the header is read before a block is asked for.
+    """All tensors of a file by name; reads only the header until a block is needed.
 
     Args:
       file: a local file.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: it is in a bucket, damaged (the header and the length of the file are compared), or holds tensors
-        that are not of floating point numbers.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is in a bucket, is damaged (the header is compared with the file's length), or holds tensors that
+        are not floating-point.
     """
     path = epath.Path(file)
     if "://" in os.fspath(path):
         raise ValueError(
-            f"{path} is not on a local disk, where safetensors files are read from: copy its folder there."
+            f"{path} is not on a local disk, from which safetensors files must be read: copy its folder there."
         )
     if not path.is_file():
         raise FileNotFoundError(f"The file {path} does not exist: check the path, or copy the missing file.")
@@ -71,7 +71,7 @@ def leaves(file: epath.PathLike) -> dict[str, stored_leaves.StoredLeaf]:
 
 def _leaf(path: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> stored_leaves.StoredLeaf:
     def read(index: stored_leaves.Index) -> np.ndarray:
-        # Opened for each block: an open file would keep every page that was read in memory.
+        # Opened for each block: an open file would keep all pages read so far in memory.
         with safetensors.safe_open(path, framework="numpy") as tensors:
             return tensors.get_slice(name)[index]
 
@@ -79,14 +79,14 @@ def _leaf(path: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) 
 
 
 def write(file: epath.PathLike, tensors: Mapping[str, stored_leaves.StoredLeaf]) -> None:
-    """Writes tensors in the dtype they are stored in, streamed; the file is there as a whole or not at all.
+    """Writes tensors in the dtype they are stored in, block by block; the file is written atomically.
 
     Args:
-      file: missing folders are made; what is there is replaced. Of several processes only the first writes.
-      tensors: leaves of any source, read block by block.
+      file: missing folders are created, an existing file is replaced. Only process 0 writes.
+      tensors: leaves of any source.
 
     Raises:
-      ValueError: a dtype that such files do not hold.
+      ValueError: a dtype that such files cannot hold.
       files.NoRoomError: the disk is full.
     """
     for name, leaf in tensors.items():
@@ -107,7 +107,7 @@ def write(file: epath.PathLike, tensors: Mapping[str, stored_leaves.StoredLeaf])
 
 
 def _header(tensors: Mapping[str, stored_leaves.StoredLeaf]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say so
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers refuses files without it
     end = 0
     for name, leaf in tensors.items():
         begin, end = end, end + stored_leaves.num_bytes(leaf)

@@ -1,8 +1,8 @@
 """T5X's two layouts of a network's parameters as views of each other.
 
-`t5` has our own names, one parameter per layer, and one table of relative positions per side. `scalable_t5` has stacks
-with the layers on the second axis, heads apart from their width, and one table per layer. Our scanned stacks have the
-layers first and heads joined (`models.parameter_names`).
+`t5` has our names, one parameter per layer, and one table of relative positions per side. `scalable_t5` has stacks with
+the layers on the second axis, separate dimensions for heads and their width, and one table per layer. Our scanned
+stacks have the layers on the first axis and one dimension for heads and width (`models.parameter_names`).
 
 Source: https://github.com/google-research/t5x, `examples/t5/network.py` and `examples/scalable_t5/network.py`.
 """
@@ -53,8 +53,8 @@ def from_scanned(leaves: Leaves) -> dict[str, StoredLeaf]:
         least = 4 if rest.endswith((*_PROJECTIONS, "out/kernel")) else 2
         if len(leaf.shape) < least:
             raise ValueError(
-                f"{leaf.source} has the shape {leaf.shape}, expected at least {least} dimensions, the layers on the "
-                "second: give a checkpoint of scalable_t5."
+                f"{leaf.source} has the shape {leaf.shape}, expected at least {least} dimensions with the layers on "
+                "the second: give a checkpoint of scalable_t5."
             )
         ours = stored_leaves.transposed(leaf, (1, 0, *range(2, len(leaf.shape))))
         if rest.endswith(_PROJECTIONS):  # LxDxHxK
@@ -67,7 +67,7 @@ def from_scanned(leaves: Leaves) -> dict[str, StoredLeaf]:
 
 
 def to_scanned(leaves: Leaves, head_dim: int) -> dict[str, StoredLeaf]:
-    """Our leaves, in either layout, as `scalable_t5` has them; relative positions become one table per layer."""
+    """Our leaves, in either layout, as in `scalable_t5`; relative positions become one table per layer."""
 
     def convert(name: str, leaf: StoredLeaf) -> tuple[str, StoredLeaf]:
         match = _OURS.match(name)
@@ -85,7 +85,7 @@ def to_scanned(leaves: Leaves, head_dim: int) -> dict[str, StoredLeaf]:
 
 
 def relative_bias_of(names: Mapping) -> str:
-    """ "per_layer" where layers have tables of relative positions of their own, else "shared".
+    """ "per_layer" if every layer has a table of relative positions, else "shared".
 
     >>> relative_bias_of({"encoder/relpos_bias/rel_embedding": 0})
     'shared'
@@ -94,7 +94,7 @@ def relative_bias_of(names: Mapping) -> str:
 
 
 def with_relative_bias(leaves: Leaves, wanted: str) -> dict[str, StoredLeaf]:
-    """The leaves with relative positions `wanted` as "shared" (one table per side) or "per_layer" (see T5Config).
+    """The leaves with relative positions as `wanted`: "shared" (one table per side) or "per_layer" (see T5Config).
 
     Raises:
       DifferentBiasesError: layers that are to share a table have different ones.
@@ -121,13 +121,13 @@ def with_relative_bias(leaves: Leaves, wanted: str) -> dict[str, StoredLeaf]:
 
 
 def _one_of(tables: list[StoredLeaf], side: str) -> StoredLeaf:
-    """The table that all layers have."""
+    """The table that all layers of a side share."""
     first = stored_leaves.whole(tables[0])
     for table in tables:
         if not np.array_equal(stored_leaves.whole(table), first):
             raise DifferentBiasesError(
                 f"{table.source}: the layers of the {side} have different tables of relative positions, so they cannot "
-                "share one; keep a layout with one a layer (architecture.T5Config.relative_bias = "
+                "share one; use a layout with one table per layer (architecture.T5Config.relative_bias = "
                 "'per_layer', t5x_scanned)."
             )
     return tables[0]

@@ -1,7 +1,7 @@
 """Reads the parameters of checkpoints written by T5X, in both formats and both layouts, without T5X.
 
 Legacy: a folder with a msgpack file `checkpoint` = {version: 3, optimizer: {state, target}}, in which a large leaf is a
-tensorstore spec naming a zarr folder next to the file and a small leaf is stored inline. Orbax: a folder (or its
+tensorstore spec that names a zarr folder next to the file, and a small leaf is stored inline. Orbax: a folder (or its
 subfolder `state`) with `_METADATA` and one array per leaf, usually inside an OCDBT key-value store. Only the parameters
 (`target`) are read, never the optimizer's state. Nothing is unpickled.
 
@@ -31,9 +31,9 @@ _Leaves = dict[str, "StoredArray | np.ndarray"]
 
 
 def is_t5x_checkpoint(folder: epath.Path) -> bool:
-    """Whether a folder is one T5X checkpoint, of either format; False also when there is nothing there.
+    """Whether a folder is one T5X checkpoint, of either format; False if it does not exist.
 
-    Only the opening of the folder's index is looked at: a damaged T5X checkpoint is still one.
+    Only the beginning of the index is examined, so a damaged T5X checkpoint still counts as one.
 
     Args:
       folder: `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; an absolute path or gs://.
@@ -42,25 +42,25 @@ def is_t5x_checkpoint(folder: epath.Path) -> bool:
 
 
 def checkpoints_in(folder: epath.Path) -> list[str]:
-    """The names of the folders `checkpoint_N` in a folder, by their number."""
+    """The names of the folders `checkpoint_N` in a folder, sorted by number."""
     names = [child.name for child in folder.iterdir()] if folder.is_dir() else []
     matches = filter(None, (re.fullmatch(r"checkpoint_(\d+)", name) for name in names))
     return [match[0] for match in sorted(matches, key=lambda match: int(match[1]))]
 
 
 def read(folder: epath.Path) -> dict[str, StoredLeaf]:
-    """The parameters of a checkpoint under our names; arrays are opened together, which reads their headers only.
+    """The parameters of a checkpoint under our names; arrays are opened concurrently, reading their headers only.
 
     Args:
       folder: `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; an absolute path or gs://.
 
     Returns:
-      Names such as `encoder/layers_0/attention/query/kernel`, sorted; stacks of layers (`encoder/layers/...`) where
-      the checkpoint is of the `scalable_t5` layout.
+      Leaves sorted by name, such as `encoder/layers_0/attention/query/kernel`; stacks of layers (`encoder/layers/...`)
+      if the checkpoint has the `scalable_t5` layout.
 
     Raises:
-      FileNotFoundError: if the folder, or an array that its index lists, does not exist.
-      ValueError: if it is not a T5X checkpoint, has another version, or is damaged; of a damaged chunk when it is
+      FileNotFoundError: the folder, or an array that its index lists, does not exist.
+      ValueError: it is not a T5X checkpoint, has another version, or is damaged; a damaged chunk is noticed when it is
         read.
     """
     leaves = _leaves(folder)
@@ -74,7 +74,7 @@ def read(folder: epath.Path) -> dict[str, StoredLeaf]:
 
 
 def _is_legacy(folder: epath.Path) -> bool:
-    """A folder with a file `checkpoint` that opens as T5X's map does (TensorFlow has a text file of that name)."""
+    """Whether a folder has a file `checkpoint` that begins like T5X's (TensorFlow has a text file of that name)."""
     index = folder / LEGACY_FILE
     if not index.is_file():
         return False
@@ -85,10 +85,10 @@ def _is_legacy(folder: epath.Path) -> bool:
 
 
 def _orbax_folder(folder: epath.Path) -> epath.Path | None:
-    """The folder with the Orbax metadata of a tree that holds `target`, if there is one here or in `state`."""
+    """The folder with the Orbax metadata of a tree that has `target`: this one or its `state`; None for neither."""
     for candidate in (folder, folder / "state"):
         if (candidate / arrays.ORBAX_FILE).is_file():
-            # Looked for as bytes, so that a damaged file is still recognised and reported as damaged.
+            # Searched as bytes, so that a damaged file is still recognised and reported as damaged.
             listed = (candidate / arrays.ORBAX_FILE).read_bytes()
             return candidate if f"('{_PARAMETERS}',".encode() in listed else None
     return None
@@ -142,10 +142,10 @@ def _legacy_leaf(folder: epath.Path, name: str, leaf: Any) -> "StoredArray | np.
                 arrays.damaged(folder / LEGACY_FILE, f"the parameter {name} is a {type(leaf).__name__}, not an array")
             )
         return np.asarray(leaf)
-    # T5X wraps an array that it saved in another dtype than it trained in; the stored one is inside.
+    # T5X wraps the spec of an array that it saved in another dtype than it trained in.
     spec = leaf["base"] if leaf.get("driver") == "cast" else leaf
     try:
-        # The writer's store (gfile, gcs) does not matter: every array's folder is directly in the checkpoint's.
+        # The writer's store (gfile, gcs) does not matter: every array's folder is directly in the checkpoint folder.
         array_folder = folder / spec["kvstore"]["path"].rstrip("/").rsplit("/", 1)[-1]
         shape = tuple(spec["metadata"]["shape"])
         dtype = np.dtype(spec["metadata"].get("dtype") or spec["dtype"])

@@ -27,11 +27,11 @@ def as_named(leaves: Leaves, *, scanned: bool, head_dim: int) -> dict[str, Store
 
     Args:
       leaves: in either of our layouts.
-      scanned: as `scalable_t5`, else as `t5`.
-      head_dim: width of a head, which `scalable_t5` keeps apart.
+      scanned: True for the layout of `scalable_t5`, False for that of `t5`.
+      head_dim: width of a head, a separate dimension in `scalable_t5`.
 
     Raises:
-      ValueError: `t5` shares one table of relative positions, and the layers' differ.
+      ValueError: `t5` shares one table of relative positions, but those of the layers differ.
     """
     if scanned:
         return layouts.to_scanned(leaves, head_dim)
@@ -39,10 +39,10 @@ def as_named(leaves: Leaves, *, scanned: bool, head_dim: int) -> dict[str, Store
 
 
 def write_legacy(folder: epath.PathLike, named: Leaves, step: int) -> None:
-    """Writes one zarr folder per leaf, block by block, and the msgpack index, which makes it a checkpoint, last.
+    """Writes one zarr folder per leaf, block by block, and at last the msgpack index, which makes it a checkpoint.
 
     Args:
-      folder: `.../checkpoint_N`, local or gs://; made.
+      folder: `.../checkpoint_N`, local or gs://; created if missing.
       named: from `as_named`.
       step: the training step that the checkpoint names.
     """
@@ -63,7 +63,7 @@ def write_legacy(folder: epath.PathLike, named: Leaves, step: int) -> None:
 
 
 def write_orbax(folder: epath.PathLike, named: Leaves, step: int) -> None:
-    """The same in Orbax' format, which takes all leaves at once: the machine holds the model in memory.
+    """The same in Orbax's format, which takes all leaves at once, so the whole model is in memory.
 
     Args:
       folder: `.../checkpoint_N`, local or gs://; must not exist.

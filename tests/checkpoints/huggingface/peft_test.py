@@ -60,7 +60,7 @@ def test_prompts_of_other_shapes_are_not_written(shape, tmp_path):
     [
         (dict(peft_type="LORA"), "peft_type is 'LORA' in .*adapter_config.json, expected 'PROMPT_TUNING'"),
         (dict(task_type="CAUSAL_LM"), "task_type is 'CAUSAL_LM'"),
-        (dict(num_transformer_submodules=2), "num_transformer_submodules is 2 .*, expected 1: only a prompt before"),
+        (dict(num_transformer_submodules=2), "num_transformer_submodules is 2 .*, expected 1: only a prompt in front"),
         (dict(num_virtual_tokens=6), r"holds prompt_embeddings \(5, 8\), expected prompt_embeddings \(6, 8\)"),
         (dict(token_dim=16), r"expected prompt_embeddings \(5, 16\) as adapter_config.json says"),
     ],
@@ -72,7 +72,9 @@ def test_adapters_of_another_kind(values, message, adapter):
 
 
 def test_missing_and_damaged_files(adapter):
-    with pytest.raises(FileNotFoundError, match="adapter_config.json does not exist: give the folder of an adapter"):
+    with pytest.raises(
+        FileNotFoundError, match="adapter_config.json does not exist: give the folder of a PEFT adapter"
+    ):
         peft.read_adapter(adapter / "nothing")
     weights = adapter / "adapter_model.safetensors"
     data = weights.read_bytes()
@@ -85,7 +87,7 @@ def test_missing_and_damaged_files(adapter):
     (adapter / "adapter_model.bin").write_bytes(data)
     with pytest.raises(ValueError, match="holds no adapter_model.safetensors but adapter_model.bin"):
         peft.read_adapter(adapter)
-    for text, message in (("{", "it is not JSON"), ("[]", "it is no JSON object")):
+    for text, message in (("{", "it is not JSON"), ("[]", "it is not a JSON object")):
         (adapter / "adapter_config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             peft.read_adapter(adapter)

@@ -311,7 +311,7 @@ def test_buckets_are_refused(model_folder):
         (dict(model_type=None), "model of type None"),
         (dict(model_type=["t5"]), "model of type ..t5.., expected one of t5"),
         (dict(feed_forward_proj=["relu"]), "feed_forward_proj is ..relu.. in .*config.json, expected one of relu"),
-        (dict(num_layers=10**9), "config.json has 100000000. layers, the weights next to it are .* tensors in all"),
+        (dict(num_layers=10**9), "config.json has 100000000. layers, but the weights next to it are only .* tensors"),
         (
             dict(feed_forward_proj="gated-tanh"),
             "feed_forward_proj is 'gated-tanh' in .*config.json, expected one of relu",
@@ -424,7 +424,9 @@ def sharded_folder(tmp_path) -> Path:
 def test_missing_shard(sharded_folder):
     files = sorted(sharded_folder.glob("*.safetensors"))
     files[1].unlink()
-    with pytest.raises(FileNotFoundError, match=rf"lacks 1 of the {len(files)} files .*\({files[1].name}\): copy"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"lacks 1 of the {len(files)} weight files .*\({files[1].name}\): copy"
+    ):
         weights.opened(sharded_folder)
 
 
@@ -468,9 +470,9 @@ def test_leaves_of_another_network_are_not_written(tmp_path):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, logits_via_embedding=True))
     with pytest.raises(ValueError, match=r"token_embedder/embedding \(\(20, 8\) for \(21, 8\)\)"):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, vocab_size=21))
-    with pytest.raises(ValueError, match="soft_prompt/embedding has no place .* an adapter of PEFT"):
+    with pytest.raises(ValueError, match="soft_prompt/embedding has no place .* a PEFT adapter"):
         weights.write(tmp_path, as_leaves(params | {parameter_names.PROMPT: np.zeros((1, 2, 8))}), T5_1_1)
-    with pytest.raises(ValueError, match=r"mlp_activations is \('silu', 'gelu'\), which config.json cannot say"):
+    with pytest.raises(ValueError, match=r"mlp_activations is \('silu', 'gelu'\), which config.json cannot express"):
         weights.write(tmp_path, as_leaves(params), dataclasses.replace(T5_1_1, mlp_activations=("silu", "gelu")))
     with pytest.raises(ValueError, match="is of int32, which cannot be written"):
         whole_numbers = {name: array.astype(np.int32) for name, array in params.items()}
