@@ -1,8 +1,8 @@
 """Exemplars of in-context prompts: a pool of training rows on disk, and the draw of exemplars for each question.
 
 The exemplars of a question depend only on the task, their number, the seed and the text of the question, not on hosts,
-batches or the order of reading. A question is never its own exemplar, and rows with the same question count as one;
-questions are the same if their `normal_form` is.
+batches or the order of reading; in training each reading of a question draws anew. A question is never its own
+exemplar, and rows with the same question count as one; questions are compared in `normal_form`.
 Random numbers come from `random.Random.random`, whose sequence Python guarantees for a seed.
 """
 
@@ -74,7 +74,7 @@ def pool(
 
 
 def normal_form(text: str) -> str:
-    """A text as SentencePiece's models see it: in Unicode's form NFKC, with single spaces between words.
+    """A text as SentencePiece normalizes it: in Unicode's NFKC, with single spaces between words.
 
     >>> normal_form(" Qui\\u3000etait-ce\\u00a0? ") == "Qui etait-ce ?"
     True
@@ -161,11 +161,16 @@ class Sampler:
                 "training questions, one of which may be the question itself: use fewer exemplars."
             )
 
-    def draw(self, question: str) -> list[Example]:
+    def draw(self, question: str, reading: int | None = None) -> list[Example]:
         """The exemplars before a question, in their order.
 
         Classes take turns: if all rows of the pool have the same choices, no answer occurs twice before all others have
         occurred once.
+
+        Args:
+          question: the question, as the prompt has it.
+          reading: distinguishes the readings of a question in training, each of which draws anew; None in evaluation.
+            The mode "fixed" ignores it.
 
         >>> pool = tuple(Example("", f"{i}?", "", ("yes", "no")[i % 2 :][:1], ("yes", "no")) for i in range(8))
         >>> drawn = Sampler("even", pool, shots=4).draw("0?")
@@ -175,7 +180,9 @@ class Sampler:
         if not self.shots:
             return []
         question = normal_form(question)
-        key = (self.name, self.shots, self.seed, *((question,) if self.mode == "per_example" else ()))
+        key = [self.name, self.shots, self.seed]
+        if self.mode == "per_example":
+            key += [question] if reading is None else [question, int(reading)]
         rng = random.Random(int(_digest(json.dumps(key))[:16], 16))
         # One more of each class than needed, since one may be the question itself.
         sampled = [_sample(rng, members, self.shots + 1) for members in self._classes]

@@ -1,34 +1,35 @@
-"""What the length limits cut from training examples, noted where they are read and counted where they are trained on.
+"""Counts of what the length limits cut from examples, in training and in evaluation.
 
-A cut is a rank-0 feature of an example: 1 if its inputs or targets were trimmed. Few-shot tasks, which shorten their
-own prompts, count theirs (`features.CUTS`).
+A cut is a rank-0 feature of an example. `noting` adds `input_cut` and `target_cut` to any task; a few-shot task shortens
+its own prompts and has the features of `OF_PROMPTS`.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 
-from promot_t5x.data import features
+OF_TRIMMING = ("input_cut", "target_cut")
+OF_PROMPTS = ("exemplars_dropped", "input_cut", "article_cut")
+ALL = tuple(dict.fromkeys((*OF_TRIMMING, *OF_PROMPTS)))
 
-ALL = (*features.CUTS, "target_cut")
-
-_OF_FEATURE = {"inputs": "input_cut", "targets": "target_cut"}
+_OF_FEATURE = dict(zip(("inputs", "targets"), OF_TRIMMING, strict=True))
 
 
 def noting(task: seqio.Task) -> seqio.Task:
-    """The task with the features `input_cut` and `target_cut`: whether tokens were trimmed to the feature's length.
+    """The task with the features `input_cut` and `target_cut`: 1 if tokens are trimmed to the feature's length, else 0.
 
     seqio trims in two places: in `append_eos_after_trim`, and after all preprocessors.
     """
     steps = []
     for step in task.preprocessors:
         if getattr(step, "func", step) is seqio.preprocessors.append_eos_after_trim:
-            steps.append(functools.partial(_note, keeps_room_for_end=True))
+            steps.append(functools.partial(_note, reserves_end=True))
         steps.append(step)
-    return task.replace(preprocessors=[*steps, functools.partial(_note, keeps_room_for_end=False)])
+    return task.replace(preprocessors=[*steps, functools.partial(_note, reserves_end=False)])
 
 
 def _note(
@@ -36,41 +37,66 @@ def _note(
     sequence_length: Mapping[str, int],
     output_features: Mapping[str, Any],
     *,
-    keeps_room_for_end: bool,
+    reserves_end: bool,
 ) -> tf.data.Dataset:
     def note(example: dict[str, Any]) -> dict[str, Any]:
         noted = {}
         for key, name in _OF_FEATURE.items():
-            if key not in example or (name in features.CUTS and features.CUTS[0] in example):
-                continue
-            room = sequence_length[key] - int(keeps_room_for_end and output_features[key].add_eos)
-            noted[name] = tf.maximum(example.get(name, 0), tf.cast(tf.size(example[key]) > room, tf.int32))
+            if key in example and not (name in OF_PROMPTS and shortens_prompts(example)):
+                limit = sequence_length[key] - int(reserves_end and output_features[key].add_eos)
+                is_cut = tf.cast(tf.size(example[key]) > limit, tf.int32)
+                noted[name] = tf.maximum(example.get(name, 0), is_cut)
         return {**example, **noted}
 
     return dataset.map(note)
 
 
+def shortens_prompts(example: Mapping[str, Any]) -> bool:
+    """Whether an example is from a task that shortens its own prompts, and counts what it cuts from them."""
+    return OF_PROMPTS[0] in example
+
+
 def of(example: Mapping[str, Any]) -> dict[str, Any]:
-    """All cuts of an example, as int32; 0 for those that its task does not have."""
+    """All cuts of an example in a dataset, as int32; 0 for those that its task does not have."""
     return {name: tf.cast(example.get(name, 0), tf.int32) for name in ALL}
 
 
-def sentence(counts: Mapping[str, int], examples: int, lengths: Mapping[str, int]) -> str:
-    """What to say before training; empty if nothing was cut that longer features would keep.
+def counts(examples: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The cuts of each of N examples read from a dataset, for each name of `ALL`: N as int64.
+
+    >>> {name: cut_N.tolist() for name, cut_N in counts([{"target_cut": 1}, {"exemplars_dropped": 2}]).items()}
+    {'input_cut': [0, 0], 'target_cut': [1, 0], 'exemplars_dropped': [0, 2], 'article_cut': [0, 0]}
+    """
+    examples = list(examples)
+    return {name: np.array([int(example.get(name, 0)) for example in examples], np.int64) for name in ALL}
+
+
+def separated(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """The sums of the cuts in a batch of B rows, for the names it has, and its other features.
+
+    >>> separated({"target_cut": np.array([0, 1, 1]), "soft_prompt_ids": np.array([0, 0, 0])})
+    ({'target_cut': 2}, {'soft_prompt_ids': array([0, 0, 0])})
+    """
+    counted = {name: int(batch[name].sum()) for name in ALL if name in batch}
+    return counted, {name: array for name, array in batch.items() if name not in counted}
+
+
+def sentence(counted: Mapping[str, int], examples: int, lengths: Mapping[str, int]) -> str:
+    """The warning about the first training examples; empty if longer features would keep nothing more.
 
     Args:
-      counts: sums over the examples, for names of `ALL`.
-      examples: how many examples were looked at.
+      counted: sums over the examples, for names of `ALL`.
+      examples: the number of examples.
       lengths: {"inputs": T, "targets": U}.
 
     >>> sentence({"target_cut": 7, "exemplars_dropped": 2}, 10, {"inputs": 64, "targets": 4})
-    'Of 10 training examples 7 have their targets cut to 4 tokens, and 2 exemplars were dropped to fit 64 tokens'
+    'In the first 10 training examples, targets cut to 4 tokens: 7; exemplars dropped to fit 64 tokens: 2'
     """
     parts = [
-        f"{counts[name]} have their {key} cut to {lengths[key]} tokens"
+        f"{key} cut to {lengths[key]} tokens: {counted[name]}"
         for key, name in _OF_FEATURE.items()
-        if counts.get(name)
+        if counted.get(name)
     ]
-    if dropped := counts.get("exemplars_dropped"):
-        parts.append(f"{dropped} exemplars were dropped to fit {lengths['inputs']} tokens")
-    return f"Of {examples} training examples " + ", and ".join(parts) if parts else ""
+    if dropped := counted.get("exemplars_dropped"):
+        parts.append(f"exemplars dropped to fit {lengths['inputs']} tokens: {dropped}")
+    return f"In the first {examples} training examples, {'; '.join(parts)}" if parts else ""

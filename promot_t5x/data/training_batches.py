@@ -10,8 +10,10 @@ Dimensions: B batch rows, T encoder length, U decoder length.
 
 import collections
 import dataclasses
+import functools
+import inspect
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +28,10 @@ from promot_t5x.tasks import registration
 # A split up to this size is read once and kept in memory if its source cannot be read in pieces.
 _EXAMPLES_IN_MEMORY = 100_000
 
-# About so many examples are looked at for cuts before the first step.
-_EXAMPLES_LOOKED_AT = 1000
+# About this many examples are checked for cuts before the first step.
+_EXAMPLES_CHECKED = 1000
 
-# A shard's examples are counted up to this number to say how many are left.
+# The error for an empty shard counts the examples of every shard up to this number.
 _EXAMPLES_COUNTED = 10_000
 
 
@@ -155,14 +157,19 @@ class _ShardedSource(seqio.DataSource):
 
 def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
     """The task with a sharded source: its own source, or its cache and the preprocessors that follow caching."""
-    if not (config.use_cached and task.supports_caching and task.cache_dir):
-        return task.replace(source=_ShardedSource(task, task.source, config))
-    logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
-    after_caching = 1 + next(
-        i for i, step in enumerate(task.preprocessors) if isinstance(step, seqio.CacheDatasetPlaceholder)
-    )
-    source = _ShardedSource(task, task._get_cached_source(config.split), config)
-    return task.replace(source=source, preprocessors=task._preprocessor_constructor_args[after_caching:])
+    source, steps = task.source, task.preprocessors
+    if config.use_cached and task.supports_caching and task.cache_dir:
+        logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
+        is_cached = [isinstance(step, seqio.CacheDatasetPlaceholder) for step in steps]
+        source, steps = task._get_cached_source(config.split), steps[is_cached.index(True) + 1 :]
+    return task.replace(source=_ShardedSource(task, source, config), preprocessors=list(map(_for_training, steps)))
+
+
+def _for_training(step: Callable[..., tf.data.Dataset]) -> Callable[..., tf.data.Dataset]:
+    """A preprocessor with `training=True`, if it has such an argument; seqio fills in `sequence_length` the same way."""
+    if "training" in inspect.signature(step).parameters:
+        return functools.partial(step, training=True)
+    return step
 
 
 class _TrainingStreams:
@@ -184,38 +191,38 @@ class _TrainingStreams:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
 
     def check(self, shards: Sequence[int]) -> None:
-        """Refuses a shard that its task's preprocessors leave empty: the endless stream would wait for it forever.
+        """Raises ValueError if a task's preprocessors leave one of these shards without examples.
 
-        Says what is cut from the first examples.
+        The endless stream of such a shard would never return. Warns if the first examples are cut.
         """
         examples, counts = 0, collections.Counter()
-        first = -(-_EXAMPLES_LOOKED_AT // (len(self._tasks) * len(shards)))
+        per_shard = -(-_EXAMPLES_CHECKED // (len(self._tasks) * len(shards)))
         for task in self._tasks:
             epochs = tuple(self._task_dataset(task, shard, num_epochs=1).map(cuts.of) for shard in shards)
             before = examples
-            for of_shards in tf.data.Dataset.zip(epochs).take(first).as_numpy_iterator():
+            for of_shards in tf.data.Dataset.zip(epochs).take(per_shard).as_numpy_iterator():
                 examples += len(of_shards)
-                for of_example in of_shards:
-                    counts.update({name: int(count) for name, count in of_example.items()})
+                for cuts_of_example in of_shards:
+                    counts.update({name: int(count) for name, count in cuts_of_example.items()})
             if examples == before:
-                self._refuse(task)
-        if said := cuts.sentence(counts, examples, self._config.task_feature_lengths):
-            logging.warning("%s; set TASK_FEATURE_LENGTHS to keep more.", said)
+                raise self._empty_shard(task)
+        if warning := cuts.sentence(counts, examples, self._config.task_feature_lengths):
+            logging.warning("%s. Raise TASK_FEATURE_LENGTHS to keep more.", warning)
 
-    def _refuse(self, task: seqio.Task) -> None:
+    def _empty_shard(self, task: seqio.Task) -> ValueError:
         split, shards = self._config.split, self._config.shards
         epochs = (self._task_dataset(task, shard, num_epochs=1) for shard in range(shards))
         counts = [int(epoch.take(_EXAMPLES_COUNTED).reduce(np.int64(0), lambda n, _: n + 1)) for epoch in epochs]
         if not any(counts):
-            raise ValueError(
+            return ValueError(
                 f"Split {split!r} of task {task.name!r} is empty after its preprocessors, expected "
                 "examples: check the task's source and filters."
             )
         at_least = "at least " if max(counts) == _EXAMPLES_COUNTED else ""
-        raise ValueError(
-            f"Split {split!r} of task {task.name!r} has {at_least}{sum(counts)} examples after its preprocessors, and "
-            f"{counts.count(0)} of training_batches.DatasetConfig.shards={shards} shards have none of them: use fewer "
-            "shards (1 always works), or check the task's filters."
+        return ValueError(
+            f"Split {split!r} of task {task.name!r} has {at_least}{sum(counts)} examples after its preprocessors, which "
+            f"leave {counts.count(0)} of {shards} shards empty: lower training_batches.DatasetConfig.shards (1 always "
+            "works), or check the task's filters."
         )
 
     def _task_dataset(self, task: seqio.Task, shard: int, num_epochs: int | None) -> tf.data.Dataset:
@@ -268,8 +275,8 @@ def training_batches(
       start_batch: the number of batches to skip; the rest equals that of a new stream, byte for byte.
       rows: the b rows of each global batch that this process needs (`Partitioner.rows`); only their shards are read.
         None for all rows.
-      with_cuts: add what was cut from each row (`cuts.ALL`), b as int32. What is cut from the first examples is logged
-        in any case.
+      with_cuts: whether to add the cuts of each row, b as int32 for each name of `cuts.ALL`. The warning about the
+        first examples does not depend on it.
 
     Returns:
       An iterator over these rows of each global batch: encoder_input_tokens bxT, decoder_input_tokens bxU,
@@ -277,8 +284,8 @@ def training_batches(
 
     Raises:
       FileNotFoundError: a vocabulary file is missing.
-      ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, a shard
-        is empty after the task's preprocessors, a row is outside the batch, or a vocabulary file cannot be read.
+      ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, the
+        preprocessors leave a shard empty, a row is outside the batch, or a vocabulary file cannot be read.
     """
     rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:

@@ -23,8 +23,8 @@ class Progress:
 
     `follow` is called after every dispatch and reads the metrics of the step before; `settle` reads the newest ones,
     which waits for the device. Once per log period it writes the mean loss since the last report, the speed and the
-    time left; time spent on evaluations and checkpoints counts. What the length limits cut since the last report is
-    counted over the rows that this process read.
+    time left; time spent on evaluations and checkpoints counts. Cuts since the last report are counted over this
+    process's rows.
 
     Args:
       total_steps: of the run.
@@ -46,8 +46,8 @@ class Progress:
 
         Args:
           step: updates made so far, the new one included.
-          metrics: of the step, on the devices: its sums and the norm of its gradient. `cuts` of its rows are on the
-            host, if known.
+          metrics: of the step: its sums and the norm of its gradient, on the devices; on the host `cuts`, the counts
+            of this process's rows (see `cuts.separated`), if there are any.
 
         Raises:
           FloatingPointError: the loss or gradient of the step before is not finite.

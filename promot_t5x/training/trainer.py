@@ -184,8 +184,8 @@ def train(
       optimizer: from `optimizers.staged_optimizer`.
       state: where to start.
       frozen: the leaves that do not train.
-      batches: this process's rows of every batch, from batch number `state.step` on; what was cut from them
-        (`cuts.ALL`), if they have it, is counted in the metrics.
+      batches: this process's rows of every batch, from batch number `state.step` on. Their cuts, if they have
+        features of `cuts.ALL`, are counted in the metrics.
       batch_size: rows of a whole batch.
       config: length and rhythm.
       partitioner: places batches.
@@ -213,9 +213,7 @@ def train(
     try:
         with partitioner.context():
             for step in range(state.step, config.total_steps):
-                read = next(batches)
-                counts = {name: int(read[name].sum()) for name in cuts.ALL if name in read}
-                features = {name: array for name, array in read.items() if name not in counts}
+                counts, features = cuts.separated(next(batches))
                 batch = partitioner.place_batch(features, rows, batch_size)
                 trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
                 done = step + 1
