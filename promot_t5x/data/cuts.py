@@ -1,7 +1,7 @@
 """Counts of what the length limits cut from examples, in training and in evaluation.
 
-A cut is a rank-0 feature of an example. `noting` adds `input_cut` and `target_cut` to any task; a few-shot task shortens
-its own prompts and has the features of `OF_PROMPTS`.
+A cut is a rank-0 feature of an example. `noting` adds `input_cut` and `target_cut` to any task; a few-shot task, which
+shortens its own prompts, has those of `OF_PROMPTS`.
 """
 
 import functools
@@ -93,9 +93,7 @@ def sentence(counted: Mapping[str, int], examples: int, lengths: Mapping[str, in
     'In the first 10 training examples, targets cut to 4 tokens: 7; exemplars dropped to fit 64 tokens: 2'
     """
     parts = [
-        f"{key} cut to {lengths[key]} tokens: {counted[name]}"
-        for key, name in _OF_FEATURE.items()
-        if counted.get(name)
+        f"{key} cut to {lengths[key]} tokens: {counted[name]}" for key, name in _OF_FEATURE.items() if counted.get(name)
     ]
     if dropped := counted.get("exemplars_dropped"):
         parts.append(f"exemplars dropped to fit {lengths['inputs']} tokens: {dropped}")

@@ -166,7 +166,7 @@ def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
 
 
 def _for_training(step: Callable[..., tf.data.Dataset]) -> Callable[..., tf.data.Dataset]:
-    """A preprocessor with `training=True`, if it has such an argument; seqio fills in `sequence_length` the same way."""
+    """A preprocessor with `training=True`, if it has that argument; so does seqio with `sequence_length`."""
     if "training" in inspect.signature(step).parameters:
         return functools.partial(step, training=True)
     return step
@@ -220,9 +220,9 @@ class _TrainingStreams:
             )
         at_least = "at least " if max(counts) == _EXAMPLES_COUNTED else ""
         return ValueError(
-            f"Split {split!r} of task {task.name!r} has {at_least}{sum(counts)} examples after its preprocessors, which "
-            f"leave {counts.count(0)} of {shards} shards empty: lower training_batches.DatasetConfig.shards (1 always "
-            "works), or check the task's filters."
+            f"Split {split!r} of task {task.name!r} has {at_least}{sum(counts)} examples after its preprocessors, "
+            f"which leave {counts.count(0)} of {shards} shards empty: lower training_batches.DatasetConfig.shards (1 "
+            "always works), or check the task's filters."
         )
 
     def _task_dataset(self, task: seqio.Task, shard: int, num_epochs: int | None) -> tf.data.Dataset:

@@ -35,24 +35,24 @@ class Progress:
 
     def __init__(self, total_steps: int, log_period: int, first_step: int, writer: Writer):
         self._total, self._writer = total_steps, writer
-        self._dispatched: tuple[int, Any] | None = None
+        self._dispatched: tuple[int, Any, Mapping[str, int]] | None = None
         self._begin_window(first_step)
         self._report = periodic_actions.PeriodicCallback(
             every_steps=log_period, on_steps=[total_steps], callback_fn=self._write
         )
 
-    def follow(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def follow(self, step: int, metrics: Mapping[str, Any], cuts: Mapping[str, int] = {}) -> None:
         """Remembers the step that was just dispatched and reads the one before.
 
         Args:
           step: updates made so far, the new one included.
-          metrics: of the step: its sums and the norm of its gradient, on the devices; on the host `cuts`, the counts
-            of this process's rows (see `cuts.separated`), if there are any.
+          metrics: of the step, on the devices: its sums and the norm of its gradient.
+          cuts: of this process's rows, see `cuts.separated`.
 
         Raises:
           FloatingPointError: the loss or gradient of the step before is not finite.
         """
-        previous, self._dispatched = self._dispatched, (step, metrics)
+        previous, self._dispatched = self._dispatched, (step, metrics, cuts)
         if previous is not None:
             self._read(*previous)
 
@@ -70,7 +70,7 @@ class Progress:
         self._sums, self._window_start, self._started = LossSums._make([0.0] * 4), step, time.monotonic()
         self._cuts = collections.Counter()
 
-    def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def _read(self, step: int, metrics: Mapping[str, Any], cuts: Mapping[str, int]) -> None:
         on_host = jax.device_get(metrics)
         sums, gradient_norm = LossSums._make(map(float, on_host["sums"])), float(on_host["gradient_norm"])
         # The loss tells of the parameters before the step, the gradient of those after it.
@@ -81,7 +81,7 @@ class Progress:
                     "checkpoint is from before."
                 )
         self._sums = LossSums._make(map(operator.add, self._sums, sums))
-        self._cuts.update(metrics.get("cuts", {}))
+        self._cuts.update(cuts)
         self._report(step, gradient_norm=gradient_norm)
 
     def _write(self, step: int, t: float, gradient_norm: float) -> None:

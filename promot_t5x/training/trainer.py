@@ -217,7 +217,7 @@ def train(
                 batch = partitioner.place_batch(features, rows, batch_size)
                 trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
                 done = step + 1
-                progress.follow(done, {**metrics, "cuts": counts})
+                progress.follow(done, metrics, counts)
                 profile(done)
                 saves = done % save_period == 0 or done == config.total_steps
                 if saves or done % eval_period == 0:

@@ -102,7 +102,9 @@ def test_training_with_targets_that_are_all_cut_is_not_silent(caplog):
         _one_epoch("cuts_append_eos_after_trim", 6, 5)
         assert not caplog.records, "nothing is cut"
         _one_epoch("cuts_append_eos_after_trim", 6, 1)
-    assert f"In the first {N} training examples, targets cut to 1 tokens: {N}. Raise TASK_FEATURE_LENGTHS" in caplog.text
+    assert (
+        f"In the first {N} training examples, targets cut to 1 tokens: {N}. Raise TASK_FEATURE_LENGTHS" in caplog.text
+    )
 
 
 def test_training_that_drops_every_exemplar_is_not_silent(caplog):

@@ -224,7 +224,9 @@ def test_one_shot_training_draws_exemplars_anew_in_every_epoch(shots):
 
 
 def test_a_fixed_exemplar_stays_fixed_in_training(shots):
-    pairs = {pair for batch in _take(4 * N // 8, _shots_config("data_shots_1shot_seed0_fixed")) for pair in shots(batch)}
+    pairs = {
+        pair for batch in _take(4 * N // 8, _shots_config("data_shots_1shot_seed0_fixed")) for pair in shots(batch)
+    }
     assert len(pairs) == N and len({exemplar for exemplar, _ in pairs}) == 2  # one of them for the other itself
 
 
