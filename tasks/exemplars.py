@@ -88,21 +88,23 @@ def _digest(text: str) -> str:
 
 def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: int) -> list[dict[str, Any]]:
     """The rows with the smallest hashes, one per question, in the order of the hashes."""
-    # Of several rows with one question the one with the smallest hash stays. Holds at most twice the pool.
-    held: dict[str, tuple[str, str]] = {}
+    # Of several rows with one question, the one with the smallest hashes stays. Holds at most twice the pool.
+    held: dict[str, tuple[str, str, str]] = {}
     largest = "g"  # above every hexadecimal digest
     for row in rows:
-        question = _digest(f"{seed}\n{normal_form(wording.example(row).inputs)}")
-        if question > largest:  # enough rows have smaller hashes; in a large split this skips nearly every row
+        question = wording.example(row).inputs
+        order = _digest(f"{seed}\n{question}")
+        if order > largest:  # enough rows have smaller hashes; in a large split this skips nearly every row
             continue
         text = json.dumps(row, sort_keys=True)
-        order = _digest(text)
-        if question not in held or order < held[question][0]:
-            held[question] = (order, text)
+        candidate = (order, _digest(text), text)
+        form = _digest(normal_form(question))
+        held[form] = min(candidate, held.get(form, candidate))
         if len(held) > 2 * size:
-            held = {key: held[key] for key in heapq.nsmallest(size, held)}
-            largest = max(held)
-    return [json.loads(held[key][1]) for key in heapq.nsmallest(size, held)]
+            smallest = heapq.nsmallest(size, held, key=held.__getitem__)
+            held = {form: held[form] for form in smallest}
+            largest = held[smallest[-1]][0]
+    return [json.loads(text) for _, _, text in heapq.nsmallest(size, held.values())]
 
 
 def _read(file: epath.Path, definition: str) -> list[dict[str, Any]] | None:
@@ -179,7 +181,6 @@ class Sampler:
         """
         if not self.shots:
             return []
-        question = normal_form(question)
         key = [self.name, self.shots, self.seed]
         if self.mode == "per_example":
             key += [question] if reading is None else [question, int(reading)]
@@ -187,7 +188,8 @@ class Sampler:
         # One more of each class than needed, since one may be the question itself.
         sampled = [_sample(rng, members, self.shots + 1) for members in self._classes]
         classes = [[self.pool[i] for i in sampled[c]] for c in _sample(rng, range(len(sampled)), len(sampled))]
-        classes = [[shot for shot in members if normal_form(shot.inputs) != question] for members in classes]
+        form = normal_form(question)
+        classes = [[shot for shot in members if normal_form(shot.inputs) != form] for members in classes]
         turns = [members[turn] for turn in range(self.shots) for members in classes if turn < len(members)]
         chosen = turns[: self.shots]
         return [chosen[i] for i in _sample(rng, range(self.shots), self.shots)]

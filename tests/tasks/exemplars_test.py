@@ -230,9 +230,9 @@ def test_a_question_in_another_spelling_is_no_exemplar_of_itself(questions, seed
     pool = tuple(Example("Q: ", _disguised(question, rng), " A:", (f"of {i}",)) for i, question in enumerate(questions))
     sampler = exemplars.Sampler("task", pool, len(pool) - 1, seed, mode)
     for i, question in enumerate(questions):
-        drawn = sampler.draw(f"Q: {question} A:")
-        assert f"of {i}" not in {example.target for example in drawn} and len(drawn) == len(pool) - 1
-        assert sampler.draw(f"Q: {_disguised(question, rng)} A:") == drawn
+        for spelling in (question, _disguised(question, rng)):
+            drawn = sampler.draw(f"Q: {spelling} A:")
+            assert f"of {i}" not in {example.target for example in drawn} and len(drawn) == len(pool) - 1
 
 
 @SETTINGS
