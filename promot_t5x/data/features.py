@@ -101,9 +101,9 @@ def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int
 
 
 def padded_batch(ds: tf.data.Dataset, lengths: Mapping[str, int], rows: int, drop_remainder: bool) -> tf.data.Dataset:
-    """Batches of examples with inputs and targets padded with zeros to their lengths; other features have rank 0."""
+    """Batches of examples with inputs and targets padded with zeros to their lengths, and others as they are."""
     spec: Any = ds.element_spec
-    shapes = {k: [lengths[k]] if k in TASK_FEATURES else [] for k in spec}
+    shapes = {k: [lengths[k]] if k in TASK_FEATURES else spec[k].shape for k in spec}
     return ds.padded_batch(rows, padded_shapes=shapes, drop_remainder=drop_remainder)
 
 

@@ -8,7 +8,6 @@ number of whole batches: a resumed run rebuilds the stream from the task and the
 Dimensions: B batch rows, T encoder length, U decoder length.
 """
 
-import collections
 import dataclasses
 import functools
 import inspect
@@ -28,8 +27,8 @@ from promot_t5x.tasks import registration
 # A split up to this size is read once and kept in memory if its source cannot be read in pieces.
 _EXAMPLES_IN_MEMORY = 100_000
 
-# About this many examples are checked for cuts before the first step.
-_EXAMPLES_CHECKED = 1000
+# About this many examples are checked for cuts before the first step; with long prompts this takes a few seconds.
+_EXAMPLES_CHECKED = 256
 
 # The error for an empty shard counts the examples of every shard up to this number.
 _EXAMPLES_COUNTED = 10_000
@@ -195,17 +194,19 @@ class _TrainingStreams:
 
         The endless stream of such a shard would never return. Warns if the first examples are cut.
         """
-        examples, counts = 0, collections.Counter()
+        examples, counts_K = 0, np.zeros(len(cuts.ALL), np.int64)
         per_shard = -(-_EXAMPLES_CHECKED // (len(self._tasks) * len(shards)))
         for task in self._tasks:
-            epochs = tuple(self._task_dataset(task, shard, num_epochs=1).map(cuts.of) for shard in shards)
+            epochs = tuple(
+                self._task_dataset(task, shard, num_epochs=1).map(lambda ex: ex[cuts.FEATURE]) for shard in shards
+            )
             before = examples
-            for of_shards in tf.data.Dataset.zip(epochs).take(per_shard).as_numpy_iterator():
-                examples += len(of_shards)
-                for cuts_of_example in of_shards:
-                    counts.update({name: int(count) for name, count in cuts_of_example.items()})
+            for cuts_SxK in tf.data.Dataset.zip(epochs).take(per_shard).as_numpy_iterator():
+                examples += len(shards)
+                counts_K += np.sum(cuts_SxK, axis=0)
             if examples == before:
                 raise self._empty_shard(task)
+        counts = dict(zip(cuts.ALL, counts_K.tolist(), strict=True))
         if warning := cuts.sentence(counts, examples, self._config.task_feature_lengths):
             logging.warning("%s. Raise TASK_FEATURE_LENGTHS to keep more.", warning)
 
@@ -237,7 +238,7 @@ class _TrainingStreams:
             num_epochs=num_epochs,
             try_in_mem_cache=False,  # a cache would freeze the first epoch's order
         )
-        return examples.map(lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), **cuts.of(ex)})
+        return examples.map(lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), cuts.FEATURE: cuts.of(ex)})
 
     def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
         """The padded rows of one shard, B/S at a time, starting at a batch."""
@@ -275,8 +276,8 @@ def training_batches(
       start_batch: the number of batches to skip; the rest equals that of a new stream, byte for byte.
       rows: the b rows of each global batch that this process needs (`Partitioner.rows`); only their shards are read.
         None for all rows.
-      with_cuts: whether to add the cuts of each row, b as int32 for each name of `cuts.ALL`. The warning about the
-        first examples does not depend on it.
+      with_cuts: whether to add `cuts`, the counts of what was cut from each row, bxK as int32 for the K kinds of
+        `cuts.ALL`. The warning about the first examples does not depend on it.
 
     Returns:
       An iterator over these rows of each global batch: encoder_input_tokens bxT, decoder_input_tokens bxU,
@@ -304,6 +305,6 @@ def training_batches(
 
     def of_rows(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         taken = {k: v[position, rows // config.shards] for k, v in batch.items()}
-        return features.converted(taken) | ({name: taken[name] for name in cuts.ALL} if with_cuts else {})
+        return features.converted(taken) | ({cuts.FEATURE: taken[cuts.FEATURE]} if with_cuts else {})
 
     return (of_rows(batch) for batch in iterator)

@@ -185,7 +185,7 @@ def train(
       state: where to start.
       frozen: the leaves that do not train.
       batches: this process's rows of every batch, from batch number `state.step` on. Their cuts, if they have
-        features of `cuts.ALL`, are counted in the metrics.
+        `cuts.FEATURE`, are counted in the metrics.
       batch_size: rows of a whole batch.
       config: length and rhythm.
       partitioner: places batches.
