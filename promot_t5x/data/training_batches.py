@@ -271,8 +271,8 @@ def training_batches(
     A split whose source cannot be read in pieces (most functions, a single file) is read once by every process and kept
     in memory if it has at most 100,000 examples; every shard reads all of a larger one.
 
-    Preprocessors that have an argument `training` get True: `few_shot.prompts` then draws a question's exemplars anew each
-    time.
+    Preprocessors that have an argument `training` get True: `few_shot.prompts` then draws a question's exemplars anew
+    each time.
 
     Args:
       config: the data to read.
