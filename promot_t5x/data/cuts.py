@@ -17,7 +17,7 @@ FEATURE = "cuts"
 
 OF_TRIMMING = ("input_cut", "target_cut")
 OF_PROMPTS = ("exemplars_dropped", "input_cut", "article_cut")
-ALL = tuple(dict.fromkeys((*OF_TRIMMING, *OF_PROMPTS)))
+ALL: tuple[str, ...] = tuple(dict.fromkeys((*OF_TRIMMING, *OF_PROMPTS)))
 """The K kinds of cuts."""
 
 _OF_FEATURE = dict(zip(("inputs", "targets"), OF_TRIMMING, strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import seqio
 from etils import epath
 
-from promot_t5x.checkpoints import soft_prompts
+from promot_t5x.checkpoints import soft_prompts, stored_leaves
 from promot_t5x.checkpoints.loading import Loaded
 from promot_t5x.data import features, vocabularies
 from promot_t5x.evaluation import answering
@@ -93,6 +93,7 @@ def generate(
     else:
         prompt_NxPxD, _ = soft_prompts.read(epath.Path(prompt))
         soft_prompts.check_width(prompt_NxPxD, prompt, model.config.embed_dim, loaded.base_path)
+        prompt_NxPxD = stored_leaves.converted(prompt_NxPxD, model.config.param_dtype, prompt)
         count, length, _ = prompt_NxPxD.shape
         model = dataclasses.replace(
             model, config=dataclasses.replace(model.config, num_prompts=count, prompt_length=length)

@@ -22,7 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.reports import scores
 from promot_t5x.reports.scores import ATTACHED, REMOVED, prompt_word
-from promot_t5x.runtime import arguments, files, settings
+from promot_t5x.runtime import arguments, files, settings, text
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -284,6 +284,7 @@ def score_task(
         initial=len(keys) - len(missing),
         unit=" examples",
         mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        file=sys.stderr if sys.stderr.isatty() else text.Lines(sys.stderr),
     ) as bar:
         try:
             for numbers, answers in answer(rows=missing):
