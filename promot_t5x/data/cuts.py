@@ -49,7 +49,7 @@ def _note(
             if key in example and not (name in OF_PROMPTS and shortens_prompts(example)):
                 limit = sequence_length[key] - int(reserves_end and output_features[key].add_eos)
                 is_cut = tf.cast(tf.size(example[key]) > limit, tf.int32)
-                noted[name] = tf.maximum(example.get(name, 0), is_cut)
+                noted[name] = tf.maximum(example[name], is_cut) if name in example else is_cut
         return {**example, **noted}
 
     return dataset.map(note)
