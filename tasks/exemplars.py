@@ -1,7 +1,8 @@
 """Exemplars of in-context prompts: a pool of training rows on disk, and the draw of exemplars for each question.
 
 The exemplars of a question depend only on the task, their number, the seed and the text of the question, not on hosts,
-batches or the order of reading. A question is never its own exemplar, and rows with the same question count as one.
+batches or the order of reading; in training each reading of a question draws anew. A question is never its own
+exemplar, and rows with the same question count as one; questions are compared in `normal_form`.
 Random numbers come from `random.Random.random`, whose sequence Python guarantees for a seed.
 """
 
@@ -12,6 +13,7 @@ import heapq
 import json
 import os
 import random
+import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +26,7 @@ from promot_t5x.tasks.wording import Example, Wording
 
 POOL_SIZE = 10_000
 MODES = ("per_example", "fixed")
-_FORMAT = 1  # format of the files; changing it discards the existing pools
+_FORMAT = 2  # format of the files; changing it discards the existing pools
 
 
 def cache_folder() -> epath.Path:
@@ -71,27 +73,38 @@ def pool(
     return tuple(wording.example(row) for row in rows)
 
 
+def normal_form(text: str) -> str:
+    """A text as SentencePiece normalizes it: in Unicode's NFKC, with single spaces between words.
+
+    >>> normal_form(" Qui\\u3000etait-ce\\u00a0? ") == "Qui etait-ce ?"
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _choose(rows: Iterable[dict[str, Any]], wording: Wording, size: int, seed: int) -> list[dict[str, Any]]:
     """The rows with the smallest hashes, one per question, in the order of the hashes."""
-    # Of several rows with one question the one with the smallest hash stays. Holds at most twice the pool.
-    held: dict[str, tuple[str, str]] = {}
+    # Of several rows with one question, the one with the smallest hashes stays. Holds at most twice the pool.
+    held: dict[str, tuple[str, str, str]] = {}
     largest = "g"  # above every hexadecimal digest
     for row in rows:
-        question = _digest(f"{seed}\n{wording.example(row).inputs}")
-        if question > largest:  # enough rows have smaller hashes; in a large split this skips nearly every row
+        question = wording.example(row).inputs
+        order = _digest(f"{seed}\n{question}")
+        if order > largest:  # enough rows have smaller hashes; in a large split this skips nearly every row
             continue
         text = json.dumps(row, sort_keys=True)
-        order = _digest(text)
-        if question not in held or order < held[question][0]:
-            held[question] = (order, text)
+        candidate = (order, _digest(text), text)
+        form = _digest(normal_form(question))
+        held[form] = min(candidate, held.get(form, candidate))
         if len(held) > 2 * size:
-            held = {key: held[key] for key in heapq.nsmallest(size, held)}
-            largest = max(held)
-    return [json.loads(held[key][1]) for key in heapq.nsmallest(size, held)]
+            smallest = heapq.nsmallest(size, held, key=held.__getitem__)
+            held = {form: held[form] for form in smallest}
+            largest = held[smallest[-1]][0]
+    return [json.loads(text) for _, _, text in heapq.nsmallest(size, held.values())]
 
 
 def _read(file: epath.Path, definition: str) -> list[dict[str, Any]] | None:
@@ -150,11 +163,16 @@ class Sampler:
                 "training questions, one of which may be the question itself: use fewer exemplars."
             )
 
-    def draw(self, question: str) -> list[Example]:
+    def draw(self, question: str, reading: int | None = None) -> list[Example]:
         """The exemplars before a question, in their order.
 
         Classes take turns: if all rows of the pool have the same choices, no answer occurs twice before all others have
         occurred once.
+
+        Args:
+          question: the question, as the prompt has it.
+          reading: distinguishes the readings of a question in training, each of which draws anew; None in evaluation.
+            The mode "fixed" ignores it.
 
         >>> pool = tuple(Example("", f"{i}?", "", ("yes", "no")[i % 2 :][:1], ("yes", "no")) for i in range(8))
         >>> drawn = Sampler("even", pool, shots=4).draw("0?")
@@ -163,12 +181,15 @@ class Sampler:
         """
         if not self.shots:
             return []
-        key = (self.name, self.shots, self.seed, *((question,) if self.mode == "per_example" else ()))
+        key = [self.name, self.shots, self.seed]
+        if self.mode == "per_example":
+            key += [question] if reading is None else [question, int(reading)]
         rng = random.Random(int(_digest(json.dumps(key))[:16], 16))
         # One more of each class than needed, since one may be the question itself.
         sampled = [_sample(rng, members, self.shots + 1) for members in self._classes]
         classes = [[self.pool[i] for i in sampled[c]] for c in _sample(rng, range(len(sampled)), len(sampled))]
-        classes = [[example for example in members if example.inputs != question] for members in classes]
+        form = normal_form(question)
+        classes = [[shot for shot in members if normal_form(shot.inputs) != form] for members in classes]
         turns = [members[turn] for turn in range(self.shots) for members in classes if turn < len(members)]
         chosen = turns[: self.shots]
         return [chosen[i] for i in _sample(rng, range(self.shots), self.shots)]

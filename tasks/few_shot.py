@@ -120,12 +120,12 @@ class _Prompter:
         limit = self._task.wording.max_input_tokens
         return example if limit is None else example.shortened(lambda text: self._tokens(text) <= limit)
 
-    def __call__(self, row: bytes) -> list[Any]:
-        """The values of TEXT_FEATURES, COUNTS and `choices` of a row."""
+    def __call__(self, row: bytes, reading: int | None = None) -> list[Any]:
+        """The values of TEXT_FEATURES, COUNTS and `choices` of a row; `reading` is that of `Sampler.draw`."""
         sentinels = self._prompting.sentinels
         whole = self._task.wording.example(json.loads(row))
         example = self._shortened(whole)
-        drawn = [self._shortened(shot) for shot in self._sampler.draw(whole.inputs)]
+        drawn = [self._shortened(shot) for shot in self._sampler.draw(whole.inputs, reading)]
         text, counts = prompt(example, drawn, self._fits, sentinels)
         mark = f"{SENTINEL} " if sentinels else ""
         texts = (text, mark + example.target, json.dumps(example.answers))
@@ -142,6 +142,7 @@ def prompts(
     prompting: Prompting,
     shots: int,
     seed: int,
+    training: bool = False,
 ) -> tf.data.Dataset:
     """A seqio preprocessor: turns a source's rows into inputs, targets, answers, choices and counts of cuts.
 
@@ -151,6 +152,7 @@ def prompts(
       task, prompting: the task, and how its prompts are built.
       shots: exemplars per question.
       seed: seed of the exemplars.
+      training: draw other exemplars every time that a question is read.
     """
     if prompting.sentinels:
         vocabularies.check_sentinel(prompting.vocabulary)
@@ -158,13 +160,17 @@ def prompts(
     sampler = exemplars.Sampler(task.name, pool, shots, seed, prompting.exemplars)
     prompter = _Prompter(task, prompting, sampler, sequence_length["inputs"] if sequence_length else None)
 
-    def build(example: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def build(row: tf.Tensor, *reading: tf.Tensor) -> dict[str, tf.Tensor]:
         types = [tf.string] * len(TEXT_FEATURES) + [tf.int32] * len(COUNTS) + [tf.string]
-        *scalars, choices = tf.numpy_function(prompter, [example["row"]], types, stateful=False)
+        *scalars, choices = tf.numpy_function(prompter, [row, *reading], types, stateful=False)
         named = {k: tf.ensure_shape(v, []) for k, v in zip((*TEXT_FEATURES, *COUNTS), scalars, strict=True)}
         return {**named, "choices": tf.ensure_shape(choices, [None])}
 
-    return dataset.map(build)
+    if not training:
+        return dataset.map(lambda example: build(example["row"]))
+    # seqio repeats a source before its preprocessors, which cannot see where an epoch ends. The number of an example in
+    # the endless stream serves as well: a question has another one in every epoch, and in a resumed run the same ones.
+    return dataset.enumerate().map(lambda number, example: build(example["row"], number))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Metrics from 0 to 100: accuracy, macro F1, exact match, BLEU, ROUGE; BLEU and ROUGE from their usual libraries.
 
 A metric is a function (targets, predictions) -> {name: value}, as seqio expects. The first name is the headline. A
-metric that knows its standard error also returns it, as `<name>_stderr`; notes are seqio.metrics.Text.
+metric that knows its standard error also returns it, as `<name>_stderr`; notes are seqio.metrics.Text. Metrics are for
+English unless `in_language` makes them.
 """
 
 import functools
+import importlib.metadata
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +14,19 @@ from typing import Any
 
 import sacrebleu
 import seqio
-from rouge_score import rouge_scorer
+from rouge_score import rouge_scorer, tokenizers
+
+from promot_t5x.tasks import languages
 
 Metric = Callable[..., Mapping[str, Any]]
 
 BLEU_TOKENIZER = "intl"
 """T5's choice for its sacrebleu metric; sacrebleu's own default is 13a."""
+
+_TRIVIA_QA_PUNCTUATION = frozenset(string.punctuation + "‘’´")
+
+_ENGLISH_WORDS = tokenizers.DefaultTokenizer(use_stemmer=False)
+_UNICODE_WORDS = languages.UnicodeWords()
 
 _BOOTSTRAP_SAMPLES = 1000
 _NORMAL_97_5 = 1.959964  # half the width of a 95 % interval in standard errors
@@ -59,12 +68,27 @@ def normalized_answer(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
-    """The percentage of predictions that equal one of their accepted answers in SQuAD's normal form.
+def trivia_qa_answer(text: str) -> str:
+    """TriviaQA's normal form of an answer: SQuAD's, but punctuation, also `_‘’´`, becomes spaces.
+
+    >>> trivia_qa_answer("The Jack-of-all-trades’")
+    'jack of all trades'
+    """
+    text = "".join(" " if c in _TRIVIA_QA_PUNCTUATION else c for c in text.lower())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(
+    targets: Sequence[str | Sequence[str]],
+    predictions: Sequence[str],
+    normal_form: Callable[[str], str] = normalized_answer,
+) -> dict[str, float]:
+    """The percentage of predictions that equal one of their accepted answers in a normal form, by default SQuAD's.
 
     Args:
       targets: the answer of each example, or all its aliases.
       predictions: one text per example.
+      normal_form: maps answers that count as equal to the same text.
 
     >>> exact_match([["The Beatles", "Beatles"], ["Paris"]], ["beatles.", "Rome"])
     {'exact_match': 50.0}
@@ -72,12 +96,14 @@ def exact_match(targets: Sequence[str | Sequence[str]], predictions: Sequence[st
     hits = 0
     for accepted, prediction in zip(targets, predictions, strict=True):
         aliases = [accepted] if isinstance(accepted, str) else accepted
-        hits += normalized_answer(prediction) in {normalized_answer(alias) for alias in aliases}
+        hits += normal_form(prediction) in {normal_form(alias) for alias in aliases}
     return {"exact_match": 100 * hits / max(len(predictions), 1)}
 
 
-def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
+def bleu(targets: Sequence[str], predictions: Sequence[str], tokenizer: str = BLEU_TOKENIZER) -> dict[str, Any]:
     """Corpus BLEU by sacrebleu, with its bootstrapped standard error and signature; sentence BLEU for a single text.
+
+    `tokenizer` is one of sacrebleu's; the signature has its name.
 
     >>> values = bleu(["Hello, big world out there."], ["Hello, big world out there."])
     >>> round(values["bleu"], 6), values["bleu_signature"].textdata.split("|")[3]
@@ -86,7 +112,7 @@ def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
     if not targets:
         return {"bleu": 0.0}
     is_single = len(targets) == 1  # every bootstrap sample is then the same, and a short text may have no 4-grams
-    scorer = sacrebleu.BLEU(tokenize=BLEU_TOKENIZER, effective_order=is_single)
+    scorer = sacrebleu.BLEU(tokenize=tokenizer, effective_order=is_single)
     samples = 1 if is_single else _BOOTSTRAP_SAMPLES
     score = scorer.corpus_score(list(predictions), [list(targets)], n_bootstrap=samples)
     values: dict[str, Any] = {"bleu": min(score.score, 100.0)}  # 100.00000000000004 for equal texts
@@ -96,20 +122,60 @@ def bleu(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
 
 
 @functools.cache
-def _rouge() -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rouge2", "rougeL"])
+def _rouge(tokenizer: tokenizers.Tokenizer) -> rouge_scorer.RougeScorer:
+    return rouge_scorer.RougeScorer(["rouge2", "rougeL"], tokenizer=tokenizer)
 
 
-def rouge(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+def rouge(
+    targets: Sequence[str], predictions: Sequence[str], tokenizer: tokenizers.Tokenizer = _ENGLISH_WORDS
+) -> dict[str, Any]:
     """Mean F-measure of ROUGE-2 and ROUGE-L by rouge-score, without stemming, in percent.
 
-    A reference of one word has no bigram, so its ROUGE-2 is always 0.
+    A reference of one word has no bigram, so its ROUGE-2 is always 0. For another tokenizer than rouge-score's own,
+    `rouge_signature` names it.
+
+    Raises:
+      ValueError: the tokenizer sees no words in a reference that has letters or digits.
 
     >>> rouge(["the cat sat down"], ["the cat sat up"])
     {'rouge2': 66.66666666666666, 'rougeL': 75.0}
     """
-    scores = [_rouge().score(t, p) for t, p in zip(targets, predictions, strict=True)]
-    return {k: 100 * sum(score[k].fmeasure for score in scores) / max(len(scores), 1) for k in ("rouge2", "rougeL")}
+    for target in targets:
+        if any(map(str.isalnum, target)) and not tokenizer.tokenize(target):
+            raise ValueError(
+                f"ROUGE's tokenizer {type(tokenizer).__name__} sees no words in the reference {target!r}: name the "
+                "task's language, for a task of JSONL files with jsonl_task.language."
+            )
+    scores = [_rouge(tokenizer).score(t, p) for t, p in zip(targets, predictions, strict=True)]
+    names = ("rouge2", "rougeL")
+    values: dict[str, Any] = {k: 100 * sum(s[k].fmeasure for s in scores) / max(len(scores), 1) for k in names}
+    if tokenizer is not _ENGLISH_WORDS:
+        signature = f"tok:{type(tokenizer).__name__}|version:{importlib.metadata.version('rouge-score')}"
+        values["rouge_signature"] = seqio.metrics.Text(signature)
+    return values
 
 
 BY_NAME: dict[str, Metric] = {"accuracy": accuracy, "exact_match": exact_match, "bleu": bleu, "rouge": rouge}
+
+
+def in_language(name: str, language: str | None) -> Metric:
+    """A metric of `BY_NAME` for texts in a language.
+
+    Args:
+      name: the metric.
+      language: a code of ISO 639, such as "hi"; None for English.
+
+    Raises:
+      ValueError: no such language, or its tokenizer is not installed.
+
+    >>> in_language("rouge", "zh")(["我爱猫"], ["我爱狗"])["rouge2"], rouge(["cats"], ["cats"])["rougeL"]
+    (50.0, 100.0)
+    """
+    if language is None or languages.primary(language) == "en":
+        return BY_NAME[name]
+    changed = {
+        "exact_match": lambda: {"normal_form": languages.answer},
+        "bleu": lambda: {"tokenizer": languages.bleu_tokenizer(language)},
+        "rouge": lambda: {"tokenizer": _UNICODE_WORDS},
+    }
+    return functools.partial(BY_NAME[name], **changed[name]()) if name in changed else BY_NAME[name]

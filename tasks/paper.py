@@ -163,7 +163,7 @@ TASKS: dict[str, PaperTask] = {
     ),
     "trivia_qa": PaperTask(
         wording=_QUESTION,
-        metrics=(metrics.exact_match,),
+        metrics=(functools.partial(metrics.exact_match, normal_form=metrics.trivia_qa_answer),),
         tfds="trivia_qa/rc.nocontext:1.1.0",
         splits=_ONLY_DEV,  # TFDS's test split has no answers
         sizes={"train": 138_384, "test": 18_669},
@@ -248,7 +248,7 @@ def text_task(name: str, data_dir: str | None = None, splits: Mapping[str, str] 
         columns = {column: (jsonl, readers.get(column, sources.text)) for column, (_, jsonl) in task.columns.items()}
         folder = str(epath.Path(data_dir) / task.folder)
         source = sources.JsonlRows(folder, splits or sources.JSONL_SPLITS, columns)
-    aliases = task.metrics[0] is metrics.exact_match
+    aliases = "answers" in task.columns
     made_from = (data_dir and str(data_dir), splits and dict(splits))
     return few_shot.TextTask(name, source, task.wording, task.metrics, aliases, made_from)
 

@@ -5,14 +5,14 @@ Dimensions: B batch rows, T encoder length, U decoder length, N examples.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 
-from promot_t5x.data import features, vocabularies
+from promot_t5x.data import cuts, features, vocabularies
 
 # Inputs are padded to the next of these widths: few programs serve all lengths, and short inputs cost little. An
 # example's width depends on its own length alone, so it runs through the same program whatever batch it is in.
@@ -32,8 +32,8 @@ class EvaluationExamples:
       features: encoder_input_tokens NxT (T as wide as the longest input's batch), decoder_input_tokens,
         decoder_target_tokens and decoder_loss_weights NxU.
       truncated: number of prompts that were shortened to fit the length of inputs.
-      cuts: what was cut: the sums of `features.CUTS` for a task that has them, otherwise the number of examples with
-        `input_cut`; and the number with `target_cut`, which does not affect predictions.
+      cuts: what was cut: the number of examples with `input_cut` and with `target_cut`, which does not affect
+        predictions; for a task that shortens its own prompts also the sums of the other `cuts.OF_PROMPTS`.
     """
 
     task_name: str
@@ -80,19 +80,17 @@ def evaluation_examples(
 def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, limit: int | None) -> EvaluationExamples:
     task_feature_lengths = dict(lengths)
 
-    def read(lengths: Mapping[str, int] | None) -> list[dict[str, Any]]:
-        dataset = task.get_dataset(lengths, split=split, shuffle=False)
-        return list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
-
-    examples = read(task_feature_lengths)
-    if not examples:
+    dataset = cuts.noting(task).get_dataset(task_feature_lengths, split=split, shuffle=False)
+    noted = list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
+    if not noted:
         raise ValueError(f"Split {split!r} of task {task.name!r} is empty, expected examples: check the task's source.")
-    truncated, cuts = _cuts(examples, task_feature_lengths, whole=functools.cache(functools.partial(read, None)))
+    truncated, counts = _cuts(noted)
+    examples = [_without_notes(example) for example in noted]
     longest = max(len(example["inputs"]) for example in examples)
     widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
     arrays = features.converted({k: features.padded([ex[k] for ex in examples], n) for k, n in widths.items()})
     targets = [_target(task, example) for example in examples]
-    return EvaluationExamples(task.name, split, tuple(examples), targets, arrays, truncated, cuts)
+    return EvaluationExamples(task.name, split, tuple(examples), targets, arrays, truncated, counts)
 
 
 def forget() -> None:
@@ -100,26 +98,18 @@ def forget() -> None:
     _read.cache_clear()
 
 
-def _cuts(
-    examples: list[dict[str, Any]], lengths: Mapping[str, int], whole: Callable[[], list[dict[str, Any]]]
-) -> tuple[int, dict[str, int]]:
-    """The number of shortened prompts, and the counts of what was cut.
+def _cuts(examples: list[dict[str, Any]]) -> tuple[int, dict[str, int]]:
+    """The number of shortened prompts, and the counts of what was cut."""
+    cuts_N = cuts.counts(examples)
+    shortened_N = (cuts_N["exemplars_dropped"] > 0) | (cuts_N["input_cut"] > 0)
+    names = cuts.ALL if cuts.shortens_prompts(examples[0]) else cuts.OF_TRIMMING
+    return int(shortened_N.sum()), {name: int(cuts_N[name].sum()) for name in names}
 
-    A task that shortens its own prompts counts the cuts itself. In any other task only an example of the maximal length
-    can have been trimmed; if there is one, the examples are read again untrimmed to find out.
-    """
-    too_long = {k: np.zeros(len(examples), bool) for k in lengths}
-    for k, length in lengths.items():
-        at_limit = any(len(example[k]) >= length for example in examples)
-        if at_limit and not (k == "inputs" and features.CUTS[0] in examples[0]):
-            too_long[k] = np.array([len(example[k]) > length for example in whole()])
-    cuts = {"input_cut": int(too_long["inputs"].sum()), "target_cut": int(too_long["targets"].sum())}
-    lost = too_long["inputs"]
-    if features.CUTS[0] in examples[0]:
-        counted = {name: np.array([int(example[name]) for example in examples]) for name in features.CUTS}
-        cuts |= {name: int(counts.sum()) for name, counts in counted.items()}
-        lost |= (counted["exemplars_dropped"] > 0) | (counted["input_cut"] > 0)
-    return int(lost.sum()), cuts
+
+def _without_notes(example: dict[str, Any]) -> dict[str, Any]:
+    """An example as its task produces it."""
+    own = cuts.OF_PROMPTS if cuts.shortens_prompts(example) else ()
+    return {name: value for name, value in example.items() if name in own or name not in cuts.ALL}
 
 
 def _width(length: Any) -> Any:

@@ -17,10 +17,6 @@ SOFT_PROMPT_IDS = "soft_prompt_ids"
 
 TASK_FEATURES = ("inputs", "targets")
 
-CUTS = ("exemplars_dropped", "input_cut", "article_cut")
-
-"""Rank-0 features of a task that shortens its own prompts: what was cut from an example."""
-
 CHOICES = "choices"
 
 """Rank-1 feature: the targets to choose an example's answer from, as texts."""
@@ -105,8 +101,9 @@ def check_ids(batch: Mapping[str, np.ndarray], vocab_size: int, num_prompts: int
 
 
 def padded_batch(ds: tf.data.Dataset, lengths: Mapping[str, int], rows: int, drop_remainder: bool) -> tf.data.Dataset:
-    """Batches of `with_prompt` examples, padded with zeros to their lengths."""
-    shapes = {**{k: [lengths[k]] for k in TASK_FEATURES}, SOFT_PROMPT_IDS: []}
+    """Batches of examples with inputs and targets padded with zeros to their lengths, and others as they are."""
+    spec: Any = ds.element_spec
+    shapes = {k: [lengths[k]] if k in TASK_FEATURES else spec[k].shape for k in spec}
     return ds.padded_batch(rows, padded_shapes=shapes, drop_remainder=drop_remainder)
 
 

@@ -10,8 +10,9 @@ Dimensions: B batch rows, T encoder length, U decoder length.
 
 import dataclasses
 import functools
+import inspect
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,18 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-from promot_t5x.data import features, vocabularies
+from promot_t5x.data import cuts, features, vocabularies
 from promot_t5x.runtime import arguments
 from promot_t5x.tasks import registration
 
 # A split up to this size is read once and kept in memory if its source cannot be read in pieces.
 _EXAMPLES_IN_MEMORY = 100_000
+
+# About this many examples are checked for cuts before the first step; with long prompts this takes a few seconds.
+_EXAMPLES_CHECKED = 256
+
+# The error for an empty shard counts the examples of every shard up to this number.
+_EXAMPLES_COUNTED = 10_000
 
 
 @arguments.checked
@@ -149,14 +156,19 @@ class _ShardedSource(seqio.DataSource):
 
 def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
     """The task with a sharded source: its own source, or its cache and the preprocessors that follow caching."""
-    if not (config.use_cached and task.supports_caching and task.cache_dir):
-        return task.replace(source=_ShardedSource(task, task.source, config))
-    logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
-    after_caching = 1 + next(
-        i for i, step in enumerate(task.preprocessors) if isinstance(step, seqio.CacheDatasetPlaceholder)
-    )
-    source = _ShardedSource(task, task._get_cached_source(config.split), config)
-    return task.replace(source=source, preprocessors=task._preprocessor_constructor_args[after_caching:])
+    source, steps = task.source, task.preprocessors
+    if config.use_cached and task.supports_caching and task.cache_dir:
+        logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
+        is_cached = [isinstance(step, seqio.CacheDatasetPlaceholder) for step in steps]
+        source, steps = task._get_cached_source(config.split), steps[is_cached.index(True) + 1 :]
+    return task.replace(source=_ShardedSource(task, source, config), preprocessors=list(map(_for_training, steps)))
+
+
+def _for_training(step: Callable[..., tf.data.Dataset]) -> Callable[..., tf.data.Dataset]:
+    """A preprocessor with `training=True`, if it has that argument; so does seqio with `sequence_length`."""
+    if "training" in inspect.signature(step).parameters:
+        return functools.partial(step, training=True)
+    return step
 
 
 class _TrainingStreams:
@@ -173,17 +185,46 @@ class _TrainingStreams:
         for task in tasks:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
-            self._tasks.append(_sharded(task, config))
-            self._check_not_empty(self._tasks[-1])
+            self._tasks.append(cuts.noting(_sharded(task, config)))
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
 
-    def _check_not_empty(self, task: seqio.Task) -> None:
-        if not any(True for _ in self._task_dataset(task, 0, num_epochs=1).take(1)):
-            raise ValueError(
-                f"Split {self._config.split!r} of task {task.name!r} is empty after its preprocessors, expected "
+    def check(self, shards: Sequence[int]) -> None:
+        """Raises ValueError if a task's preprocessors leave one of these shards without examples.
+
+        The endless stream of such a shard would never return. Warns if the first examples are cut.
+        """
+        examples, counts_K = 0, np.zeros(len(cuts.ALL), np.int64)
+        per_shard = -(-_EXAMPLES_CHECKED // (len(self._tasks) * len(shards)))
+        for task in self._tasks:
+            epochs = tuple(
+                self._task_dataset(task, shard, num_epochs=1).map(lambda ex: ex[cuts.FEATURE]) for shard in shards
+            )
+            before = examples
+            for cuts_SxK in tf.data.Dataset.zip(epochs).take(per_shard).as_numpy_iterator():
+                examples += len(shards)
+                counts_K += np.sum(cuts_SxK, axis=0)
+            if examples == before:
+                raise self._empty_shard(task)
+        counts = dict(zip(cuts.ALL, counts_K.tolist(), strict=True))
+        if warning := cuts.sentence(counts, examples, self._config.task_feature_lengths):
+            logging.warning("%s. Raise TASK_FEATURE_LENGTHS to keep more.", warning)
+
+    def _empty_shard(self, task: seqio.Task) -> ValueError:
+        split, shards = self._config.split, self._config.shards
+        epochs = (self._task_dataset(task, shard, num_epochs=1) for shard in range(shards))
+        counts = [int(epoch.take(_EXAMPLES_COUNTED).reduce(np.int64(0), lambda n, _: n + 1)) for epoch in epochs]
+        if not any(counts):
+            return ValueError(
+                f"Split {split!r} of task {task.name!r} is empty after its preprocessors, expected "
                 "examples: check the task's source and filters."
             )
+        at_least = "at least " if max(counts) == _EXAMPLES_COUNTED else ""
+        return ValueError(
+            f"Split {split!r} of task {task.name!r} has {at_least}{sum(counts)} examples after its preprocessors, "
+            f"which leave {counts.count(0)} of {shards} shards empty: lower training_batches.DatasetConfig.shards (1 "
+            "always works), or check the task's filters."
+        )
 
     def _task_dataset(self, task: seqio.Task, shard: int, num_epochs: int | None) -> tf.data.Dataset:
         config = self._config
@@ -197,7 +238,7 @@ class _TrainingStreams:
             num_epochs=num_epochs,
             try_in_mem_cache=False,  # a cache would freeze the first epoch's order
         )
-        return examples.map(functools.partial(features.with_prompt, soft_prompt_id=config.soft_prompt_id))
+        return examples.map(lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), cuts.FEATURE: cuts.of(ex)})
 
     def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
         """The padded rows of one shard, B/S at a time, starting at a batch."""
@@ -219,18 +260,27 @@ def _seed(seed: int, shard: int, name: str) -> int:
 
 
 def training_batches(
-    config: DatasetConfig, *, start_batch: int = 0, rows: Sequence[int] | np.ndarray | None = None
+    config: DatasetConfig,
+    *,
+    start_batch: int = 0,
+    rows: Sequence[int] | np.ndarray | None = None,
+    with_cuts: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """The endless, shuffled batches of a run; each example occurs once per epoch of its shard.
 
     A split whose source cannot be read in pieces (most functions, a single file) is read once by every process and kept
     in memory if it has at most 100,000 examples; every shard reads all of a larger one.
 
+    Preprocessors that have an argument `training` get True: `few_shot.prompts` then draws a question's exemplars anew
+    each time.
+
     Args:
       config: the data to read.
       start_batch: the number of batches to skip; the rest equals that of a new stream, byte for byte.
       rows: the b rows of each global batch that this process needs (`Partitioner.rows`); only their shards are read.
         None for all rows.
+      with_cuts: whether to add `cuts`, the counts of what was cut from each row, bxK as int32 for the K kinds of
+        `cuts.ALL`. The warning about the first examples does not depend on it.
 
     Returns:
       An iterator over these rows of each global batch: encoder_input_tokens bxT, decoder_input_tokens bxU,
@@ -238,8 +288,8 @@ def training_batches(
 
     Raises:
       FileNotFoundError: a vocabulary file is missing.
-      ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, a row is
-        outside the batch, or a vocabulary file cannot be read.
+      ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, the
+        preprocessors leave a shard empty, a row is outside the batch, or a vocabulary file cannot be read.
     """
     rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
@@ -251,7 +301,13 @@ def training_batches(
         raise ValueError(f"start_batch is {start_batch}, expected the number of batches consumed so far, at least 0.")
     shards, position = np.unique(rows % config.shards, return_inverse=True)
     streams = _TrainingStreams(config)
+    streams.check(shards.tolist())
     zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
     stacked = zipped.map(lambda *batches: {k: tf.stack([b[k] for b in batches]) for k in batches[0]})
     iterator = features.as_numpy(stacked.prefetch(8))
-    return (features.converted({k: v[position, rows // config.shards] for k, v in batch.items()}) for batch in iterator)
+
+    def of_rows(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        taken = {k: v[position, rows // config.shards] for k, v in batch.items()}
+        return features.converted(taken) | ({cuts.FEATURE: taken[cuts.FEATURE]} if with_cuts else {})
+
+    return (of_rows(batch) for batch in iterator)

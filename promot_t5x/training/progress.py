@@ -1,5 +1,6 @@
 """What a training run reports as it goes: losses, speed and time left, and a profile of a few steps."""
 
+import collections
 import math
 import operator
 import time
@@ -22,7 +23,8 @@ class Progress:
 
     `follow` is called after every dispatch and reads the metrics of the step before; `settle` reads the newest ones,
     which waits for the device. Once per log period it writes the mean loss since the last report, the speed and the
-    time left; time spent on evaluations and checkpoints counts.
+    time left; time spent on evaluations and checkpoints counts. Cuts since the last report are counted over this
+    process's rows.
 
     Args:
       total_steps: of the run.
@@ -33,23 +35,24 @@ class Progress:
 
     def __init__(self, total_steps: int, log_period: int, first_step: int, writer: Writer):
         self._total, self._writer = total_steps, writer
-        self._dispatched: tuple[int, Any] | None = None
+        self._dispatched: tuple[int, Any, Mapping[str, int]] | None = None
         self._begin_window(first_step)
         self._report = periodic_actions.PeriodicCallback(
             every_steps=log_period, on_steps=[total_steps], callback_fn=self._write
         )
 
-    def follow(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def follow(self, step: int, metrics: Mapping[str, Any], cuts: Mapping[str, int] = {}) -> None:
         """Remembers the step that was just dispatched and reads the one before.
 
         Args:
           step: updates made so far, the new one included.
           metrics: of the step, on the devices: its sums and the norm of its gradient.
+          cuts: of this process's rows, see `cuts.separated`.
 
         Raises:
           FloatingPointError: the loss or gradient of the step before is not finite.
         """
-        previous, self._dispatched = self._dispatched, (step, metrics)
+        previous, self._dispatched = self._dispatched, (step, metrics, cuts)
         if previous is not None:
             self._read(*previous)
 
@@ -65,8 +68,9 @@ class Progress:
 
     def _begin_window(self, step: int) -> None:
         self._sums, self._window_start, self._started = LossSums._make([0.0] * 4), step, time.monotonic()
+        self._cuts = collections.Counter()
 
-    def _read(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def _read(self, step: int, metrics: Mapping[str, Any], cuts: Mapping[str, int]) -> None:
         on_host = jax.device_get(metrics)
         sums, gradient_norm = LossSums._make(map(float, on_host["sums"])), float(on_host["gradient_norm"])
         # The loss tells of the parameters before the step, the gradient of those after it.
@@ -77,6 +81,7 @@ class Progress:
                     "checkpoint is from before."
                 )
         self._sums = LossSums._make(map(operator.add, self._sums, sums))
+        self._cuts.update(cuts)
         self._report(step, gradient_norm=gradient_norm)
 
     def _write(self, step: int, t: float, gradient_norm: float) -> None:
@@ -89,6 +94,7 @@ class Progress:
             "train/gradient_norm": gradient_norm,
             "train/steps_per_second": rate,
             "train/target_tokens_per_second": tokens / seconds,
+            **{f"train/{name}": float(count) for name, count in self._cuts.items()},
         }
         self._writer.write_scalars(step, scalars)
         logging.info(

@@ -291,7 +291,7 @@ def _batches(
     partitioner: Partitioner,
 ):
     rows = partitioner.rows(dataset.batch_size)
-    for batch in training_batches.training_batches(dataset, start_batch=start_batch, rows=rows):
+    for batch in training_batches.training_batches(dataset, start_batch=start_batch, rows=rows, with_cuts=True):
         if not stage.attaches_prompt:
             del batch[features.SOFT_PROMPT_IDS]
         features.check_ids(batch, model.config.vocab_size, model.config.num_prompts)

@@ -20,6 +20,7 @@ import optax
 from absl import logging
 
 from promot_t5x.checkpoints.saving import RunCheckpoints
+from promot_t5x.data import cuts
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.optimizer_slots import slot_shardings
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -183,7 +184,8 @@ def train(
       optimizer: from `optimizers.staged_optimizer`.
       state: where to start.
       frozen: the leaves that do not train.
-      batches: this process's rows of every batch, from batch number `state.step` on.
+      batches: this process's rows of every batch, from batch number `state.step` on. Their cuts, if they have
+        `cuts.FEATURE`, are counted in the metrics.
       batch_size: rows of a whole batch.
       config: length and rhythm.
       partitioner: places batches.
@@ -211,10 +213,11 @@ def train(
     try:
         with partitioner.context():
             for step in range(state.step, config.total_steps):
-                batch = partitioner.place_batch(next(batches), rows, batch_size)
+                counts, features = cuts.separated(next(batches))
+                batch = partitioner.place_batch(features, rows, batch_size)
                 trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
                 done = step + 1
-                progress.follow(done, metrics)
+                progress.follow(done, metrics, counts)
                 profile(done)
                 saves = done % save_period == 0 or done == config.total_steps
                 if saves or done % eval_period == 0:

@@ -5,7 +5,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from promot_t5x.data import evaluation_examples, features
+from promot_t5x.data import cuts, evaluation_examples
 from promot_t5x.tasks import few_shot
 
 LENGTHS = {"inputs": 5, "targets": 4}
@@ -116,7 +116,7 @@ def test_a_task_that_shortens_its_prompts_counts_for_itself():
 
 
 def test_tasks_and_framework_agree_on_the_features_that_count():
-    assert few_shot.COUNTS == features.CUTS
+    assert few_shot.COUNTS == cuts.OF_PROMPTS
 
 
 def test_a_missing_vocabulary_is_named():

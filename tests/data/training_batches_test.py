@@ -1,5 +1,7 @@
 """promot_t5x.data.training_batches against streams, shifts and paddings worked out by hand or in numpy."""
 
+import collections
+import functools
 import itertools
 import json
 import re
@@ -9,7 +11,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from promot_t5x.data import training_batches
+from promot_t5x.data import evaluation_examples, training_batches
+from promot_t5x.tasks import exemplars, few_shot, jsonl
 
 LENGTHS = {"inputs": 5, "targets": 4}
 N = 24  # examples of the train split: example i has inputs i+10, ..., 1..6 of them, and targets i+10, i+11
@@ -43,6 +46,11 @@ def _drop_all(ds):
     return ds.filter(lambda example: tf.size(example["inputs"]) < 0)
 
 
+def _keep(ds, low, high):
+    """Only the examples from number `low` to number `high`."""
+    return ds.filter(lambda example: (example["targets"][0] >= low + 10) & (example["targets"][0] <= high + 10))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _tasks():
     vocabulary = seqio.PassThroughVocabulary(100, eos_id=1)
@@ -56,11 +64,18 @@ def _tasks():
         "data_filtered": dict(source=_source(sizes), preprocessors=[_drop_all, eos], output_features=features),
         "data_prompted": dict(source=_source(sizes), preprocessors=[eos, _with_prompt_seven], output_features=prompted),
     }
+    for low, high in ((0, 2), (1, 3), (5, 5)):
+        keep = functools.partial(_keep, low=low, high=high)
+        added[f"data_{low}_to_{high}"] = dict(
+            source=_source(sizes), preprocessors=[keep, eos], output_features=features
+        )
     for name, task in added.items():
         seqio.TaskRegistry.add(name, **task)
     seqio.MixtureRegistry.add("data_mixture", [("data_plain", 3.0), ("data_other", 1.0)])
+    seqio.MixtureRegistry.add("data_mixture_filtered", [("data_plain", 3.0), ("data_0_to_2", 1.0)])
     yield
     seqio.MixtureRegistry.remove("data_mixture")
+    seqio.MixtureRegistry.remove("data_mixture_filtered")
     for name in added:
         seqio.TaskRegistry.remove(name)
 
@@ -172,6 +187,69 @@ def test_a_mixture_mixes_by_its_rates():
     assert set(ids) == set(range(N))
 
 
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory):
+    """Registers questions q0 to q23 with the answers a0 to a23 and one exemplar, and returns a reader of batches."""
+    folder = tmp_path_factory.mktemp("shots")
+    rows = [{"input": f"q{i}", "target": f"a{i}"} for i in range(N)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    vocabulary = seqio.ByteVocabulary()
+    jsonl.jsonl_task("data_shots", str(folder), vocabulary=vocabulary)
+    questions = few_shot.registered("data_shots")
+    assert questions is not None
+    for mode in exemplars.MODES:
+        few_shot.register(questions.task, few_shot.Prompting(vocabulary, exemplars=mode), shots=1)
+    yield lambda batch: [
+        tuple(map(int, re.fullmatch(r"q(\d+) a\1 q(\d+)", vocabulary.decode(row.tolist())).groups()))  # pyright: ignore
+        for row in batch["encoder_input_tokens"]
+    ]
+    for name in ("data_shots", "data_shots_1shot_seed0", "data_shots_1shot_seed0_fixed"):
+        seqio.TaskRegistry.remove(name)
+
+
+def _shots_config(task, **kwargs):
+    lengths = {"inputs": 16, "targets": 8}
+    return training_batches.DatasetConfig(task, lengths, **{"batch_size": 8, "shards": 4, **kwargs})
+
+
+def test_one_shot_training_draws_exemplars_anew_in_every_epoch(shots):
+    drawn = collections.defaultdict(list)
+    for batch in _take(10 * N // 8, _shots_config("data_shots_1shot_seed0")):
+        for exemplar, question in shots(batch):
+            drawn[question].append(exemplar)
+    assert sorted(drawn) == list(range(N)) and {len(of_question) for of_question in drawn.values()} == {10}
+    # Ten draws from 23 others hold 8.3 different ones on average, and fewer than 5 once in ten thousand times.
+    assert min(len(set(of_question)) for of_question in drawn.values()) >= 5
+    assert all(question not in of_question for question, of_question in drawn.items())
+
+
+def test_a_fixed_exemplar_stays_fixed_in_training(shots):
+    pairs = {
+        pair for batch in _take(4 * N // 8, _shots_config("data_shots_1shot_seed0_fixed")) for pair in shots(batch)
+    }
+    assert len(pairs) == N and len({exemplar for exemplar, _ in pairs}) == 2  # one of them for the other itself
+
+
+@pytest.mark.parametrize("start_batch", [1, 3, 7])
+def test_a_resumed_run_draws_the_same_exemplars(shots, start_batch):
+    config = _shots_config("data_shots_1shot_seed0")
+    whole = _take(10, config)
+    _assert_equal(_take(10 - start_batch, config, start_batch=start_batch), whole[start_batch:])
+    _assert_equal(_take(10, config, rows=[2, 5]), [{k: v[[2, 5]] for k, v in batch.items()} for batch in whole])
+
+
+def test_evaluation_of_the_same_task_keeps_a_question_s_exemplars(shots):
+    """Also of questions that were trained on, and after training."""
+    name, lengths = "data_shots_1shot_seed0", {"inputs": 16, "targets": 8}
+    before = evaluation_examples.evaluation_examples(name, lengths, "train")
+    _take(6, _shots_config(name))
+    evaluation_examples.forget()
+    after = evaluation_examples.evaluation_examples(name, lengths, "train")
+    texts = [example["inputs_pretokenized"].decode() for example in before.examples]
+    assert [example["inputs_pretokenized"].decode() for example in after.examples] == texts
+    assert len(texts) == N and len({text.split()[0] for text in texts}) > 5
+
+
 def test_files_are_read_in_pieces(tmp_path):
     for i in range(4):
         (tmp_path / f"{i}.txt").write_text("".join(f"{10 * i + j}\n" for j in range(4)))
@@ -227,6 +305,46 @@ def test_lengths_must_name_both_features():
 def test_data_errors_come_before_the_first_batch(config, sentence):
     with pytest.raises(ValueError, match=sentence):
         training_batches.training_batches(_config(**config))
+
+
+@pytest.mark.parametrize(
+    "task,rows,left,empty",
+    [
+        ("data_0_to_2", None, 3, 1),
+        ("data_1_to_3", None, 3, 1),  # shard 0 is the empty one
+        ("data_5_to_5", None, 1, 3),
+        ("data_mixture_filtered", None, 3, 1),
+        ("data_0_to_2", [2, 7], 3, 1),  # a process reads shard 3 for row 7
+    ],
+)
+def test_a_shard_that_a_filter_leaves_empty_is_no_endless_wait(task, rows, left, empty):
+    """The stream of an empty shard would look for its first example forever."""
+    name = task.replace("mixture_filtered", "0_to_2")
+    sentence = f"'{name}' has {left} examples after its preprocessors, which leave {empty} of 4 shards empty"
+    with pytest.raises(ValueError, match=sentence):
+        training_batches.training_batches(_config(task), rows=rows)
+
+
+def test_what_a_filter_leaves_is_trained_on_where_every_shard_has_some():
+    """A process whose own shards have examples reads on; so does one with fewer shards."""
+    (batch,) = _take(1, _config("data_0_to_2"), rows=[0, 1, 2, 4])
+    assert _ids(batch).tolist() == [0, 1, 2, 0]
+    (batch,) = _take(1, _config("data_5_to_5", shards=1))
+    assert _ids(batch).tolist() == [5] * 8
+
+
+def test_a_file_without_rows_is_named_too(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text("11\n" * (i != 2))
+    feature = seqio.Feature(seqio.PassThroughVocabulary(100), add_eos=False)
+
+    def parse(ds):
+        return ds.map(lambda line: dict.fromkeys(LENGTHS, tf.strings.to_number([line], tf.int32)))
+
+    source = seqio.TextLineDataSource({"train": str(tmp_path / "*.txt")})
+    seqio.TaskRegistry.add("data_empty_file", source, {k: feature for k in LENGTHS}, preprocessors=[parse])
+    with pytest.raises(ValueError, match="'data_empty_file' has 3 examples after its preprocessors, which leave 1 of"):
+        training_batches.training_batches(_config("data_empty_file"))
 
 
 def test_a_missing_vocabulary_is_an_error_before_the_first_batch():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import shutil
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
@@ -212,6 +213,45 @@ def test_a_question_with_several_answers_is_no_exemplar_of_itself(tmp_path, cach
     for mode in exemplars.MODES:
         sampler = exemplars.Sampler("task", pool, 4, 0, mode)
         assert all(example.inputs not in _texts(sampler.draw(example.inputs)) for example in pool)
+
+
+def _disguised(text, rng):
+    """Another spelling that SentencePiece's models read as the same: other white space, other code points."""
+    spelt = unicodedata.normalize(rng.choice(["NFC", "NFD", "NFKC", "NFKD"]), text)
+    spaces = [" ", "  ", "\t", "\n", "\u00a0", "\u3000 ", "\u2009"]
+    return rng.choice(["", *spaces]) + rng.choice(spaces).join(spelt.split()) + rng.choice(["", *spaces])
+
+
+@SETTINGS
+@given(st.lists(st.text(max_size=8), min_size=3, max_size=6), SEED, MODE, st.randoms(use_true_random=False))
+def test_a_question_in_another_spelling_is_no_exemplar_of_itself(questions, seed, mode, rng):
+    """Its answer would be in its prompt."""
+    questions = list({exemplars.normal_form(q): q for q in (f"{i % 3} {q}" for i, q in enumerate(questions))}.values())
+    pool = tuple(Example("Q: ", _disguised(question, rng), " A:", (f"of {i}",)) for i, question in enumerate(questions))
+    sampler = exemplars.Sampler("task", pool, len(pool) - 1, seed, mode)
+    for i, question in enumerate(questions):
+        for spelling in (question, _disguised(question, rng)):
+            drawn = sampler.draw(f"Q: {spelling} A:")
+            assert f"of {i}" not in {example.target for example in drawn} and len(drawn) == len(pool) - 1
+
+
+@SETTINGS
+@given(st.text())
+def test_a_normal_form_is_its_own(text):
+    normal = exemplars.normal_form(text)
+    assert exemplars.normal_form(normal) == normal == exemplars.normal_form(f"\u3000{text}\n")
+
+
+def test_spellings_of_one_question_are_one_row_of_the_pool(tmp_path, cache):
+    questions = [
+        "Qui e\u0301tait-ce ?",
+        "Qui \u00e9tait-ce ?",
+        "Qui \u00e9tait-ce\u00a0? ",
+        "\uff31ui \u00e9tait-ce  ?",
+        "two",
+    ]
+    pool = _make(_source(tmp_path, [{"question": question, "target": "x"} for question in questions]))
+    assert len(pool) == 2
 
 
 def test_a_pool_is_read_once(tmp_path, cache, monkeypatch):

@@ -209,6 +209,16 @@ def test_choices_are_a_feature(tmp_path, sentinels):
         assert example["targets_pretokenized"] in example["choices"]
 
 
+@pytest.mark.parametrize("mode", exemplars.MODES)
+def test_a_training_copy_with_other_white_space_is_no_exemplar(tmp_path, mode):
+    training = [{"question": f"Q{i}? ", "target": f"secret {i}"} for i in range(6)]
+    asked = [{"question": f"Q{i}?", "target": f"secret {i}"} for i in range(6)]
+    task = _text_task(tmp_path, f"few_shot_copies_{mode}", {"train": training, "test": asked})
+    name = few_shot.register(task, dataclasses.replace(BYTES, exemplars=mode), shots=5)
+    for i, example in enumerate(_read(name)):
+        assert f"secret {i}" not in example["inputs_pretokenized"].decode()
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_one_file_may_give_questions_and_exemplars(tmp_path, epochs):
     """A question that was an exemplar of another is the same row, and nothing of it is cut."""

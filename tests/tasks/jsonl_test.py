@@ -105,6 +105,20 @@ def test_metrics_by_name_and_custom_metrics(folder):
         assert metric_fn(targets, predictions) == expected(targets, predictions)
 
 
+def test_the_language_chooses_the_tokenizer(folder):
+    name = jsonl.jsonl_task("jsonl_hindi", folder, vocabulary=VOCABULARY, metric="rouge", language="hi")
+    (metric_fn,) = seqio.TaskRegistry.get(name).metric_fns
+    assert metric_fn(["मैं तुमसे प्यार"], ["मैं तुमसे प्यार"])["rouge2"] == 100.0
+    again = dict(vocabulary=VOCABULARY, metric="rouge", language="hi")
+    assert jsonl.jsonl_task(name, folder, **again) == name
+    with pytest.raises(ValueError, match="'jsonl_hindi' is already registered with other arguments"):
+        jsonl.jsonl_task(name, folder, **{**again, "language": "zh"})
+    with pytest.raises(ValueError, match="jsonl_task.language='hi' has no effect on a metric function: leave it out"):
+        jsonl.jsonl_task("jsonl_bad", folder, vocabulary=VOCABULARY, metric=metrics.rouge, language="hi")
+    with pytest.raises(ValueError, match="Language 'Hindi' is unknown"):
+        jsonl.jsonl_task("jsonl_bad", folder, vocabulary=VOCABULARY, metric="rouge", language="Hindi")
+
+
 @pytest.mark.parametrize("metric", ["f1", "", 3])
 def test_unknown_metrics_are_named(metric):
     with pytest.raises(

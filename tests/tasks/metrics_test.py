@@ -162,9 +162,110 @@ def test_macro_f1_is_the_mean_of_harmonic_means(pairs):
 @given(st.lists(st.tuples(st.text(min_size=1), st.text()), min_size=1, max_size=5))
 def test_all_metrics_take_any_text_and_stay_between_0_and_100(pairs):
     targets, predictions = [t for t, _ in pairs], [p for _, p in pairs]
-    for name, metric in metrics.BY_NAME.items():
-        if name != "bleu":  # its bootstrap takes too long here
-            assert all(0 <= value <= 100 for value in metric(targets, predictions).values())
+    for name in metrics.BY_NAME:
+        for language in (None, "hi"):
+            if name == "bleu":  # its bootstrap takes too long here
+                continue
+            try:
+                scores = metrics.in_language(name, language)(targets, predictions)
+            except ValueError as error:
+                assert name == "rouge" and language is None and "no words in the reference" in str(error)
+                assert any(not re.search("[a-z0-9]", target.lower()) for target in targets)
+                continue
+            assert all(0 <= value <= 100 for key, value in scores.items() if "signature" not in key)
+
+
+# A reference, a prediction whose last word or character differs, and the share of bigrams that they have in common.
+SCRIPTS = {
+    "hi": ("मैं तुमसे प्यार करता हूँ", "मैं तुमसे प्यार करता था", 3 / 4),
+    "zh": ("我爱我的小猫。", "我爱我的小狗。", 4 / 5),
+    "ja": ("ネコがすき", "ネコがすこ", 3 / 4),
+    "th": ("ฉันรักแมว", "ฉันรักแมน", 5 / 6),
+    "ru": ("Я очень люблю кошек!", "Я очень люблю собак!", 2 / 3),
+    "ar": ("أنا أحب القطط كثيرا", "أنا أحب القطط جدا", 2 / 3),
+    "ko": ("나는 고양이를 매우 사랑한다", "나는 고양이를 매우 좋아한다", 2 / 3),
+    "de": ("Die größte Katze schläft hier", "Die größte Katze schläft dort", 3 / 4),
+}
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_rouge_of_other_scripts_is_not_0(language):
+    target, prediction, share = SCRIPTS[language]
+    rouge = metrics.in_language("rouge", language)
+    assert {k: rouge([target], [target])[k] for k in ("rouge2", "rougeL")} == {"rouge2": 100.0, "rougeL": 100.0}
+    assert rouge([target], [prediction])["rouge2"] == pytest.approx(100 * share)
+    assert rouge([target], [prediction])["rouge_signature"].textdata.startswith("tok:UnicodeWords|version:")
+
+
+@pytest.mark.parametrize("target", ["मैं", "我爱你", "кошка", "ÄÖÜ"])
+def test_a_reference_in_which_rouge_sees_no_words_is_an_error(target):
+    with pytest.raises(ValueError, match=f"sees no words in the reference '{target}': name the task's language"):
+        metrics.rouge(["cats", target], ["cats", target])
+    assert metrics.rouge(["cats", "?"], ["cats", "?"])["rougeL"] == 50.0  # no language has words in it
+
+
+def test_english_is_scored_as_without_a_language():
+    for name in metrics.BY_NAME:
+        for language in (None, "en", "en-GB"):
+            assert metrics.in_language(name, language) is metrics.BY_NAME[name]
+    assert "rouge_signature" not in metrics.rouge(TARGETS, PREDICTIONS)
+
+
+def test_bleu_of_chinese_has_sacrebleu_s_tokenizer():
+    targets, predictions = (
+        ["我今天去北京看望我的朋友。", "他在图书馆里读书。"],
+        ["我今天去上海看望我的朋友。", "他在图书馆里看书。"],
+    )
+    scores = metrics.in_language("bleu", "zh")(targets, predictions)
+    assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(predictions, [targets], tokenize="zh").score)
+    assert scores["bleu"] > 50 > 1 > metrics.bleu(targets, predictions)["bleu"]
+    assert "tok:zh" in scores["bleu_signature"].textdata
+    thai = metrics.in_language("bleu", "th")([SCRIPTS["th"][0]], [SCRIPTS["th"][1]])
+    assert thai["bleu"] > 50 and "tok:char" in thai["bleu_signature"].textdata
+
+
+def test_a_tokenizer_that_is_not_installed_is_named(monkeypatch):
+    def missing(**kwargs):
+        raise RuntimeError("Japanese tokenization requires extra dependencies")
+
+    monkeypatch.setattr(sacrebleu, "BLEU", missing)
+    with pytest.raises(ValueError, match=r"language 'ja' needs .* ja-mecab, .*: pip install 'sacrebleu\[ja\]'"):
+        metrics.in_language("bleu", "ja")
+
+
+@pytest.mark.parametrize("language", ["Hindi", "z", "", "中文"])
+def test_a_language_is_a_code(language):
+    with pytest.raises(ValueError, match=f"Language '{language}' is unknown, expected a code of ISO 639"):
+        metrics.in_language("rouge", language)
+
+
+@pytest.mark.parametrize(
+    "language,target,prediction",
+    [
+        ("es", "¿Qué hora?", "que\u0301 HORA"),
+        ("zh", "北京。", "北京"),
+        ("de", "„Größe“ – ja", "größe ja"),
+        ("ar", "قطة؟", "قطة"),
+    ],
+)
+def test_exact_match_ignores_the_punctuation_of_other_scripts(language, target, prediction):
+    assert metrics.in_language("exact_match", language)([target], [prediction]) == {"exact_match": 100.0}
+    assert metrics.exact_match([target], [prediction]) == {"exact_match": 0.0}
+
+
+@pytest.mark.parametrize(
+    "text,normal",
+    [
+        ("Jack-of-all-trades", "jack of all trades"),
+        ("the_end", "end"),
+        ("O’Neill’s `Hairy´ Ape", "o neill s hairy ape"),
+        ("An A.", ""),
+        ("U.S.A.", "u s"),
+    ],
+)
+def test_answers_of_trivia_qa_are_compared_in_its_normal_form(text, normal):
+    """Worked out from the steps of its triviaqa_evaluation.py."""
+    assert metrics.trivia_qa_answer(text) == normal
 
 
 @pytest.mark.parametrize("name", metrics.BY_NAME)

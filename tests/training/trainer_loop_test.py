@@ -10,6 +10,7 @@ import optax
 import pytest
 import tensorflow as tf
 
+from promot_t5x.data import cuts
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.training import progress, run_metrics, trainer
@@ -53,6 +54,8 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
     before, optimizer, state, frozen = tiny.start(model, "prompt_tuning", optax.sgd(0.0))
     batches = [tiny.batch(i) for i in range(3)]
     batches[1]["decoder_loss_weights"][:, 1:] = 0.0
+    for number, batch in enumerate(batches):
+        batch[cuts.FEATURE] = np.outer(np.arange(B), [0, number, 0, 1]).astype(np.int32)
     written = {}
 
     class Writer:
@@ -76,6 +79,8 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
         save=lambda *_: None,
         writer=Writer(),  # pyright: ignore[reportArgumentType]
     )
+    for name, counts in {"target_cut": (3, 6), "article_cut": (6, 3), "input_cut": (0, 0)}.items():
+        assert tuple(written[n][f"train/{name}"] for n in (2, 3)) == counts, "what was cut in the same steps"
     sums = [jax.jit(model.loss_fn)(before, batch, None)[1] for batch in batches]
     first = (sums[0].loss + sums[1].loss) / (B * U + B)
     np.testing.assert_allclose(

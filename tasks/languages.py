@@ -1,0 +1,93 @@
+"""Words and answers in languages other than English: tokenizers for BLEU and ROUGE, and a normal form of answers.
+
+English keeps what the field compares with: sacrebleu's `intl`, rouge-score's own tokenizer (a to z and digits, all else
+separates words) and SQuAD's normal form. In other scripts these see no words, or a whole sentence as one.
+"""
+
+import functools
+import re
+import string
+import unicodedata
+
+import sacrebleu
+from rouge_score import tokenizers
+
+# Scripts written without spaces between words, as the names of their characters begin in Unicode.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+# Tokenizers of sacrebleu; "char" makes every character a word.
+_OWN = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+_UNSPACED_LANGUAGES = ("bo", "dz", "km", "lo", "my", "th")
+
+
+def primary(language: str) -> str:
+    """The language of a tag such as "zh" or "zh-Hant".
+
+    Raises:
+      ValueError: it is no such tag.
+    """
+    match = re.fullmatch(r"([a-z]{2,3})([-_][A-Za-z0-9]+)*", language)
+    if not match:
+        raise ValueError(f"Language {language!r} is unknown, expected a code of ISO 639 such as 'de', 'hi' or 'zh'.")
+    return match[1]
+
+
+def bleu_tokenizer(language: str) -> str:
+    """The name of sacrebleu's tokenizer for a language: its own for Chinese, Japanese and Korean, otherwise `intl`.
+
+    Raises:
+      ValueError: no such language, or its tokenizer is not installed.
+
+    >>> bleu_tokenizer("zh"), bleu_tokenizer("th"), bleu_tokenizer("ro")
+    ('zh', 'char', 'intl')
+    """
+    code = primary(language)
+    name = _OWN.get(code, "char" if code in _UNSPACED_LANGUAGES else "intl")
+    try:
+        sacrebleu.BLEU(tokenize=name)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"BLEU in the language {language!r} needs sacrebleu's tokenizer {name}, which is not installed: "
+            f"pip install 'sacrebleu[{code}]'."
+        ) from error
+    return name
+
+
+@functools.lru_cache(maxsize=65536)
+def _kind(character: str) -> str:
+    """The part of a character in words: "word" for letters and digits, "single" for a letter that is a word alone."""
+    category = unicodedata.category(character)[0]
+    if category == "L" and unicodedata.name(character, "").startswith(_UNSPACED):
+        return "single"
+    return {"L": "word", "N": "word", "M": "mark"}.get(category, "separator")
+
+
+class UnicodeWords(tokenizers.Tokenizer):
+    """A tokenizer for rouge-score: runs of letters, marks and digits, in lower case and NFKC.
+
+    Where a script has no spaces between words, each letter is a word, with the marks that follow it.
+
+    >>> UnicodeWords().tokenize("Die Größe, 2 नमस्ते。我爱你")
+    ['die', 'größe', '2', 'नमस्ते', '我', '爱', '你']
+    """
+
+    def tokenize(self, text: str) -> list[str]:
+        spaced, after_single = [], False
+        for character in unicodedata.normalize("NFKC", text).lower():
+            kind = _kind(character)
+            starts_word = kind == "single" or (kind == "word" and after_single)
+            spaced.append(" " if kind == "separator" else " " + character if starts_word else character)
+            if kind != "mark":
+                after_single = kind == "single"
+        return "".join(spaced).split()
+
+
+def answer(text: str) -> str:
+    """The normal form of an answer in any language: NFKC, lower case, no punctuation of any script, single spaces.
+
+    >>> answer("¿Qué?  «Sí»。")
+    'qué sí'
+    """
+    lowered = unicodedata.normalize("NFKC", text).lower()
+    kept = (c for c in lowered if c not in string.punctuation and not unicodedata.category(c).startswith("P"))
+    return " ".join("".join(kept).split())
