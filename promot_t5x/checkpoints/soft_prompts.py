@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.huggingface import peft
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import arguments, files
+from promot_t5x.runtime import arguments, files, strict_json
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
 
@@ -54,7 +53,7 @@ def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 def _description(file: epath.Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text())
+        values = strict_json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is damaged, it is not JSON ({error}); copy it again.") from error
     base = values.get("base") if isinstance(values, dict) else values

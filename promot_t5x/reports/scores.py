@@ -4,8 +4,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
 from promot_t5x.reports import result_files, tables
 from promot_t5x.runtime import files
 from promot_t5x.runtime.text import aligned
@@ -52,7 +50,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 def write_markdown(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> str:
     """Writes `scores.md` into a folder atomically, and returns its path."""
-    path = epath.Path(out_dir) / "scores.md"
+    path = files.absolute(out_dir) / "scores.md"
     files.write_whole(path, markdown_table(results).encode())
     return os.fspath(path)
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
 from etils import epath
 
-from promot_t5x.runtime import processes
+from promot_t5x.runtime import processes, strict_json
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -76,8 +75,8 @@ def write_json(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None
       ValueError: a value is not finite or has no JSON form.
     """
     try:
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = strict_json.dumps(results, indent=2)
+    except ValueError as error:
         raise ValueError(
             f"{os.fspath(path)} was not written: the results hold a value that JSON does not have ({error})."
         ) from error

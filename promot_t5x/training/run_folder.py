@@ -5,7 +5,6 @@ soft_prompt.safetensors and soft_prompt.json
 """
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from etils import epath
 
 from promot_t5x.checkpoints import networks, saving, soft_prompts
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import files, processes, settings
+from promot_t5x.runtime import files, processes, settings, strict_json
 from promot_t5x.training import stages, trainer
 
 _SETTINGS_FILE, _CONFIG_FILE, _FINISHED_FILE = "settings.json", "config.gin", "finished.json"
@@ -52,7 +51,7 @@ def finished(folder: str, run_settings: Any) -> RunResult | None:
         return None
     _check_same_settings(epath.Path(folder), run_settings)
     logging.info("%s is finished", folder)
-    return RunResult(folder, **json.loads(file.read_text()))
+    return RunResult(folder, **strict_json.loads(file.read_bytes()))
 
 
 def claim(folder: str, run_settings: Any, config_gin: str | None = None) -> None:
@@ -84,7 +83,7 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
             "MODEL_DIR or delete this one."
         )
     try:
-        before = json.loads(file.read_text())
+        before = strict_json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(
             f"{file} is not JSON ({error}), so this run cannot be compared with it; use a new MODEL_DIR or "
