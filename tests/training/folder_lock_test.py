@@ -1,0 +1,168 @@
+"""promot_t5x.training.folder_lock: a folder holds one run at a time, a killed one is taken over at once."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from promot_t5x.runtime import processes
+from promot_t5x.training import folder_lock
+from tests.training import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_HOLDER = """
+import sys
+from promot_t5x.training import folder_lock
+
+with folder_lock.held(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+_RUN = """
+import sys
+import jax
+from promot_t5x.training import stage_run
+from tests.training import tiny
+
+jax.config.update("jax_disable_most_optimizations", True)
+original = stage_run.training_batches.training_batches
+
+def training_batches(*args, **kwargs):
+    for number, batch in enumerate(original(*args, **kwargs)):
+        if number == 3:
+            print("held", flush=True)
+            sys.stdin.read()
+        yield batch
+
+stage_run.training_batches.training_batches = training_batches
+with tiny.registered_task() as name:
+    tiny.train(sys.argv[1], "fine_tuning", name)
+"""
+
+
+@contextlib.contextmanager
+def _another_process(folder, program=_HOLDER):
+    """A process that holds a folder until its standard input closes; stopped at the end if it still runs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, str(folder)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and b"held\n" in process.stdout, "it ended early"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks."""
+
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(folder_lock.fcntl, "flock", flock)
+
+
+def _take(folder):
+    with folder_lock.held(folder):
+        assert json.loads((folder / folder_lock.FILE).read_text())["process"] == os.getpid()
+
+
+def _refused(folder) -> str:
+    with pytest.raises(ValueError) as raised, folder_lock.held(folder):
+        raise AssertionError("two processes hold one folder")
+    return str(raised.value)
+
+
+def test_of_two_processes_the_second_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    with _another_process(folder) as process:
+        user = json.loads((folder / folder_lock.FILE).read_text())
+        assert (user["host"], user["process"]) == (socket.gethostname(), process.pid)
+        by = rf"process {process.pid} on {user['host']} \(since 2\S+\)"
+        assert re.match(rf"{re.escape(str(folder))} is in use by {by}; wait", _refused(folder))
+        assert json.loads((folder / folder_lock.FILE).read_text()) == user, "a refused run changes nothing"
+        process.communicate()  # closes its input
+    assert process.returncode == 0 and not folder.exists(), "it had made the folder and left nothing in it"
+
+
+def _check_killed(folder):
+    with _another_process(folder) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (folder / folder_lock.FILE).exists(), "the killed process left its file"
+    _take(folder)
+
+
+def test_a_killed_process_is_taken_over(tmp_path):
+    _check_killed(tmp_path / "run")
+
+
+def test_without_locks_the_process_itself_is_looked_for(tmp_path, no_locks):
+    """The other process has the kernel's lock; this one must not need it."""
+    with _another_process(tmp_path / "run") as process:
+        sentence = _refused(tmp_path / "run")
+        assert f"process {process.pid} on" in sentence and f"delete {tmp_path / 'run' / folder_lock.FILE}" in sentence
+    _check_killed(tmp_path / "run")
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_the_file_of_another_host_is_to_be_deleted_by_hand(has_locks, tmp_path, request):
+    if not has_locks:
+        request.getfixturevalue("no_locks")
+    file = tmp_path / folder_lock.FILE
+    file.write_text('{"host": "elsewhere", "process": 7, "time": "2026-01-02T03:04:05+00:00"}')
+    sentence = _refused(tmp_path)
+    assert sentence.startswith(f"{tmp_path} is in use by process 7 on elsewhere (since 2026-01-02T03:04:05+00:00)")
+    assert f"delete {file} if that run has ended" in sentence and "\n" not in sentence
+    file.unlink()
+    _take(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": 3}', b"\xff", b"[" * 5000])
+def test_a_damaged_file_of_a_killed_process_is_no_obstacle(content, tmp_path):
+    (tmp_path / folder_lock.FILE).write_bytes(content)
+    _take(tmp_path)
+    assert not (tmp_path / folder_lock.FILE).exists()
+
+
+def test_an_error_frees_the_folder(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), folder_lock.held(tmp_path / "run"):
+            raise KeyError
+    with folder_lock.held(tmp_path / "run"):
+        (tmp_path / "run" / "metrics.jsonl").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.jsonl"]
+
+
+def test_of_several_processes_process_0_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "speaks", lambda: False)
+    with folder_lock.held(tmp_path / "run"):
+        assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(processes, "agreed", lambda refused: True)
+    assert _refused(tmp_path / "run").startswith(f"{tmp_path / 'run'} is in use")
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_ends_well(tmp_path, quick_compilation):
+    run = tmp_path / "run"
+    with tiny.registered_task() as task:
+        with _another_process(run, _RUN) as process:
+            written = [run / name for name in (folder_lock.FILE, "settings.json")]
+            before = [path.stat().st_mtime_ns for path in written]
+            with pytest.raises(ValueError, match=f"{re.escape(str(run))} is in use by process {process.pid} on"):
+                tiny.train(run, "fine_tuning", task)
+            assert [path.stat().st_mtime_ns for path in written] == before
+            process.communicate()
+        assert process.returncode == 0 and json.loads((run / "finished.json").read_text())["best_step"] == 6
+        assert not (run / folder_lock.FILE).exists()
+        assert tiny.train(run, "fine_tuning", task).best_step == 6, "the finished run's result"
