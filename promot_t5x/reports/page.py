@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
+from etils import epath
 
 from promot_t5x.reports import comparison, figure, method_rows, tables
 from promot_t5x.runtime import files
@@ -240,7 +241,7 @@ def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title
     Returns:
       The paths of the files: {"html": ..., "markdown": ..., "plot": ...}.
     """
-    folder = files.absolute(out_dir)
+    folder = epath.Path(out_dir).expanduser()
     png = figure.plot_png(results)
     text = f"{headline(results)}\n\n{tables.markdown_table(results)}\n{summary(results)}\n"
     contents = {

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from etils import epath
+
 from promot_t5x.reports import result_files, tables
 from promot_t5x.runtime import files
 from promot_t5x.runtime.text import aligned
@@ -50,7 +52,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 def write_markdown(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> str:
     """Writes `scores.md` into a folder atomically, and returns its path."""
-    path = files.absolute(out_dir) / "scores.md"
+    path = epath.Path(out_dir).expanduser() / "scores.md"
     files.write_whole(path, markdown_table(results).encode())
     return os.fspath(path)
 
