@@ -102,6 +102,7 @@ setuptools.setup(
         "safetensors>=0.4",
         "sentencepiece>=0.2",
         "seqio>=0.0.19",
+        "shtab>=1.7",
         "tabulate>=0.9",
         "tensorboard>=2.18",  # clu's writer needs it and tensorflow 2.21 no longer brings it
         "tensorflow>=2.20",

@@ -1,11 +1,15 @@
 """The command `promot-t5x`, with one verb for each of the package's commands."""
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
+import shtab
+
 import promot_t5x
-from promot_t5x.configuration import program
+from promot_t5x.configuration import gin_files, program
+from promot_t5x.runtime.text import did_you_mean
 
 _VERBS = {
     "train": ("promot_t5x.train", "train one stage or baseline"),
@@ -18,6 +22,12 @@ _VERBS = {
     "report": ("promot_t5x.report", "write the report of a comparison.json, or the table of a scores.json, again"),
     "doctor": ("promot_t5x.doctor", "print versions, devices and folders, to include in a question"),
 }
+
+_OPTIONS = """\
+  VERB --help          lists the flags of a verb, the macros that it needs, and two examples
+  --list_gin           lists the gin files that come with the package
+  --completion SHELL   prints the completion for a shell: source <(promot-t5x --completion bash)
+  --version            prints the version"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,16 +43,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: promot-t5x VERB ...\n")
         for verb, (_, summary) in _VERBS.items():
             print(f"  {verb:9} {summary}")
-        print("\npromot-t5x VERB --help lists the flags of a verb; promot-t5x --version prints the version.")
+        print(f"\n{_OPTIONS}")
         return 0
     if argv[0] == "--version":
         print(f"promot-t5x {promot_t5x.__version__}")
         return 0
+    if argv[0] == "--list_gin":
+        print(gin_files.listing())
+        return 0
+    if argv[0] == "--completion":
+        return program.run_main(_print_completion, argv[1:])
     if argv[0] not in _VERBS:
-        print(f"error: promot-t5x has no verb {argv[0]!r}; it has {', '.join(_VERBS)}.", file=sys.stderr)
+        hint = did_you_mean(argv[0], _VERBS)
+        print(f"error: promot-t5x has no verb {argv[0]!r}{hint}; it has {', '.join(_VERBS)}.", file=sys.stderr)
         return 1
     command = importlib.import_module(_VERBS[argv[0]][0])  # a verb imports only what it needs
     return program.run_main(command.main, argv[1:])
+
+
+def _print_completion(argv: Sequence[str]) -> None:
+    """Prints the completion of all verbs and flags for a shell."""
+    if len(argv) != 1 or argv[0] not in shtab.SUPPORTED_SHELLS:
+        raise ValueError(f"--completion takes the name of a shell: one of {', '.join(shtab.SUPPORTED_SHELLS)}")
+    parser = argparse.ArgumentParser("promot-t5x")
+    verbs = parser.add_subparsers()
+    for verb, (module, summary) in _VERBS.items():
+        of_verb = importlib.import_module(module).parser()
+        verbs.add_parser(verb, help=summary, parents=[of_verb], add_help=False)
+    print(shtab.complete(parser, argv[0]))
 
 
 if __name__ == "__main__":

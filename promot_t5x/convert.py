@@ -3,6 +3,7 @@
 promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,33 +26,46 @@ with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.checkpoints import conversion
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parses the flags and converts."""
-    parser = flags.flag_parser("promot-t5x convert", __doc__)
-    parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
-    parser.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    examples = (
+        "promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface",
+        "promot-t5x convert --from=out/stage1 --to=adapter --to_format=peft",
+    )
+    result = flags.flag_parser(
+        "promot-t5x convert",
+        "Converts a checkpoint to another format, and compares the result with its source.",
+        examples=examples,
+    )
+    result.add_argument("--from", dest="source", required=True, metavar="PATH", help="the checkpoint; any format")
+    result.add_argument("--to", dest="target", required=True, metavar="PATH", help="a new folder")
+    result.add_argument(
         "--to_format",
         required=True,
         choices=(*checkpoints.FORMATS, *checkpoints.SOFT_PROMPT_FORMATS),
         help=f"{', '.join(checkpoints.SOFT_PROMPT_FORMATS)} write the soft prompt alone",
     )
-    parser.add_argument(
+    result.add_argument(
         "--network",
         action="append",
         default=[],
         metavar="FIELD=VALUE",
         help="what the checkpoint does not state, such as relative_bias_max_distance=64; repeatable",
     )
-    parser.add_argument(
+    result.add_argument(
         "--soft_prompt",
         dest="prompt_path",
         metavar="PATH",
         help="a soft prompt to attach: its folder, .npy, or adapter",
     )
-    parser.add_argument("--force", action="store_true", help="attach it even if it was trained on another model")
-    parser.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
-    invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser)
+    result.add_argument("--force", action="store_true", help="attach it even if it was trained on another model")
+    result.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses the flags and converts."""
+    invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser())
     extra = invocation.extra
     paths = extra["source"], extra["target"], extra["to_format"]
     if extra["to_format"] in checkpoints.SOFT_PROMPT_FORMATS:

@@ -3,6 +3,7 @@
 --gin_file replaces the recipe; to change parts of it, give --gin_file=recipes/demo.gin first.
 """
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -17,11 +18,24 @@ with epy.lazy_imports():  # --help needs no jax
 CHECKPOINT = Path(__file__).resolve().parent / "demo_checkpoint"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    result = flags.flag_parser(
+        "promot-t5x demo",
+        __doc__,
+        {"TRAIN_STEPS": "steps of every run, if the recipe's own are not wanted"},
+        (
+            "promot-t5x demo --out=out/demo",
+            "promot-t5x demo --gin_file=recipes/demo_seeds.gin --out=out/demo_seeds",
+        ),
+    )
+    result.add_argument("--out", default="out/demo", help="folder of the results and the report (default: out/demo)")
+    return result
+
+
 def main(argv: list[str]) -> None:
     """Runs the demo's recipe; --gin flags modify it, --gin_file replaces it."""
-    parser = flags.flag_parser("promot-t5x demo", __doc__)
-    parser.add_argument("--out", default="out/demo", help="folder of the results and the report (default: out/demo)")
-    invocation = flags.parse_flags(argv, parser)
+    invocation = flags.parse_flags(argv, parser())
     bindings = (
         f"WORK_DIR = {str(absolute(invocation.extra['out']))!r}",
         f"DEMO_CHECKPOINT = {str(CHECKPOINT)!r}",

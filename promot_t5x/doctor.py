@@ -1,5 +1,6 @@
-"""The doctor verb: what anyone who helps would ask first: versions, folders, devices."""
+"""The doctor command: versions, folders and devices, the first things to ask for when something fails."""
 
+import argparse
 import os
 import platform
 
@@ -7,10 +8,15 @@ from promot_t5x.configuration import flags, gin_files
 from promot_t5x.runtime.versions import versions
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    examples = ("promot-t5x doctor", "promot-t5x doctor --tfds_data_dir=gs://bucket/tfds")
+    return flags.flag_parser("promot-t5x doctor", __doc__, examples=examples)
+
+
 def main(argv: list[str]) -> None:
     """Prints versions, the data folder and the folder of the gin files at once, then the devices."""
-    parser = flags.flag_parser("promot-t5x doctor", __doc__)
-    invocation = flags.parse_flags(argv, parser)
+    invocation = flags.parse_flags(argv, parser())
     for name, version in versions().items():
         _show(name, version)
     _show("machine", f"{platform.platform()}, {os.cpu_count()} CPU cores")

@@ -4,6 +4,7 @@
         --gin.CHECKPOINT_PATH=/path/to/run --gin.EVAL_OUTPUT_DIR=/tmp/scores
 """
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -21,18 +22,37 @@ with epy.lazy_api_imports(globals()):  # gin files say eval.evaluate, as T5X's d
     from promot_t5x.evaluation.suite import evaluate_suite as evaluate  # noqa: F401
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    result = flags.flag_parser(
+        "promot-t5x eval",
+        "Scores a checkpoint, or all that a run keeps, on seqio tasks.",
+        {
+            "CHECKPOINT_PATH": "the checkpoint, or a run's folder, whose best one is taken",
+            "EVAL_OUTPUT_DIR": "the folder for scores and answers",
+            "TASKS": "the tasks and suites to score, if the suite's own are not wanted, such as \"('rte',)\"",
+        },
+        (
+            "promot-t5x eval --gin_file=models/toy.gin --gin_file=suites/toy_in_context.gin "
+            "--gin.CHECKPOINT_PATH=promot_t5x/demo_checkpoint --gin.EVAL_OUTPUT_DIR=out/scores",
+            "promot-t5x eval --gin_file=models/mt5_xxl.gin --gin_file=suites/in_context.gin "
+            "--gin.CHECKPOINT_PATH=gs://bucket/stage2 --gin.EVAL_OUTPUT_DIR=gs://bucket/scores",
+        ),
+    )
+    add = result.add_argument
+    add("--list", action="store_true", help="print all tasks and suites, with sizes and sources, and stop")
+    add("--limit", type=int, metavar="N", help="score only the first N examples of every task")
+    add("--show", type=int, metavar="N", help="print the first N prompts of every task, and stop")
+    return result
+
+
 def parse(argv: Sequence[str]) -> flags.Invocation:
     """Parses the command line; `--limit` and `--show` become gin bindings.
 
     >>> parse(["--limit=3"]).gin_bindings
     ('scoring.EvaluationConfig.limit = 3',)
     """
-    parser = flags.flag_parser("promot-t5x eval", "Scores a checkpoint, or all that a run keeps, on seqio tasks.")
-    add = parser.add_argument
-    add("--list", action="store_true", help="print all tasks and suites, with sizes and sources, and stop")
-    add("--limit", type=int, metavar="N", help="score only the first N examples of every task")
-    add("--show", type=int, metavar="N", help="print the first N prompts of every task, and stop")
-    invocation = flags.parse_flags(argv, parser)
+    invocation = flags.parse_flags(argv, parser())
     bindings = list(invocation.gin_bindings)
     if invocation.extra["limit"] is not None:
         bindings.append(f"scoring.EvaluationConfig.limit = {invocation.extra['limit']}")

@@ -4,6 +4,7 @@
         --gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.INFER_OUTPUT_DIR=out/answers
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -18,10 +19,28 @@ with epy.lazy_api_imports(globals()):  # gin files say infer.infer, as T5X's do
     from promot_t5x.evaluation.inference import infer  # noqa: F401
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    return flags.flag_parser(
+        "promot-t5x infer",
+        "Answers the inputs of a JSONL file.",
+        {
+            "CHECKPOINT_PATH": "the checkpoint, or a run's folder, whose best one is taken",
+            "INPUTS": "the JSONL file, with a column `input`",
+            "INFER_OUTPUT_DIR": "the folder for the answers",
+        },
+        (
+            "promot-t5x infer --gin_file=models/toy.gin --gin_file=suites/infer.gin "
+            "--gin.CHECKPOINT_PATH=promot_t5x/demo_checkpoint --gin.INPUTS=in.jsonl --gin.INFER_OUTPUT_DIR=out/answers",
+            "promot-t5x infer --gin_file=models/mt5_small.gin --gin_file=suites/infer.gin "
+            "--gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.INFER_OUTPUT_DIR=out/answers",
+        ),
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs `infer.infer` as the gin files and flags say."""
-    parser = flags.flag_parser("python -m promot_t5x.infer", "Answers the inputs of a JSONL file.")
-    invocation = program.start(argv, parser)
+    invocation = program.start(argv, parser())
     gin_checks.check_flags()
     if not invocation.dry_run:
         gin_files.configurable(inference.infer, "infer.infer")()

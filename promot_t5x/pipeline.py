@@ -1,5 +1,6 @@
-"""The pipeline verb: runs the recipe of the gin files."""
+"""The pipeline command: runs the recipe of the gin files."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -15,12 +16,27 @@ with epy.lazy_api_imports(globals()):  # gin files say pipeline.run and pipeline
     from promot_t5x.recipes.running import run_recipe as run  # noqa: F401
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    return flags.flag_parser(
+        "promot-t5x pipeline",
+        "Runs a recipe: stage 1, stage 2, baselines, evaluations, report.",
+        {
+            "WORK_DIR": "the folder for all runs and the report; the same command resumes",
+            "VOCABULARY_FILE": "a copy of T5's SentencePiece model, for the trial recipes",
+            "PRETRAINED": "the checkpoint that all methods start from, if the recipe's own is not wanted",
+        },
+        (
+            "promot-t5x pipeline --gin_file=recipes/promot_rte.gin --gin.WORK_DIR=gs://bucket/rte",
+            "promot-t5x pipeline --gin_file=recipes/trial_rte.gin --data_dir=super_glue "
+            "--gin.VOCABULARY_FILE=spm/t5_cc_all_32000.model --gin.WORK_DIR=out/trial",
+        ),
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the recipe that the gin files and flags describe."""
-    parser = flags.flag_parser(
-        "promot-t5x pipeline", "Runs a recipe: stage 1, stage 2, baselines, evaluations, report."
-    )
-    invocation = flags.parse_flags(argv, parser)
+    invocation = flags.parse_flags(argv, parser())
     from_command.follow(invocation)
 
 

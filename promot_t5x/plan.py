@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -81,15 +82,32 @@ def _answering(training: programs.Training, config: Any) -> programs.Answering |
     return programs.Answering(training.model, config.task_feature_lengths, config.batch_size, training.partitioner)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    result = flags.flag_parser(
+        "promot-t5x plan",
+        __doc__,
+        {
+            "NUM_PARTITIONS": "devices that share the model",
+            "BATCH_SIZE": "rows of a training batch",
+        },
+        (
+            "promot-t5x plan --gin_file=recipes/promot_rte.gin --topology=v4:4x4x4",
+            "promot-t5x plan --gin_file=models/mt5_xl.gin --gin_file=tasks/rte.gin "
+            "--gin_file=stages/prompt_tuning.gin --topology=v5e:4x8 --search",
+        ),
+    )
+    result.add_argument("--topology", required=True, help="the slice: v4:4x4x4, v5e:4x8, v5p:4x4x4, v6e:4x8, v3:8x8 …")
+    result.add_argument("--slices", type=int, default=1, help="number of such slices, data parallel (default: 1)")
+    result.add_argument("--programs", metavar="A,B", default="", help="compile only these: prompt_tuning, scoring …")
+    result.add_argument("--search", action="store_true", help="also try all presets and meshes and rank them")
+    result.add_argument("--json", metavar="FILE", help="also write the plan as JSON")
+    return result
+
+
 def parse(argv: Sequence[str]) -> flags.Invocation:
     """Parses the command line; the options of `plan` are in `extra`."""
-    parser = flags.flag_parser("promot-t5x plan", __doc__)
-    parser.add_argument("--topology", required=True, help="the slice: v4:4x4x4, v5e:4x8, v5p:4x4x4, v6e:4x8, v3:8x8 …")
-    parser.add_argument("--slices", type=int, default=1, help="number of such slices, data parallel (default: 1)")
-    parser.add_argument("--programs", metavar="A,B", default="", help="compile only these: prompt_tuning, scoring …")
-    parser.add_argument("--search", action="store_true", help="also try all presets and meshes and rank them")
-    parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON")
-    return flags.parse_flags(argv, parser)
+    return flags.parse_flags(argv, parser())
 
 
 def main(argv: Sequence[str]) -> None:

@@ -95,6 +95,11 @@ def test_generate_attaches_a_prompt_from_a_file(loaded, tmp_path):
     soft_prompts.save(tmp_path / "narrow", np.zeros((1, 4, 8), np.float32), {})
     with pytest.raises(ValueError, match="is 8 wide, the model in .* is 128 wide"):
         promot_t5x.generate(loaded, text, tmp_path / "narrow", **LENGTHS)
+    np.save(tmp_path / "double.npy", soft_prompts.load(tmp_path / "loud").astype(np.float64))  # NumPy's default dtype
+    assert promot_t5x.generate(loaded, text, tmp_path / "double.npy", **LENGTHS) == with_prompt
+    np.save(tmp_path / "large.npy", np.full((1, 4, 128), 1e39))
+    with pytest.raises(ValueError, match="large.npy holds numbers up to 1e.39, which are too large for float32"):
+        promot_t5x.generate(loaded, text, tmp_path / "large.npy", **LENGTHS)
 
 
 def test_mistakes_of_generate_are_sentences(loaded):

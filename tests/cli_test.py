@@ -32,7 +32,34 @@ def test_help_names_every_verb(argv, capsys):
 def test_unknown_verb(capsys):
     assert cli.main(["trian"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: promot-t5x has no verb 'trian'; it has train, eval, ") and not captured.out
+    assert captured.err.startswith(
+        "error: promot-t5x has no verb 'trian' (did you mean 'train'?); it has train, eval, "
+    )
+    assert not captured.out
+
+
+def test_list_gin_has_every_file_and_what_it_is(capsys):
+    assert cli.main(["--list_gin"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(listed) == {file.relative_to(ROOT / "gin").as_posix() for file in (ROOT / "gin").rglob("*.gin")}
+    assert listed["models/mt5_xxl.gin"] == "mT5-xxl, 13B parameters"
+
+
+def test_bash_completes_verbs_and_flags(capsys, tmp_path):
+    assert cli.main(["--completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words):
+        typed = f"COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}"
+        command = f"source {script}; {typed}; _shtab_promot_t5x; echo ${{COMPREPLY[@]}}"
+        return subprocess.run(["bash", "-c", command], text=True, capture_output=True, check=True).stdout.split()
+
+    assert completed("promot-t5x", "pi") == ["pipeline"]
+    assert "--gin_file" in completed("promot-t5x", "train", "--gin_f")
+    assert completed("promot-t5x", "plan", "--topo") == ["--topology"]
+    assert cli.main(["--completion", "cmd"]) == 1
+    assert "error: --completion takes the name of a shell: one of bash, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", cli._VERBS)

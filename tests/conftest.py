@@ -4,11 +4,18 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import tempfile
 
 # Before anything imports jax or tensorflow: tests check numbers on the CPU whatever the machine offers.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # A program is compiled once for all tests, workers and commands that are run, which inherit these.
+    _COMPILED = tempfile.TemporaryDirectory(prefix="promot_t5x_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -17,11 +24,9 @@ import pytest  # noqa: E402
 import seqio  # noqa: E402
 
 import promot_t5x.tasks  # noqa: E402, F401  # what it registers is there before the first test
-from promot_t5x.checkpoints import saving
-from promot_t5x.configuration import gin_statements
-from promot_t5x.models import architecture, encoder_decoder
-
-# noqa: E402
+from promot_t5x.checkpoints import saving  # noqa: E402
+from promot_t5x.configuration import gin_statements  # noqa: E402
+from promot_t5x.models import architecture, encoder_decoder  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import promot_t5x
-from promot_t5x import eval, plan
+from promot_t5x import cli, eval, plan
 from promot_t5x.configuration import flags, gin_checks, gin_files, gin_statements
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,9 +42,9 @@ def head_comment(file: Path) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines[:end])
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The indented commands of a page that take gin files, split as a shell does."""
-    joined = page.read_text(encoding="utf-8").replace("\\\n", " ")
+def commands(text: str) -> list[list[str]]:
+    """The indented commands in a text that take gin files, split as a shell does."""
+    joined = text.replace("\\\n", " ")
     lines = re.findall(r"^    ((?:python -m promot_t5x\.|promot-t5x )\w+.*)$", joined, re.MULTILINE)
     return [shlex.split(command) for command in lines if "--gin" in command]
 
@@ -103,7 +103,22 @@ def run_id(argv: list[str]) -> str:
     return " ".join(argv)[:60]
 
 
-@pytest.mark.parametrize("argv", [argv for page in PAGES for argv in commands(page)], ids=run_id)
+def _texts() -> list[str]:
+    """The pages, and the help of every verb."""
+    helps = [importlib.import_module(module).parser().format_help() for module, _ in cli._VERBS.values()]
+    return [page.read_text(encoding="utf-8") for page in PAGES] + helps
+
+
+@pytest.mark.parametrize("verb", cli._VERBS)
+def test_help_has_two_examples_and_the_macros_that_they_set(verb):
+    text = importlib.import_module(cli._VERBS[verb][0]).parser().format_help()
+    examples = re.findall(rf"^    (promot-t5x {verb}\b(?:.*\\\n)*.*)$", text, re.MULTILINE)
+    assert len(examples) == 2
+    in_examples = {macro for example in examples for macro in re.findall(r"--gin\.([A-Z_]+)=", example)}
+    assert in_examples <= set(re.findall(r"^  --gin\.([A-Z_]+)=VALUE ", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("argv", [argv for text in _texts() for argv in commands(text)], ids=run_id)
 def test_commands_parse(argv):
     arguments = argv[3:] if argv[0] == "python" else argv[2:]
     if argv[:2] == ["promot-t5x", "eval"]:
@@ -117,7 +132,8 @@ def test_commands_parse(argv):
         parser = flags.flag_parser()
         parser.add_argument("--out")
         invocation = flags.parse_flags(arguments, parser)
-    bindings = ("WORK_DIR = 'out'", "DEMO_CHECKPOINT = 'out'") if {"demo", "plan"} & set(argv) else ()
+    unset = {"demo": ("WORK_DIR", "DEMO_CHECKPOINT"), "plan": plan._FOLDERS}.get(argv[1], ())  # they set these
+    bindings = tuple(f"{macro} = 'out'" for macro in unset)
     files = [file for file in invocation.gin_files if not file.startswith("my")]
     gin_files.parse(files, (*invocation.gin_bindings, *bindings), invocation.gin_search_paths)
     gin_checks.check_macros()

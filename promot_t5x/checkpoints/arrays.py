@@ -1,5 +1,6 @@
 """Arrays on disk that tensorstore reads: zarr folders, and those listed in Orbax metadata."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from etils import epath
 
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
-from promot_t5x.runtime import strict_json
+from promot_t5x.runtime import files, strict_json
 from promot_t5x.runtime.files import absolute
 
 ORBAX_FILE = "_METADATA"
@@ -32,10 +33,11 @@ def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Stor
       prefix: selects the arrays whose keys begin with it; it is removed from their names.
 
     Raises:
-      FileNotFoundError: the arrays' store is missing.
-      ValueError: the metadata are damaged.
+      FileNotFoundError: the metadata or the arrays' store are missing.
+      ValueError: the metadata are damaged or a git-lfs pointer.
     """
     index = folder / ORBAX_FILE
+    files.check_not_lfs_pointer(index)
     try:
         content = strict_json.loads(index.read_bytes())
         key_paths = [
@@ -96,6 +98,7 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
                 f"The array {array.location} of the parameter {name} does not exist, though the checkpoint's index "
                 "lists it: copy the checkpoint again."
             ) from error
+        _check_downloaded(array.location)
         raise ValueError(damaged(array.location, f"the array cannot be opened: {line(error)}")) from error
     shape, dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
     if array.shape is not None and (shape, dtype) != (array.shape, array.dtype):
@@ -111,9 +114,19 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
         except MemoryError:  # the machine is too small; the file is fine
             raise
         except Exception as error:
+            _check_downloaded(array.location)
             raise ValueError(damaged(array.location, f"the array cannot be read: {line(error)}")) from error
 
-    return StoredLeaf(shape, dtype, array.location, read)
+    return stored_leaves.entering(StoredLeaf(shape, dtype, array.location, read))
+
+
+def _check_downloaded(location: str) -> None:
+    """Raises ValueError if a file of an array that cannot be read is a git-lfs pointer."""
+    folder = pathlib.Path(location)  # local: a bucket has no pointers
+    store = folder if folder.is_dir() else folder.parent  # an OCDBT store holds all arrays of its folder
+    if "://" not in location:
+        for file in sorted(path for path in store.rglob("*") if path.is_file()):
+            files.check_not_lfs_pointer(file)
 
 
 def damaged(location: epath.PathLike, problem: str) -> str:

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 
-from promot_t5x.checkpoints import fingerprints, placing, sources
+from promot_t5x.checkpoints import fingerprints, networks, placing, sources
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts
@@ -50,8 +49,8 @@ def load(
 ) -> Loaded:
     """Reads all parameters of a checkpoint strictly: names and shapes must match, and nothing is filled in.
 
-    The dtypes of our own checkpoints must match as well; weights from T5X and Hugging Face are converted between
-    floating dtypes.
+    The dtypes of our own checkpoints must match as well; weights from T5X and Hugging Face, also those that were
+    converted to our format in their own dtype, are converted between floating dtypes.
 
     Args:
       path: a checkpoint folder, a run folder, a T5X checkpoint, or a Hugging Face folder.
@@ -97,7 +96,8 @@ def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[
 def _fitting(source: Source, wanted: Mapping[str, Any]) -> tuple[dict[str, StoredLeaf], dict[str, Any]]:
     """(a checkpoint's leaves, the arrays they become), after comparing them.
 
-    Only leaves from T5X and Hugging Face may have another floating dtype.
+    Leaves of T5X and Hugging Face may have another floating dtype, and so may those of ours that were converted from
+    weights in a dtype in which networks do not train.
 
     Raises:
       ValueError: the network has no soft prompt for the checkpoint's, or other parameters.
@@ -115,11 +115,16 @@ def _fitting(source: Source, wanted: Mapping[str, Any]) -> tuple[dict[str, Store
 
     def as_converted(name: str, leaf: StoredLeaf) -> StoredLeaf:
         holder = source if name == parameter_names.PROMPT else source.model
-        is_foreign = holder.format != "promot"
-        convertible = is_foreign and name in in_stored_layout and jnp.issubdtype(leaf.dtype, jnp.floating)
+        was_foreign = holder.format != "promot" or str(leaf.dtype) != holder.stated.get("param_dtype", str(leaf.dtype))
+        convertible = was_foreign and name in in_stored_layout
         return leaf._replace(dtype=in_stored_layout[name].dtype) if convertible else leaf
 
-    placing.compare({n: as_converted(n, x) for n, x in leaves.items()}, in_stored_layout, str(source.folder))
+    placing.compare(
+        {name: as_converted(name, leaf) for name, leaf in leaves.items()},
+        in_stored_layout,
+        str(source.folder),
+        advice=networks.vocab_size_advice(leaves, in_stored_layout) or placing.CHECK_GIN,
+    )
     return leaves, like
 
 

@@ -22,7 +22,15 @@ from promot_t5x.runtime import arguments
 
 _CLASSES = {"T5Config": T5Config}
 
+_EMBEDDING = "token_embedder/embedding"
+
 _KEYS = ("network", "token_ids", "vocabulary")
+
+# The rows that transformers' resize_token_embeddings(len(tokenizer)) leaves of a public model's embedding.
+_ROWS_WITHOUT_PADDING = {
+    32100: " (T5's vocabulary with its 100 sentinels, without the 28 padding rows of 32128)",
+    250100: " (mT5's vocabulary, without the 12 padding rows of 250112)",
+}
 
 FROM_SHAPES = (
     "vocab_size",
@@ -118,11 +126,32 @@ def check_agreement(stated: Mapping[str, Any], config: T5Config, names: Iterable
     decisive = function_fields(config)
     for name in names:
         if name in decisive and name in stated and stated[name] != getattr(config, name):
+            value = _described_rows(stated[name]) if name == "vocab_size" else repr(stated[name])
             raise ValueError(
-                f"{folder} does not hold this network's parameters: its {type(config).__name__}.{name} is "
-                f"{stated[name]!r}, the configuration has {getattr(config, name)!r}; give the checkpoint's value, or "
-                "none."
+                f"{folder} does not hold this network's parameters: its {type(config).__name__}.{name} is {value}, the "
+                f"configuration has {getattr(config, name)!r}; give the checkpoint's value, or none."
             )
+
+
+def vocab_size_advice(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What to do about an embedding without padding rows where a network has them; empty for any other difference.
+
+    Args:
+      stored: the checkpoint's leaves.
+      wanted: the network's.
+
+    >>> import numpy as np
+    >>> vocab_size_advice({_EMBEDDING: np.zeros((32100, 8))}, {_EMBEDDING: np.zeros((32128, 8))})[:56]
+    'set architecture.T5Config.vocab_size to the stored 32100'
+    """
+    rows, wanted_rows = (leaves[_EMBEDDING].shape[0] if _EMBEDDING in leaves else None for leaves in (stored, wanted))
+    if rows == wanted_rows or rows not in _ROWS_WITHOUT_PADDING:
+        return ""
+    return f"set architecture.T5Config.vocab_size to the stored {_described_rows(rows)}"
+
+
+def _described_rows(rows: int) -> str:
+    return f"{rows}{_ROWS_WITHOUT_PADDING.get(rows, '')}"
 
 
 def from_shapes(leaves: Leaves, folder: epath.PathLike) -> dict[str, Any]:
@@ -144,9 +173,9 @@ def from_shapes(leaves: Leaves, folder: epath.PathLike) -> dict[str, Any]:
         biases = {name: leaf for name, leaf in flat.items() if name.endswith("relpos_bias/rel_embedding")}
         heads, buckets = next(iter(biases.values())).shape
         first = "encoder/layers_0"
-        vocab_size, embed_dim = flat["token_embedder/embedding"].shape
+        vocab_size, embed_dim = flat[_EMBEDDING].shape
         prompts = flat[parameter_names.PROMPT].shape if parameter_names.PROMPT in flat else (1, 0)
-        dtype = str(flat["token_embedder/embedding"].dtype)
+        dtype = str(flat[_EMBEDDING].dtype)
         return {
             "vocab_size": vocab_size,
             "embed_dim": embed_dim,

@@ -3,15 +3,12 @@
 Every process reads the blocks of its own devices, a few leaves at a time, so that no host ever holds a whole model.
 """
 
-import collections
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from promot_t5x.checkpoints import stored_leaves
@@ -20,7 +17,7 @@ from promot_t5x.models import parameter_names
 
 _READERS = 4  # leaves that are read at the same time
 
-_AHEAD = 2 * _READERS  # leaves that are being read or wait to be checked
+CHECK_GIN = "check the model's gin file"
 
 _LISTED = 20  # most rows of a message
 
@@ -30,7 +27,7 @@ def compare(
     wanted: Mapping[str, Any],
     source: str,
     problem: str = "does not hold this network's parameters",
-    advice: str = "check the model's gin file",
+    advice: str = CHECK_GIN,
 ) -> None:
     """Checks that two sets of leaves agree in names, shapes and dtypes.
 
@@ -69,7 +66,7 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
         another floating dtype is converted; one without a sharding becomes a numpy array.
 
     Raises:
-      ValueError: a file is damaged, or holds numbers that are not finite.
+      ValueError: a file is damaged, or holds numbers that are not finite or too large for the wanted dtype.
     """
     takes_apart = parameter_names.is_scanned(leaves) and not parameter_names.is_scanned(wanted)
     if takes_apart:
@@ -78,19 +75,7 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
         leaves, stored = stored_leaves.as_stored_in(leaves, wanted), list(wanted)
     placed = {}
     with futures.ThreadPoolExecutor(_READERS) as pool:
-        names, reading = iter(stored), collections.deque()
-        while True:  # in the same order on every process, as multi-process computations require
-            for name in itertools.islice(names, _AHEAD - len(reading)):
-                reading.append((name, pool.submit(_read, name, leaves[name], wanted)))
-            if not reading:
-                break
-            name, future = reading.popleft()
-            arrays = future.result()
-            if not all(bool(_is_finite(array)) for array in arrays.values()):
-                raise ValueError(
-                    f"{leaves[name].source} holds numbers that are not finite (NaN or infinity): its run diverged, or "
-                    "it is damaged; take an earlier checkpoint or copy it again."
-                )
+        for arrays in pool.map(lambda name: _read(name, leaves[name], wanted), stored):
             placed |= arrays
     return {name: placed[name] for name in wanted}
 
@@ -98,7 +83,7 @@ def place(leaves: Leaves, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Reads one leaf, or one stack as its layers, onto their devices."""
     if name in wanted:
-        return {name: _placed(leaf.read, wanted[name])}
+        return {name: _placed(leaf.read, leaf.source, wanted[name])}
     blocks: dict[Any, np.ndarray] = {}
 
     def layer(number: int, index: Index) -> np.ndarray:
@@ -108,28 +93,19 @@ def _read(name: str, leaf: StoredLeaf, wanted: Mapping[str, Any]) -> dict[str, A
         return blocks[ends][number]
 
     numbers = parameter_names.unstack_layers({name: leaf}, lambda _, number: number)
-    return {each: _placed(functools.partial(layer, number), wanted[each]) for each, number in numbers.items()}
+    return {
+        each: _placed(functools.partial(layer, number), leaf.source, wanted[each]) for each, number in numbers.items()
+    }
 
 
-def _placed(read: Callable[[Index], np.ndarray], like: Any) -> Any:
+def _placed(read: Callable[[Index], np.ndarray], source: str, like: Any) -> Any:
     """The array whose blocks `read` returns, in the dtype and sharding of `like`."""
 
     def block(index: Any) -> np.ndarray:
         slices = (slice(*i.indices(size)[:2]) for i, size in zip(index, like.shape, strict=True))
-        return read(tuple(slices)).astype(like.dtype, copy=False)
+        return stored_leaves.converted(read(tuple(slices)), like.dtype, source)
 
     if getattr(like, "sharding", None) is None:
         return block(stored_leaves.everything(like.shape))
-    return jax.make_array_from_callback(like.shape, like.sharding, block)
-
-
-def _is_finite(array: Any) -> Any:
-    # The maximum is NaN if any element is; comparing each element would allocate another array.
-    if isinstance(array, np.ndarray):
-        return np.isfinite(np.max(np.abs(array), initial=0))
-    return _is_finite_on_devices(array)
-
-
-@jax.jit
-def _is_finite_on_devices(array: jax.Array) -> jax.Array:
-    return jnp.isfinite(jnp.max(jnp.abs(array), initial=0))
+    # Waits until the devices have it, so that the host holds the blocks of only _READERS leaves.
+    return jax.block_until_ready(jax.make_array_from_callback(like.shape, like.sharding, block))

@@ -7,21 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
 
 from promot_t5x.checkpoints import stored_leaves
-from promot_t5x.checkpoints.huggingface import peft
+from promot_t5x.checkpoints.huggingface import peft, safetensors_file
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import arguments, files, strict_json
+from promot_t5x.runtime import arguments, files
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
-
-_DTYPES = {"F32": np.float32, "BF16": jnp.bfloat16, "F16": np.float16, "F64": np.float64}
 
 
 def is_prompt(path: epath.Path) -> bool:
@@ -40,11 +37,6 @@ def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
     """
     is_adapter = (path / "adapter_config.json").is_file()
     prompt_NxPxD = peft.read_adapter(path) if is_adapter else load(path)
-    if not np.isfinite(prompt_NxPxD).all():
-        raise ValueError(
-            f"{path} holds a soft prompt with numbers that are not finite (NaN or infinity): its run had failed, or it "
-            "is damaged; take an earlier one or copy it again."
-        )
     description = (path if path.is_dir() else path.parent) / DESCRIPTION
     if is_adapter or path.suffix == ".npy" or not description.is_file():
         return prompt_NxPxD, {}
@@ -52,12 +44,9 @@ def read(path: epath.Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _description(file: epath.Path) -> dict[str, Any]:
-    try:
-        values = strict_json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged, it is not JSON ({error}); copy it again.") from error
-    base = values.get("base") if isinstance(values, dict) else values
-    if base is not None and not (isinstance(values, dict) and isinstance(base, dict)):
+    values = files.read_json(file)
+    base = values.get("base")
+    if base is not None and not isinstance(base, dict):
         raise ValueError(f"{file} is damaged, it does not describe a soft prompt (base is {base!r}); copy it again.")
     return values
 
@@ -140,17 +129,18 @@ def _check(prompt_NxPxD: np.ndarray, source: epath.PathLike) -> None:
       source: where it was read or is to be written.
 
     Raises:
-      ValueError: other dimensions, no vector, or another dtype.
+      ValueError: other dimensions, no vector, another dtype, or numbers that are not finite.
     """
     if prompt_NxPxD.ndim != 3:
         raise ValueError(
             f"{source} holds an array of shape {prompt_NxPxD.shape}; a prompt is [length, embed] or [N, P, D]."
         )
-    if not prompt_NxPxD.size or prompt_NxPxD.dtype not in _DTYPES.values():
+    if not prompt_NxPxD.size or prompt_NxPxD.dtype not in stored_leaves.DTYPES:
         raise ValueError(
             f"{source} holds {prompt_NxPxD.dtype}{prompt_NxPxD.shape}, expected a prompt of at least one vector in one "
-            f"of {', '.join(str(np.dtype(dtype)) for dtype in _DTYPES.values())}; save it again."
+            f"of {', '.join(map(str, stored_leaves.DTYPES))}; save it again."
         )
+    stored_leaves.check_finite(prompt_NxPxD, source)
 
 
 @arguments.checked
@@ -179,21 +169,25 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: the file does not hold a prompt.
+      ValueError: the file does not hold a prompt, or holds numbers that are not finite.
     """
     file = epath.Path(path)
     if file.is_dir():
         file = file / WEIGHTS
     if not file.exists():
         raise FileNotFoundError(f"There is no soft prompt at {file}; expected {WEIGHTS} or a .npy file.")
+    files.check_not_lfs_pointer(file)
     try:
         if file.suffix == ".npy":
             with file.open("rb") as stream:
                 prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would also accept archives
         else:
             # Not safetensors.numpy.load, which does not support bfloat16.
-            stored = dict(safetensors.deserialize(file.read_bytes()))[parameter_names.PROMPT]
-            prompt = np.frombuffer(stored["data"], _DTYPES[stored["dtype"]]).reshape(stored["shape"])
+            tensors = dict(safetensors.deserialize(file.read_bytes()))
+            stored = tensors.pop(parameter_names.PROMPT)
+            if tensors:
+                raise ValueError(f"it also holds {', '.join(sorted(tensors)[:3])}, expected a prompt alone")
+            prompt = np.frombuffer(stored["data"], safetensors_file.DTYPES[stored["dtype"]]).reshape(stored["shape"])
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
     if prompt.ndim == 2:

@@ -11,11 +11,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
+from etils import epath
 
 from promot_t5x.models import parameter_names
 
 Index = tuple[slice, ...]
+
+DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)))
+
+"""The dtypes that weights and soft prompts may be stored in."""
+
+_CHECKED_AT_ONCE = 2**16  # elements, few enough to stay in the processor's cache
 
 _BLOCK = 2**24  # elements that are read at once if a leaf is not needed as a whole
 
@@ -61,6 +69,79 @@ def whole(leaf: StoredLeaf) -> np.ndarray:
 def from_array(array: np.ndarray, source: str) -> StoredLeaf:
     """A leaf that is in memory already."""
     return StoredLeaf(array.shape, array.dtype, source, array.__getitem__)
+
+
+def entering(leaf: StoredLeaf) -> StoredLeaf:
+    """A leaf that every reader of files returns: its dtype is checked, and each block of numbers when it is read.
+
+    Raises:
+      ValueError: the dtype is not one of DTYPES; when a block is read: it holds numbers that are not finite.
+    """
+    if leaf.dtype not in DTYPES:
+        raise ValueError(
+            f"{leaf.source} is of {leaf.dtype}, expected one of {', '.join(map(str, DTYPES))}: save it in one of these."
+        )
+
+    def read(index: Index) -> np.ndarray:
+        block = leaf.read(index)
+        check_finite(block, leaf.source)
+        return block
+
+    return leaf._replace(read=read)
+
+
+def check_finite(array: np.ndarray, source: epath.PathLike) -> None:
+    """Checks that no element of an array is NaN or infinite.
+
+    Args:
+      array: of one of DTYPES.
+      source: where it was read or is to be written, for the message.
+
+    Raises:
+      ValueError: an element is.
+    """
+    if not is_finite(array):
+        raise ValueError(
+            f"{source} holds numbers that are not finite (NaN or infinity): its run diverged, or it is damaged; take "
+            "an earlier checkpoint or copy it again."
+        )
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no element of an array is NaN or infinite.
+
+    >>> is_finite(np.ones(3, np.float16)), is_finite(np.array([1, np.inf], ml_dtypes.bfloat16))
+    (True, False)
+    """
+    # NaN and infinity have all exponent bits set. Integers are compared, since numpy is slow on bfloat16.
+    exponent = np.array([np.inf], array.dtype).view(f"u{array.dtype.itemsize}")[0]
+    bits = array.reshape(-1).view(exponent.dtype)
+    starts = range(0, bits.size, _CHECKED_AT_ONCE)
+    return all((bits[i : i + _CHECKED_AT_ONCE] & exponent).max() < exponent for i in starts)
+
+
+def converted(array: np.ndarray, dtype: Any, source: epath.PathLike) -> np.ndarray:
+    """An array of finite numbers in another floating dtype.
+
+    Args:
+      array: the numbers.
+      dtype: the dtype that is wanted.
+      source: where the array was read, for the message.
+
+    Raises:
+      ValueError: a number is too large for the dtype.
+    """
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    if not is_finite(result):
+        largest = float(np.abs(array).max())
+        raise ValueError(
+            f"{source} holds numbers up to {largest:.3g}, which are too large for {np.dtype(dtype)}: save it with "
+            "smaller numbers."
+        )
+    return result
 
 
 def empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from gin import config as gin_config
 from gin import config_parser
 
 from promot_t5x.runtime.processes import Processes
-from promot_t5x.runtime.text import did_you_mean
+from promot_t5x.runtime.text import aligned, did_you_mean
 
 NAME = r"[A-Za-z_][\w./]*"
 
@@ -54,13 +54,26 @@ class Invocation:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def flag_parser(prog: str | None = None, description: str | None = None) -> argparse.ArgumentParser:
-    """A parser for T5X's flags; add a command's own options to it, then pass it to `parse_flags`."""
+def flag_parser(
+    prog: str | None = None,
+    description: str | None = None,
+    macros: Mapping[str, str] | None = None,
+    examples: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    """A parser for T5X's flags; add a command's own options to it, then pass it to `parse_flags`.
+
+    Args:
+      prog: the command, as users type it.
+      description: what it does.
+      macros: the macros that a user sets with `--gin.NAME=VALUE`, and what each is.
+      examples: command lines to copy.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
         description=description,
         allow_abbrev=False,
-        epilog="Set PROMOT_TRACEBACK=1 to see an error's traceback.",
+        epilog=_epilog(macros or {}, examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; repeat for several")
@@ -82,6 +95,18 @@ def flag_parser(prog: str | None = None, description: str | None = None) -> argp
         help="show the resolved configuration and stop; --dry_run alone means true",
     )
     return parser
+
+
+def _epilog(macros: Mapping[str, str], examples: Sequence[str]) -> str:
+    """The end of a command's help: macros and examples, one flag per line."""
+    paragraphs = []
+    if macros:
+        table = aligned([(f"  --gin.{name}=VALUE", meaning) for name, meaning in macros.items()])
+        paragraphs.append(f"macros:\n{table}")
+    if examples:
+        paragraphs.append("examples:")
+        paragraphs += ["    " + example.replace(" --", " \\\n        --") for example in examples]
+    return "\n\n".join([*paragraphs, "Set PROMOT_TRACEBACK=1 to see an error's traceback."])
 
 
 def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> Invocation:

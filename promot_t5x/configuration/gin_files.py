@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import math
 import os
 import re
@@ -28,7 +29,7 @@ from gin import config_parser
 
 from promot_t5x.configuration import gin_checks, gin_statements
 from promot_t5x.configuration.flags import NAME, ConfigError
-from promot_t5x.runtime.text import nearest
+from promot_t5x.runtime.text import aligned, nearest
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "gin"
 
@@ -40,6 +41,16 @@ _DYNAMIC_REGISTRATION = "__gin__.dynamic_registration"
 def gin_files_packaged() -> list[Path]:
     """The gin files that come with the package, sorted."""
     return sorted(_PACKAGED.rglob("*.gin"))
+
+
+def listing() -> str:
+    """The packaged gin files by their short names, with the first sentence of each."""
+    rows = []
+    for file in gin_files_packaged():
+        comment = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.removeprefix("#").strip() for line in comment)
+        rows.append((file.relative_to(_PACKAGED).as_posix(), text.split(" Hardware:")[0].split(". ")[0].rstrip(".")))
+    return aligned(rows)
 
 
 def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
@@ -102,9 +113,9 @@ def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequ
 
 
 def _import_order(imports: Sequence[config_parser.ImportStatement]) -> list[config_parser.ImportStatement]:
-    """Keeps the last of repeated imports and puts dynamic registration first, as gin requires."""
-    last = list({statement.format(): statement for statement in reversed(imports)}.values())[::-1]
-    return sorted(last, key=lambda statement: statement.module != _DYNAMIC_REGISTRATION)
+    """Keeps one of repeated imports and puts dynamic registration first, as gin requires."""
+    distinct = {statement.format(): statement for statement in imports}.values()
+    return sorted(distinct, key=lambda statement: statement.module != _DYNAMIC_REGISTRATION)
 
 
 def configurable(function: Callable[..., Any], spelling: str = "") -> Callable[..., Any]:

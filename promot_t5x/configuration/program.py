@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging
 
-from promot_t5x.configuration import gin_checks, gin_files
+from promot_t5x.configuration import gin_checks, gin_files, quiet_imports
 from promot_t5x.configuration.flags import Invocation, parse_flags
 from promot_t5x.runtime import arguments, files, processes
 
@@ -65,6 +65,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
       The exit code. Errors of the program itself keep their traceback, and with PROMOT_TRACEBACK=1 all errors do.
     """
     show_progress()
+    quiet_imports.hide_notices()
     try:
         return main(sys.argv[1:] if argv is None else argv) or 0
     except Exception as error:

@@ -9,13 +9,15 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
+from promot_t5x.runtime import files
+
 
 def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
     """Opens a SentencePiece vocabulary's file, local or in a bucket, before seqio would while it reads examples.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file cannot be read, or is not a SentencePiece model.
+      ValueError: the file cannot be read, is a git-lfs pointer, or is not a SentencePiece model.
     """
     if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
         return
@@ -25,6 +27,7 @@ def open_vocabulary(vocabulary: seqio.Vocabulary) -> None:
     except tf.errors.NotFoundError as error:
         raise FileNotFoundError(f"There is no vocabulary file {file}; {advice}.") from error
     except Exception as error:  # of TensorFlow, protobuf or SentencePiece, which share no base class
+        files.check_not_lfs_pointer(file)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"The vocabulary file {file} cannot be read as a SentencePiece model ({reason}); {advice}."

@@ -20,15 +20,15 @@ from etils import epath
 
 from promot_t5x.data import features
 from promot_t5x.evaluation.answering import Answer
-from promot_t5x.runtime import files, processes, strict_json
+from promot_t5x.runtime import files, processes, strict_json, text
 
 _SECONDS_PER_PART = 10.0
 
 
 def input_text(example: Mapping[str, Any]) -> str:
     """The prompt of an example as text; empty for a task that has tokens only."""
-    text = example.get("inputs_pretokenized", b"")
-    return text.decode() if isinstance(text, bytes) else str(text)
+    prompt = example.get("inputs_pretokenized", b"")
+    return prompt.decode() if isinstance(prompt, bytes) else str(prompt)
 
 
 def keys(examples: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], numbered: bool = False) -> list[str]:
@@ -114,6 +114,7 @@ class Answers:
             initial=len(self._keys) - len(missing),
             unit=" examples",
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            file=sys.stderr if sys.stderr.isatty() else text.Lines(sys.stderr),
         ) as bar:
             try:
                 for numbers, answers in answer(missing):

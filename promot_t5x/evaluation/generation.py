@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import seqio
 
-from promot_t5x.checkpoints import soft_prompts
+from promot_t5x.checkpoints import soft_prompts, stored_leaves
 from promot_t5x.checkpoints.loading import Loaded
 from promot_t5x.data import features, vocabularies
 from promot_t5x.evaluation import answering
@@ -96,6 +96,7 @@ def generate(
     else:
         prompt_NxPxD, _ = soft_prompts.read(files.absolute(prompt))
         soft_prompts.check_width(prompt_NxPxD, prompt, model.config.embed_dim, loaded.base_path)
+        prompt_NxPxD = stored_leaves.converted(prompt_NxPxD, model.config.param_dtype, prompt)
         count, length, _ = prompt_NxPxD.shape
         model = dataclasses.replace(
             model, config=dataclasses.replace(model.config, num_prompts=count, prompt_length=length)

@@ -55,7 +55,7 @@ def layer_norm(config: T5Config, name: str):
 
 
 def dropout(config: T5Config, x: Array, deterministic: bool) -> Array:
-    """Dropout with one mask for all positions of a sequence: T5 broadcasts it over the length."""
+    """Dropout with one mask for all positions of a sequence: T5X broadcasts it over the length."""
     return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(x, deterministic=deterministic)
 
 

@@ -76,7 +76,9 @@ class Encoder(nn.Module):
             bias = bias + layers.RelativeBias(c, bidirectional=True, name="relpos_bias")(positions_S, positions_S)
         x_BxSxD = layers.dropout(c, x_BxSxD, deterministic)
         x_BxSxD, _ = _run_stack(layers.EncoderLayer, c, c.num_encoder_layers, (deterministic,), x_BxSxD, None, bias)
-        return layers.dropout(c, layers.layer_norm(c, "encoder_norm")(x_BxSxD), deterministic)
+        encoded_BxSxD = layers.layer_norm(c, "encoder_norm")(x_BxSxD)
+        # T5X's only mask of its own for every position.
+        return nn.Dropout(c.dropout_rate)(encoded_BxSxD, deterministic=deterministic)
 
 
 class Decoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Files: absolute paths and atomic writes."""
+"""Files: absolute paths, atomic writes, and JSON."""
 
 import contextlib
 import errno
@@ -9,6 +9,8 @@ from typing import Any, BinaryIO, cast
 from etils import epath
 
 from promot_t5x.runtime import processes, strict_json
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,6 +34,38 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
         )
     # epath's own resolve() would take gs://bucket for a folder here.
     return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+
+
+def check_not_lfs_pointer(path: str | os.PathLike[str]) -> None:
+    """Checks that a file is not the pointer that git-lfs leaves in place of a file that was not downloaded.
+
+    Raises:
+      ValueError: it is such a pointer.
+    """
+    with epath.Path(path).open("rb") as stream:
+        start = stream.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        raise ValueError(
+            f"{os.fspath(path)} is a git-lfs pointer, the file itself was not downloaded: run `git lfs pull` in its "
+            "folder."
+        )
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file, local or in a bucket.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: it is a git-lfs pointer, is not JSON, or is not a JSON object.
+    """
+    check_not_lfs_pointer(path)
+    try:
+        values = strict_json.loads(epath.Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is damaged, it is not JSON ({error}); copy it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{os.fspath(path)} is damaged, it is not a JSON object; copy it again.")
+    return values
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Text for people: aligned tables, and suggestions for misspelt names."""
 
 import difflib
+import io
 from collections.abc import Collection, Iterable, Sequence
+from typing import TextIO
 
 import tabulate
 
@@ -27,6 +29,28 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str
     return tabulate.tabulate(
         rows, tablefmt="plain", colalign=alignment, disable_numparse=True, preserve_whitespace=True
     )
+
+
+class Lines(io.TextIOBase):
+    """Writes each update of a progress bar as a line of its own, for a log, which has no cursor to return.
+
+    >>> import sys
+    >>> lines = Lines(sys.stdout)
+    >>> for update in ("\\r1/2", "", "\\r2/2  ", "\\n"):
+    ...     _ = lines.write(update)
+    1/2
+    2/2
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes one update; an empty one is left out."""
+        if update := text.strip():
+            self._stream.write(f"{update}\n")
+            self._stream.flush()
+        return len(text)
 
 
 def nearest(name: str, names: Iterable[str], count: int = 5, cutoff: float = 0.4) -> list[str]:

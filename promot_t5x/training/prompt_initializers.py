@@ -10,8 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from promot_t5x.checkpoints import soft_prompts
+from promot_t5x.checkpoints import soft_prompts, stored_leaves
 from promot_t5x.runtime import files
 
 Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
@@ -188,7 +189,7 @@ class from_file:
 
     Raises:
       FileNotFoundError: (when called) no such file.
-      ValueError: (when called) its shape is not the network's.
+      ValueError: (when called) its shape is not the network's, or a number is too large for float32.
     """
 
     path: str
@@ -206,7 +207,7 @@ class from_file:
                     f"The soft prompt in {path} has the shape {prompt_NxPxD.shape}, the network expects {expected} "
                     "(prompts, length, embed); set architecture.T5Config.prompt_length and num_prompts to the file's."
                 )
-            return jnp.asarray(prompt_NxPxD, jnp.float32)
+            return jnp.asarray(stored_leaves.converted(prompt_NxPxD, np.float32, path))
 
         return init
 

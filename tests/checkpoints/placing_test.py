@@ -41,8 +41,9 @@ def test_placing_stacks_layers_and_converts_the_dtype():
 def test_numbers_that_are_not_finite_are_an_error(bad):
     array = ARRAY.copy()
     array[1, 2, 3] = bad
+    leaf = stored_leaves.entering(stored_leaves.from_array(array, "weights.bin"))
     with pytest.raises(ValueError, match="weights.bin holds numbers that are not finite"):
-        placing.place({"a": stored_leaves.from_array(array, "weights.bin")}, {"a": _wanted(array.shape)})
+        placing.place({"a": leaf}, {"a": _wanted(array.shape)})
 
 
 def test_a_stack_that_becomes_layers_is_read_once():

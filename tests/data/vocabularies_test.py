@@ -22,6 +22,12 @@ def test_a_hash_is_of_the_contents(file, tmp_path):
     assert vocabularies.vocabulary_hash(seqio.SentencePieceVocabulary(str(file))) != vocabularies.vocabulary_hash(here)
 
 
+def test_a_git_lfs_pointer_is_named_as_one(tmp_path):
+    (tmp_path / "spiece.model").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ValueError, match="spiece.model is a git-lfs pointer, .*: run `git lfs pull`"):
+        vocabularies.open_vocabulary(seqio.SentencePieceVocabulary(str(tmp_path / "spiece.model")))
+
+
 def test_sentinels_are_the_last_pieces_downwards(file):
     description = vocabularies.description(seqio.SentencePieceVocabulary(str(file), extra_ids=100))
     assert description["sentinels"] == list(range(32099, 31999, -1))  # as T5's span corruption has them

@@ -1,10 +1,12 @@
 """The network against T5X's own numbers and a NumPy T5, and the promises about prompts, padding, caches and scan."""
 
+import collections
 import dataclasses
 import functools
 import json
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -515,3 +517,58 @@ def test_later_targets_never_change_earlier_logits():
     expected = logits_of(TINY, params, batch)
     batch["decoder_input_tokens"][:, 5:] = 7
     np.testing.assert_array_equal(logits_of(TINY, params, batch)[:, :5], expected[:, :5])
+
+
+def _dropped(config, batch):
+    """The masks of a training pass, {path of the module: [mask of a call]}: 1 kept, 0 dropped, NaN where it was 0."""
+    masks = collections.defaultdict(list)
+
+    def keep(path, before, after):
+        def mask(x, y):
+            masks[path].append(np.where(np.asarray(x) == 0, np.nan, np.asarray(y) != 0))
+
+        jax.debug.callback(mask, before, after)
+
+    def record(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            keep("/".join(context.module.path[:-1]), args[0], result)
+        return result
+
+    model = EncoderDecoderModel(config)
+    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0))
+    with nn.intercept_methods(record):
+        jax.block_until_ready(jax.jit(model.logits, compiler_options=QUICK)(params, batch, jax.random.key(1)))
+    jax.effects_barrier()
+    return masks
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_dropout_is_where_t5x_has_it_with_masks_of_the_same_shape(scan_layers):
+    """T5X's network: after the embeddings, on attention weights, in and after each block, after both stacks.
+
+    All masks are one for the positions of a sequence (of the queries, for weights), but the encoder's last.
+    """
+    config = dataclasses.replace(TINY, dropout_rate=0.5, scan_layers=scan_layers)
+    rng = np.random.default_rng(0)
+    batch = {key: rng.integers(1, 40, (2, 7)) for key in BATCH_KEYS}
+    masks = _dropped(config, batch)
+    layers = ["layers"] if scan_layers else ["layers_0", "layers_1"]
+    calls = 2 // len(layers)
+    expected = collections.Counter({"encoder": 2, "decoder": 2})
+    for stack, attentions in (("encoder", ["attention"]), ("decoder", ["self_attention", "encoder_decoder_attention"])):
+        for layer in layers:
+            expected[f"{stack}/{layer}"] = (len(attentions) + 1) * calls
+            expected |= {f"{stack}/{layer}/{name}": calls for name in (*attentions, "mlp")}
+    assert {path: len(of_path) for path, of_path in masks.items()} == dict(expected)
+
+    def is_broadcast(mask):
+        return not ((mask == 0).any(axis=-2) & (mask == 1).any(axis=-2)).any()
+
+    last = [mask for mask in masks["encoder"] if not is_broadcast(mask)]
+    assert len(last) == 1 and last[0].shape == (2, 7, 16)
+    assert all(is_broadcast(mask) for path, of_path in masks.items() for mask in of_path if path != "encoder")
+    for path in ("encoder/layers", "decoder/layers") if scan_layers else ():  # no two layers drop the same
+        for name in ("mlp", "attention" if path == "encoder/layers" else "self_attention"):
+            first, second = masks[f"{path}/{name}"]
+            assert ((first == 0) & (second == 1)).any()

@@ -35,6 +35,23 @@ def test_not_a_number_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "content,problem",
+    [
+        (b"", "is damaged, it is not JSON"),
+        (b'{"a": ', "is damaged, it is not JSON"),
+        (b"\xff\xfe", "is damaged, it is not JSON"),
+        (b"[" * 10**5, "is damaged, it is not JSON"),
+        (b"[1]", "is damaged, it is not a JSON object"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a git-lfs pointer"),
+    ],
+)
+def test_what_is_no_json_object_is_named(tmp_path, content, problem):
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"r.json {problem}"):
+        files.read_json(tmp_path / "r.json")
+
+
 def test_of_several_processes_one_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "speaks", lambda: False)
     files.write_json(tmp_path / "folder" / "r.json", {"by": 1})

@@ -137,7 +137,7 @@ def test_text_and_labels_with_the_vocabulary_of_t5(shared_dir, testdata):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_save_and_load_return_the_same_bits(tmp_path, dtype):
     prompt = np.random.default_rng(1).standard_normal((2, 3, 4)).astype(dtype)
-    prompt[0, 0, :3] = [np.nan, -0.0, np.inf]
+    prompt[0, 0, :2] = [-0.0, np.finfo(np.float32).tiny]
     soft_prompts.save(tmp_path / "new" / "folder", prompt, {"base": "gs://checkpoint", "step": 7})
     for path in (tmp_path / "new" / "folder", str(tmp_path / "new" / "folder" / "soft_prompt.safetensors")):
         loaded = soft_prompts.load(path)
@@ -188,6 +188,12 @@ def test_from_file(tmp_path, table):
     for prompts, length, embedding in ((2, 3, table), (1, 4, table), (1, 3, table[:, :5])):
         with pytest.raises(ValueError, match=r"has the shape \(1, 3, 6\), the network expects"):
             prompt_initializers.from_file(str(tmp_path)).build()(KEY, prompts, length, embedding)
+
+
+def test_numbers_that_the_prompt_cannot_hold_are_refused(tmp_path, table):
+    np.save(tmp_path / "prompt.npy", np.full((1, 3, 6), 1e39))
+    with pytest.raises(ValueError, match="prompt.npy holds numbers up to 1e.39, which are too large for float32"):
+        prompt_initializers.from_file(str(tmp_path / "prompt.npy")).build()(KEY, 1, 3, table)
 
 
 def test_published_prompts_of_prompt_tuning_are_read(testdata):

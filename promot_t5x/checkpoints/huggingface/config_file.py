@@ -1,12 +1,12 @@
 """Converts config.json of transformers' T5, mT5 and umT5 to and from the sizes and variants of a network."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from promot_t5x.models.architecture import TOKEN_IDS, T5Config
+from promot_t5x.runtime import files
 
 MODEL_TYPES = {
     "t5": "T5ForConditionalGeneration",
@@ -28,7 +28,8 @@ _SIZES = {
     "relative_attention_max_distance": "relative_bias_max_distance",
 }
 
-# In transformers `gelu_new` and `gated-gelu` use the tanh approximation, as our gelu does; plain `gelu` is exact.
+# The names that are written. In transformers `gelu_new` and `gated-gelu` use the tanh approximation, as our gelu does;
+# plain `gelu` is exact.
 _FEED_FORWARD = {
     "relu": ("relu",),
     "silu": ("silu",),
@@ -36,6 +37,28 @@ _FEED_FORWARD = {
     "gated-gelu": ("gelu", "linear"),
     "gated-relu": ("relu", "linear"),
     "gated-silu": ("silu", "linear"),
+}
+
+# The names that are read: all that transformers has for the network's functions.
+_ACTIVATIONS = {
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_new": "gelu",
+    "gelu_fast": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+}
+
+# Keys that can make transformers compute something else than the network, and their values that do not.
+_HARMLESS: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (None, True),
+    "is_decoder": (None, False),
+    "tie_encoder_decoder": (None, False),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "tie_word_embeddings": (None, True, False),
+    "scale_decoder_outputs": (None, True, False),
 }
 
 _EPSILON = 1e-6  # of the network's layer norms
@@ -56,11 +79,8 @@ def load(file: epath.Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist, which describes the weights next to it: copy it there.")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
-    model_type = values.get("model_type") if isinstance(values, dict) else None
+    values = files.read_json(file)
+    model_type = values.get("model_type")
     if model_type not in tuple(MODEL_TYPES):  # a tuple, since a damaged value may not be hashable
         raise ValueError(
             f"{file} is of a model of type {model_type!r}, expected one of {', '.join(MODEL_TYPES)}: give the folder "
@@ -92,27 +112,75 @@ def fields(values: Mapping[str, Any], file: epath.Path) -> dict[str, Any]:
         if type(value) is not int or value < 1:
             raise ValueError(f"{theirs} is {value!r} in {file}, expected a positive number: copy the file again.")
         stated[ours] = value
-    feed_forward = values.get("feed_forward_proj", "relu" if values["model_type"] == "t5" else "gated-gelu")
-    if feed_forward not in tuple(_FEED_FORWARD):
-        raise ValueError(
-            f"feed_forward_proj is {feed_forward!r} in {file}, expected one of {', '.join(_FEED_FORWARD)}: the network "
-            "has no such layer."
-        )
     epsilon = values.get("layer_norm_epsilon", _EPSILON)
     if epsilon != _EPSILON:
         raise ValueError(f"layer_norm_epsilon is {epsilon!r} in {file}, expected {_EPSILON}, the network's.")
-    for name, expected in _IDS.items():
-        if values.get(name) not in (None, expected):
+    for name, harmless in _HARMLESS.items():
+        if not any(type(values.get(name)) is type(value) and values.get(name) == value for value in harmless):
+            expected = " or ".join(map(repr, harmless[1:])) or "none"
             raise ValueError(
                 f"{name} is {values[name]!r} in {file}, expected {expected}: the network supports no other value."
             )
+    check_ids(values, file)
     dropout_rate = values.get("dropout_rate", 0.1)
     if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate is {dropout_rate!r} in {file}, expected a probability below 1.")
     stated["dropout_rate"] = float(dropout_rate)
-    stated["mlp_activations"] = _FEED_FORWARD[feed_forward]
+    stated["mlp_activations"] = _activations(values, file)
     stated["relative_bias"] = "per_layer" if values["model_type"] == "umt5" else "shared"
     return stated
+
+
+def _activations(values: Mapping[str, Any], file: epath.Path) -> tuple[str, ...]:
+    """The MLP's activations; as in transformers, `dense_act_fn` and `is_gated_act` override `feed_forward_proj`."""
+    name = values.get("feed_forward_proj")
+    if name is None:
+        name = "relu" if values["model_type"] == "t5" else "gated-gelu"
+    gate, _, function = str(name).rpartition("-")
+    function = values.get("dense_act_fn") or ("gelu_new" if name == "gated-gelu" else function)
+    is_gated = values.get("is_gated_act")
+    is_gated = gate == "gated" if is_gated is None else is_gated
+    if gate not in ("", "gated") or function not in tuple(_ACTIVATIONS) or not isinstance(is_gated, bool):
+        supported = ", ".join((*_ACTIVATIONS, "gated-gelu", *(f"gated-{each}" for each in _ACTIVATIONS)))
+        overrides = "".join(
+            f", {key} {values[key]!r}" for key in ("dense_act_fn", "is_gated_act") if values.get(key) is not None
+        )
+        raise ValueError(
+            f"feed_forward_proj is {name!r}{overrides} in {file}, expected one of {supported}: the network has no such "
+            "layer."
+        )
+    return (_ACTIVATIONS[function], "linear") if is_gated else (_ACTIVATIONS[function],)
+
+
+def check_ids(values: Mapping[str, Any], file: epath.Path) -> None:
+    """Checks that the token ids in config.json or generation_config.json are the network's.
+
+    Raises:
+      ValueError: another id starts, ends or pads an output, or an id is forced.
+    """
+    stated = {name: values.get(name) for name in _IDS}
+    if stated["decoder_start_token_id"] is None:
+        stated["decoder_start_token_id"] = values.get("bos_token_id")  # as transformers does
+    for name, expected in _IDS.items():
+        value = stated[name]
+        if value is not None and value != [expected] and (type(value) is not int or value != expected):
+            raise ValueError(
+                f"{name} is {value!r} in {file}, expected {expected}: the network supports no other value."
+            )
+    if (forced := values.get("forced_bos_token_id")) is not None:
+        raise ValueError(
+            f"forced_bos_token_id is {forced!r} in {file}, expected none: the network supports no other value."
+        )
+
+
+def check_generation(file: epath.Path) -> None:
+    """Checks the token ids in a generation_config.json, which override those in config.json; it may be missing.
+
+    Raises:
+      ValueError: another id than the network's, or the file is damaged.
+    """
+    if file.is_file():
+        check_ids(files.read_json(file), file)
 
 
 def tied(values: Mapping[str, Any]) -> bool:

@@ -1,11 +1,11 @@
 """Reads and writes a soft prompt as a PEFT adapter (prompt tuning of an encoder-decoder), without torch or peft.
 
 An adapter's folder has adapter_config.json and adapter_model.safetensors with one tensor, the prompt [P, D]. With
-PEFT's default for encoder-decoders, num_transformer_submodules 2, the tensor has as many rows again, which precede the
-decoder's input; ours precede only the encoder's input, which is num_transformer_submodules 1.
+PEFT's default for encoder-decoders, num_transformer_submodules 2, the tensor has as many rows again, but in prompt
+tuning PEFT puts only the first P in front of the encoder's input and never uses the others; so these P are read.
+Adapters are written with num_transformer_submodules 1.
 """
 
-import json
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ _PICKLED = "adapter_model.bin"
 
 _TENSOR = "prompt_embeddings"
 
-_KIND = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM", "num_transformer_submodules": 1}
+_KIND = {"peft_type": "PROMPT_TUNING", "task_type": "SEQ_2_SEQ_LM"}
+
+_SUBMODULES = "num_transformer_submodules"
 
 
 def write_adapter(folder: epath.PathLike, prompt_PxD: np.ndarray, base_model_name_or_path: str) -> None:
@@ -55,6 +57,7 @@ def write_adapter(folder: epath.PathLike, prompt_PxD: np.ndarray, base_model_nam
     length, embed = prompt_PxD.shape
     values = {
         **_KIND,
+        _SUBMODULES: 1,
         "base_model_name_or_path": str(base_model_name_or_path),
         "inference_mode": True,
         "num_virtual_tokens": length,
@@ -69,7 +72,7 @@ def write_adapter(folder: epath.PathLike, prompt_PxD: np.ndarray, base_model_nam
 
 
 def read_adapter(folder: epath.PathLike) -> np.ndarray:
-    """The soft prompt of an adapter, in the dtype it is stored in.
+    """The soft prompt of an adapter, in the dtype it is stored in; if rows are left out, prints which.
 
     Args:
       folder: a local folder.
@@ -89,28 +92,37 @@ def read_adapter(folder: epath.PathLike) -> np.ndarray:
                 f"{key} is {values.get(key)!r} in {path / _CONFIG}, expected {expected!r}: only a prompt in front of "
                 "the encoder's input can be read."
             )
+    submodules = values.get(_SUBMODULES)
+    submodules = 2 if submodules is None else submodules  # PEFT's default
+    if type(submodules) is not int or submodules not in (1, 2):
+        raise ValueError(f"{_SUBMODULES} is {submodules!r} in {path / _CONFIG}, expected 1 or 2: copy it again.")
     if not (path / _WEIGHTS).is_file() and (path / _PICKLED).is_file():
         raise ValueError(
             f"{path} holds no {_WEIGHTS} but {_PICKLED}, which is not read (unpickling can run any code): load the "
             "adapter with PEFT and save it with save_pretrained(folder), as safetensors."
         )
     tensors = safetensors_file.leaves(path / _WEIGHTS)
-    shape = (values.get("num_virtual_tokens"), values.get("token_dim"))
+    length = values.get("num_virtual_tokens")
+    if type(length) is not int or length < 1:
+        raise ValueError(
+            f"num_virtual_tokens is {length!r} in {path / _CONFIG}, expected a positive number: copy it again."
+        )
+    shape = (submodules * length, values.get("token_dim"))
     if {name: leaf.shape for name, leaf in tensors.items()} != {_TENSOR: shape}:
         held = ", ".join(f"{name} {leaf.shape}" for name, leaf in tensors.items()) or "nothing"
         raise ValueError(
             f"{path / _WEIGHTS} holds {held}, expected {_TENSOR} {shape} as {_CONFIG} says: copy both files again."
         )
-    return stored_leaves.whole(tensors[_TENSOR])[None]
+    rows_RxD = stored_leaves.whole(tensors[_TENSOR])
+    if submodules == 2 and processes.speaks():
+        print(
+            f"{path}: the first {length} of {2 * length} rows are the prompt; PEFT never uses the others "
+            f"({_SUBMODULES} is 2)."
+        )
+    return rows_RxD[None, :length]
 
 
 def _config(file: epath.Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: give the folder of a PEFT adapter.")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged, it is not JSON ({error}): copy it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is damaged, it is not a JSON object: copy it again.")
-    return values
+    return files.read_json(file)

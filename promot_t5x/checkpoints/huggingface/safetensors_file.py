@@ -20,14 +20,14 @@ from etils import epath
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.runtime import files, processes
 
-_DTYPES = {
+DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
     "F64": np.dtype(np.float64),
 }
 
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _BLOCK_BYTES = 2**28
 
@@ -52,6 +52,7 @@ def leaves(file: epath.PathLike) -> dict[str, stored_leaves.StoredLeaf]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"The file {path} does not exist: check the path, or copy the missing file.")
+    files.check_not_lfs_pointer(path)
     headers = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as tensors:
@@ -60,13 +61,13 @@ def leaves(file: epath.PathLike) -> dict[str, stored_leaves.StoredLeaf]:
                 headers[name] = (tuple(piece.get_shape()), piece.get_dtype())
     except safetensors.SafetensorError as error:
         raise ValueError(f"The safetensors file {path} is damaged ({error}): copy or save it again.") from error
-    if odd := {name: dtype for name, (_, dtype) in headers.items() if dtype not in _DTYPES}:
+    if odd := {name: dtype for name, (_, dtype) in headers.items() if dtype not in DTYPES}:
         name, dtype = next(iter(odd.items()))
         raise ValueError(
-            f"The tensor {name} in {path} has the type {dtype}, expected one of {', '.join(_DTYPES)}: save the model "
+            f"The tensor {name} in {path} has the type {dtype}, expected one of {', '.join(DTYPES)}: save the model "
             "without quantization."
         )
-    return {name: _leaf(path, name, shape, _DTYPES[dtype]) for name, (shape, dtype) in headers.items()}
+    return {name: _leaf(path, name, shape, DTYPES[dtype]) for name, (shape, dtype) in headers.items()}
 
 
 def _leaf(path: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> stored_leaves.StoredLeaf:
@@ -75,7 +76,7 @@ def _leaf(path: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) 
         with safetensors.safe_open(path, framework="numpy") as tensors:
             return tensors.get_slice(name)[index]
 
-    return stored_leaves.StoredLeaf(shape, dtype, f"{path}: {name}", read)
+    return stored_leaves.entering(stored_leaves.StoredLeaf(shape, dtype, f"{path}: {name}", read))
 
 
 def write(file: epath.PathLike, tensors: Mapping[str, stored_leaves.StoredLeaf]) -> None:

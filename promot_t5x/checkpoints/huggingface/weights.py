@@ -11,15 +11,14 @@ scale. (transformers 5 scales umT5's logits even then, which leaves greedy answe
 samples; setting `model.config.tie_word_embeddings = False` after loading avoids it.)
 """
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from promot_t5x.checkpoints import stored_leaves
-from promot_t5x.checkpoints.huggingface import config_file, safetensors_file
+from promot_t5x.checkpoints.huggingface import config_file, folder_tensors, safetensors_file
+from promot_t5x.checkpoints.huggingface.folder_tensors import EMBEDDING, INDEX, OUTPUT, WEIGHTS
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
@@ -28,22 +27,6 @@ from promot_t5x.runtime import files, processes
 _CONFIG = "config.json"
 
 _GENERATION = "generation_config.json"
-
-_WEIGHTS = "model.safetensors"
-
-_INDEX = "model.safetensors.index.json"
-
-_EMBEDDING = "shared.weight"
-
-_OUTPUT = "lm_head.weight"
-
-# Copies of the embedding; some converters store one of them instead of it.
-_EMBEDDING_AGAIN = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-
-# Part of the first T5 checkpoints; no version of transformers that reads safetensors uses it.
-_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-
-_LISTED = 5  # most names in a message
 
 
 def is_huggingface(folder: epath.Path) -> bool:
@@ -54,7 +37,7 @@ def is_huggingface(folder: epath.Path) -> bool:
     """
     if not folder.is_dir():
         return False
-    names = (_WEIGHTS, _INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+    names = (WEIGHTS, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
     if any((folder / name).is_file() for name in names):
         return True
     return (folder / _CONFIG).is_file() and b'"model_type"' in (folder / _CONFIG).read_bytes()
@@ -94,19 +77,21 @@ def write(
     if not processes.speaks():
         return
     if present := _model_files(folder):
-        raise FileExistsError(f"{folder} holds {_some(present)} already: give another folder, or remove these files.")
+        raise FileExistsError(
+            f"{folder} holds {folder_tensors.some(present)} already: give another folder, or remove these files."
+        )
     shards = _sharded(tensors, max_shard_bytes)
     try:
         for file, names in shards.items():
             safetensors_file.write(folder / file, {name: tensors[name] for name in names})
-        if list(shards) != [_WEIGHTS]:
+        if list(shards) != [WEIGHTS]:
             total = sum(stored_leaves.num_bytes(leaf) for leaf in tensors.values())
             weight_map = {name: file for file, names in shards.items() for name in names}
-            files.write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            files.write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         files.write_json(folder / _GENERATION, config_file.generation_values())
         files.write_json(folder / _CONFIG, values)
     except BaseException:
-        for file in (*shards, _INDEX, _GENERATION):
+        for file in (*shards, INDEX, _GENERATION):
             (folder / file).unlink(missing_ok=True)
         raise
 
@@ -132,16 +117,11 @@ def opened(folder: epath.Path) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
     if not folder.exists():
         raise FileNotFoundError(f"The Hugging Face folder {folder} does not exist: check the path.")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file, expected a folder with {_CONFIG} and {_WEIGHTS}.")
+        raise ValueError(f"{folder} is a file, expected a folder with {_CONFIG} and {WEIGHTS}.")
     values = config_file.load(folder / _CONFIG)
     fields = config_file.fields(values, folder / _CONFIG)
-    tensors = _tensors(folder)
-    tensors.pop(_UNUSED, None)
-    for name in _EMBEDDING_AGAIN:
-        if name in tensors:
-            tensors.setdefault(_EMBEDDING, tensors.pop(name))
-    if config_file.tied(values) and _OUTPUT in tensors:
-        tensors.setdefault(_EMBEDDING, tensors[_OUTPUT])
+    config_file.check_generation(folder / _GENERATION)
+    tensors = folder_tensors.without_copies(folder_tensors.in_folder(folder), folder, config_file.tied(values))
     if (depth := fields["num_encoder_layers"] + fields["num_decoder_layers"]) > len(tensors):
         raise ValueError(
             f"{folder / _CONFIG} has {depth} layers, but the weights next to it are only {len(tensors)} tensors: put "
@@ -149,9 +129,9 @@ def opened(folder: epath.Path) -> tuple[dict[str, Any], dict[str, StoredLeaf]]:
         )
     fields["logits_via_embedding"] = _shares_embedding(values, tensors, folder)
     if fields["logits_via_embedding"]:
-        tensors.pop(_OUTPUT, None)
-    elif _OUTPUT not in tensors and _EMBEDDING in tensors and config_file.tied(values):
-        tensors[_OUTPUT] = tensors[_EMBEDDING]  # shared, but without the scale
+        tensors.pop(OUTPUT, None)
+    elif OUTPUT not in tensors and EMBEDDING in tensors and config_file.tied(values):
+        tensors[OUTPUT] = tensors[EMBEDDING]  # shared, but without the scale
     table = {theirs: (ours, shape) for ours, theirs, shape in _table(T5Config(**fields))}
     _compare({theirs: _file_shape(ours, shape) for theirs, (ours, shape) in table.items()}, tensors, folder)
     leaves = {ours: _turned(ours, tensors[theirs]) for theirs, (ours, _) in table.items()}
@@ -162,73 +142,33 @@ def _shares_embedding(values: Mapping[str, Any], tensors: Mapping[str, StoredLea
     """Whether the scaled embedding is the output matrix, as with T5Config.logits_via_embedding."""
     if not config_file.scales_output(values):
         return False
-    if _OUTPUT not in tensors or _EMBEDDING not in tensors:
+    if OUTPUT not in tensors or EMBEDDING not in tensors:
         return True
-    if stored_leaves.equal(tensors[_OUTPUT], tensors[_EMBEDDING]):
+    if stored_leaves.equal(tensors[OUTPUT], tensors[EMBEDDING]):
         return True
     if values["model_type"] == "t5":
         raise ValueError(
-            f"{_OUTPUT} in {path} is not {_EMBEDDING}, though its {_CONFIG} says that the embedding is the output "
+            f"{OUTPUT} in {path} is not {EMBEDDING}, though its {_CONFIG} says that the embedding is the output "
             "matrix: for a T5 1.1 set tie_word_embeddings (and scale_decoder_outputs, if present) to false in it."
         )
     return False
-
-
-def _tensors(path: epath.Path) -> dict[str, StoredLeaf]:
-    """All tensors in a folder's files, by their names in these files."""
-    if (path / _WEIGHTS).is_file():
-        return safetensors_file.leaves(path / _WEIGHTS)
-    if (path / _INDEX).is_file():
-        return _indexed_tensors(path)
-    others = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"))
-    if others:
-        raise ValueError(
-            f"{path} holds no {_WEIGHTS} but {_some(others)}, which is not read (unpickling can run any code): load "
-            "the model with transformers and save it with save_pretrained(folder), as safetensors."
-        )
-    raise FileNotFoundError(f"{path} holds neither {_WEIGHTS} nor {_INDEX}: copy the weights there.")
-
-
-def _indexed_tensors(path: epath.Path) -> dict[str, StoredLeaf]:
-    index = path / _INDEX
-    try:
-        weight_map = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is damaged, it maps no tensors to files ({error!r}): copy it again.") from error
-    names = sorted(set(weight_map.values()))
-    if elsewhere := [file for file in names if "/" in file or os.sep in file]:
-        raise ValueError(f"{index} names {elsewhere[0]}, expected files of its own folder: copy it again.")
-    if missing := [file for file in names if not (path / file).is_file()]:
-        raise FileNotFoundError(
-            f"{path} lacks {len(missing)} of the {len(names)} weight files that {_INDEX} names "
-            f"({_some(missing)}): copy them there."
-        )
-    by_file = {file: safetensors_file.leaves(path / file) for file in names}
-    for name, file in weight_map.items():
-        if name not in by_file[file]:
-            raise ValueError(f"{path / file} lacks {name}, which {_INDEX} says is in it: copy both files again.")
-    return {name: by_file[file][name] for name, file in weight_map.items()}
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, StoredLeaf], path: epath.Path) -> None:
     """Raises ValueError if the tensors of a folder do not match its config.json."""
     problems = []
     if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"lack {len(missing)} tensors ({_some(missing)})")
+        problems.append(f"lack {len(missing)} tensors ({folder_tensors.some(missing)})")
     if unknown := [name for name in tensors if name not in expected]:
-        problems.append(f"have {len(unknown)} that are unknown ({_some(unknown)})")
+        problems.append(f"have {len(unknown)} that are unknown ({folder_tensors.some(unknown)})")
     shapes = {name: (tensors[name].shape, shape) for name, shape in expected.items() if name in tensors}
     if other := [f"{name} {stored} for {shape}" for name, (stored, shape) in shapes.items() if stored != shape]:
-        problems.append(f"have {len(other)} of other shapes ({_some(other)})")
+        problems.append(f"have {len(other)} of other shapes ({folder_tensors.some(other)})")
     if problems:
         raise ValueError(
             f"The weights in {path} are not those of its {_CONFIG}: they {', and '.join(problems)}; put the "
             f"{_CONFIG} of these weights there."
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
 
 
 def as_named(leaves: stored_leaves.Leaves, config: T5Config) -> dict[str, StoredLeaf]:
@@ -250,8 +190,8 @@ def as_named(leaves: stored_leaves.Leaves, config: T5Config) -> dict[str, Stored
     wrong += [f"{name} ({given} for {shape})" for name, (given, shape) in shapes.items() if given != shape]
     if wrong:
         raise ValueError(
-            f"The parameters are not those of the network in T5Config: {_some(wrong)}; give the parameters of this "
-            "network."
+            f"The parameters are not those of the network in T5Config: {folder_tensors.some(wrong)}; give the "
+            "parameters of this network."
         )
     return {theirs: _turned(ours, leaves[ours]) for ours, (theirs, _) in table.items()}
 
@@ -270,7 +210,7 @@ def _table(config: T5Config) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     }
     depths = {"encoder": c.num_encoder_layers, "decoder": c.num_decoder_layers}
     bias_name = "block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
-    yield "token_embedder/embedding", _EMBEDDING, (c.vocab_size, c.embed_dim)
+    yield "token_embedder/embedding", EMBEDDING, (c.vocab_size, c.embed_dim)
     for side, depth in depths.items():
         for i in range(depth):
             ours, theirs = f"{side}/layers_{i}", f"{side}.block.{i}.layer"
@@ -298,7 +238,7 @@ def _table(config: T5Config) -> Iterator[tuple[str, str, tuple[int, ...]]]:
             yield f"{side}/relpos_bias/rel_embedding", f"{side}.{bias_name.format(0)}", bias
         yield f"{side}/{side}_norm/scale", f"{side}.final_layer_norm.weight", (c.embed_dim,)
     if not c.logits_via_embedding:
-        yield "decoder/logits_dense/kernel", _OUTPUT, (c.embed_dim, c.vocab_size)
+        yield "decoder/logits_dense/kernel", OUTPUT, (c.embed_dim, c.vocab_size)
 
 
 def _is_transposed(ours: str) -> bool:
@@ -326,11 +266,11 @@ def _sharded(tensors: Mapping[str, StoredLeaf], max_shard_bytes: int) -> dict[st
         shards[-1].append(name)
         size += more
     if len(shards) == 1:
-        return {_WEIGHTS: shards[0]}
+        return {WEIGHTS: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
 def _model_files(path: epath.Path) -> list[str]:
     """The files of a model in a folder, including weights left by a writer that was killed."""
     names = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
-    return [n for n in names if n in (_CONFIG, _INDEX) or (n.startswith("model") and n.endswith(".safetensors"))]
+    return [n for n in names if n in (_CONFIG, INDEX) or (n.startswith("model") and n.endswith(".safetensors"))]

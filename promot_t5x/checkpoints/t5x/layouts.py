@@ -10,8 +10,6 @@ Source: https://github.com/google-research/t5x, `examples/t5/network.py` and `ex
 import re
 from collections.abc import Mapping
 
-import numpy as np
-
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.stored_leaves import Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
@@ -122,9 +120,8 @@ def with_relative_bias(leaves: Leaves, wanted: str) -> dict[str, StoredLeaf]:
 
 def _one_of(tables: list[StoredLeaf], side: str) -> StoredLeaf:
     """The table that all layers of a side share."""
-    first = stored_leaves.whole(tables[0])
-    for table in tables:
-        if not np.array_equal(stored_leaves.whole(table), first):
+    for table in tables[1:]:
+        if not stored_leaves.equal(table, tables[0]):
             raise DifferentBiasesError(
                 f"{table.source}: the layers of the {side} have different tables of relative positions, so they cannot "
                 "share one; use a layout with one table per layer (architecture.T5Config.relative_bias = "

@@ -20,6 +20,7 @@ from promot_t5x.checkpoints import arrays, stored_leaves
 from promot_t5x.checkpoints.arrays import StoredArray
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts
+from promot_t5x.runtime import files
 
 LEGACY_VERSION = 3
 
@@ -37,6 +38,9 @@ def is_t5x_checkpoint(folder: epath.Path) -> bool:
 
     Args:
       folder: `.../checkpoint_N`, or `.../checkpoint_N/state` of an Orbax one; an absolute path or gs://.
+
+    Raises:
+      ValueError: the index is a git-lfs pointer.
     """
     return folder.is_dir() and (_is_legacy(folder) or _orbax_folder(folder) is not None)
 
@@ -67,7 +71,9 @@ def read(folder: epath.Path) -> dict[str, StoredLeaf]:
     opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
     inline = f"{folder / LEGACY_FILE}: "
     by_name = {
-        name: stored_leaves.from_array(leaf, inline + name) if isinstance(leaf, np.ndarray) else opened[name]
+        name: stored_leaves.entering(stored_leaves.from_array(leaf, inline + name))
+        if isinstance(leaf, np.ndarray)
+        else opened[name]
         for name, leaf in leaves.items()
     }
     return layouts.from_scanned(by_name) if layouts.is_scanned(by_name) else by_name
@@ -78,6 +84,7 @@ def _is_legacy(folder: epath.Path) -> bool:
     index = folder / LEGACY_FILE
     if not index.is_file():
         return False
+    files.check_not_lfs_pointer(index)
     with index.open("rb") as file:
         start = file.read(16)
     # A msgpack map of up to 15 entries (0x80 + n) whose first key is a short string (0xa0 + length).
@@ -88,6 +95,7 @@ def _orbax_folder(folder: epath.Path) -> epath.Path | None:
     """The folder with the Orbax metadata of a tree that has `target`: this one or its `state`; None for neither."""
     for candidate in (folder, folder / "state"):
         if (candidate / arrays.ORBAX_FILE).is_file():
+            files.check_not_lfs_pointer(candidate / arrays.ORBAX_FILE)
             # Searched as bytes, so that a damaged file is still recognised and reported as damaged.
             listed = (candidate / arrays.ORBAX_FILE).read_bytes()
             return candidate if f"('{_PARAMETERS}',".encode() in listed else None

@@ -60,7 +60,9 @@ def test_prompts_of_other_shapes_are_not_written(shape, tmp_path):
     [
         (dict(peft_type="LORA"), "peft_type is 'LORA' in .*adapter_config.json, expected 'PROMPT_TUNING'"),
         (dict(task_type="CAUSAL_LM"), "task_type is 'CAUSAL_LM'"),
-        (dict(num_transformer_submodules=2), "num_transformer_submodules is 2 .*, expected 1: only a prompt in front"),
+        (dict(num_transformer_submodules=3), "num_transformer_submodules is 3 .*, expected 1 or 2"),
+        (dict(num_transformer_submodules=2), r"holds prompt_embeddings \(5, 8\), expected prompt_embeddings \(10, 8\)"),
+        (dict(num_virtual_tokens=None), "num_virtual_tokens is None in .*, expected a positive number"),
         (dict(num_virtual_tokens=6), r"holds prompt_embeddings \(5, 8\), expected prompt_embeddings \(6, 8\)"),
         (dict(token_dim=16), r"expected prompt_embeddings \(5, 16\) as adapter_config.json says"),
     ],
@@ -100,3 +102,13 @@ def test_other_tensors_next_to_the_prompt(adapter):
         ValueError, match=r"holds .*classifier.weight \(5, 8\).*, expected prompt_embeddings \(5, 8\) as"
     ):
         peft.read_adapter(adapter)
+
+
+@pytest.mark.parametrize("submodules", [2, None])
+def test_the_rows_of_a_second_submodule_are_left_out(submodules, adapter, capsys):
+    """PEFT's default for encoder-decoders."""
+    change_config(adapter, num_transformer_submodules=submodules, num_virtual_tokens=3)
+    rows_RxD = np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32)
+    safetensors.numpy.save_file({"prompt_embeddings": rows_RxD}, adapter / "adapter_model.safetensors")
+    np.testing.assert_array_equal(peft.read_adapter(adapter), rows_RxD[None, :3])
+    assert "the first 3 of 6 rows are the prompt" in capsys.readouterr().out

@@ -251,3 +251,22 @@ def test_prompt_of_theirs_in_ours(tmp_path):
     theirs = prompted.prompt_encoder["default"].embedding.weight.detach().numpy()
     assert prompt_NxPxD.shape == (1, 5, SIZES["d_model"])
     np.testing.assert_array_equal(prompt_NxPxD[0], theirs)
+
+
+def test_the_default_adapter_of_theirs_is_used_as_they_use_it(tmp_path, record_property):
+    """It stores twice as many rows; logits with the first half are theirs."""
+    their_peft = pytest.importorskip("peft", reason=_PEERS)
+    kind = KINDS["t5_1_1"]
+    base = random_peer(kind)
+    base.save_pretrained(tmp_path / "base")
+    config, leaves = weights.opened(tmp_path / "base")
+    settings = their_peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=5)
+    prompted = their_peft.get_peft_model(base, settings).eval()
+    prompted.save_pretrained(tmp_path / "adapter")
+    assert prompted.peft_config["default"].num_transformer_submodules == 2
+    prompt_NxPxD = peft.read_adapter(tmp_path / "adapter")
+    assert prompt_NxPxD.shape == (1, 5, SIZES["d_model"])
+    params = {**nested(leaves), parameter_names.SOFT_PROMPT: {"embedding": jnp.asarray(prompt_NxPxD)}}
+    ours = network(dataclasses.replace(T5Config(**config), prompt_length=5))
+    assert_same_logits(logits(ours, params, batch(prompt_ids=0)), prompted, record_property)
+    assert_same_answers(answers(ours, params, batch(prompt_ids=0)), prompted)
