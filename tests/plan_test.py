@@ -197,9 +197,14 @@ def tiny(tmp_path):
     return f"--gin_file={tmp_path}/tiny.gin"
 
 
-def test_a_whole_plan(tiny, tmp_path, capsys, without_compiler):
+def test_a_whole_plan(tiny, tmp_path, capsys, caplog, without_compiler):
     file = tmp_path / "out" / "plan.json"
-    assert cli.main(["plan", tiny, "--topology=v5e:2x4", "--slices=2", f"--json={file}"]) == 0
+    with caplog.at_level("INFO"):
+        assert cli.main(["plan", tiny, "--topology=v5e:2x4", "--slices=2", f"--json={file}"]) == 0
+    said = [message for message in caplog.messages if message.startswith("compil")]
+    assert said[0].startswith("compiling prompt_tuning for ") and said[2].startswith("compiling model_tuning for ")
+    assert said[1] == "compiled prompt_tuning in 0 s: fits, 2.00 of 15.75 GiB per device"
+    assert said[3] == "compiled model_tuning in 0 s: does not fit, 20.00 of 15.75 GiB per device"
     stdout = capsys.readouterr().out
     assert stdout.startswith("2 x v5e:2x4 (v5litepod-8 in Google Cloud, 8 chips), preset mixed, mesh ")
     assert "\nprompt_tuning " in stdout and "\nscoring " in stdout and "\ndecoding " in stdout

@@ -101,8 +101,8 @@ class Topology:
         """
         if importlib.util.find_spec("libtpu") is None:
             raise ValueError(
-                "A plan needs the TPU compiler (but no TPU), which is not installed: pip install 'promot-t5x[tpu]', on "
-                "Linux."
+                "A plan needs the TPU compiler (but no TPU), which is not installed: pip install libtpu, on Linux, or "
+                "pip install -e '.[tpu]' in a clone of promot_t5x."
             )
         arguments: dict[str, Any] = {} if self.chip.config is None else {"chip_config_name": self.chip.config}
         if self.slices > 1:

@@ -1,6 +1,7 @@
 """Plans what training and evaluation need and do on a TPU slice, compiling without a TPU and without weights."""
 
 import dataclasses
+import time
 from collections.abc import Collection, Iterator, Mapping
 
 import jax
@@ -109,19 +110,28 @@ def plan_programs(planned: Planned, topology: chips.Topology, only: Collection[s
         stage = stages.stage(training.stage)
         groups[name] = parameter_table.parameter_groups(params, stage, training.partitioner, training.model)
         if name in (only or names):
-            logging.info("compiling %s for %s", name, topology)
-            measured[name] = measures.measure(programs.training_step(training), topology)
+            measured[name] = _measure(name, programs.training_step(training), topology)
             if not measured[name].fits:
                 advice[name] = training_advice(training)
     for name, program in EVALUATION.items():
         if planned.evaluation is not None and name in (only or names):
-            logging.info("compiling %s for %s", name, topology)
             length = planned.evaluation.lengths["targets"]
-            evaluation[name] = measures.measure(program(planned.evaluation), topology, unknown_trips=length)
+            evaluation[name] = _measure(name, program(planned.evaluation), topology, unknown_trips=length)
             if not evaluation[name].fits:
                 advice[name] = ["--gin.EVAL_BATCH_SIZE: fewer rows per batch", *_OTHER_PLACES]
     partitioner = next(iter(planned.stages.values())).partitioner
     return tables.Plan(topology, partitioner, groups, measured, evaluation, advice)
+
+
+def _measure(name: str, traced: programs.Traced, topology: chips.Topology, **options: int) -> measures.Measured:
+    """Compiles and measures one program, with a line before, as that can take minutes, and its numbers after."""
+    logging.info("compiling %s for %s", name, topology)
+    began = time.monotonic()
+    measured = measures.measure(traced, topology, **options)
+    gib = f"{measured.needed / measures.GIB:.2f} of {measured.hbm / measures.GIB:.2f} GiB per device"
+    result = f"fits, {gib}" if measured.fits else f"does not fit, {gib}"
+    logging.info("compiled %s in %.0f s: %s", name, time.monotonic() - began, result)
+    return measured
 
 
 def training_advice(training: programs.Training) -> list[str]:

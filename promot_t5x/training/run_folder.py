@@ -50,8 +50,10 @@ def finished(folder: str, run_settings: Any) -> RunResult | None:
     if not file.exists():
         return None
     _check_same_settings(epath.Path(folder), run_settings)
-    logging.info("%s is finished", folder)
-    return RunResult(folder, **strict_json.loads(file.read_bytes()))
+    result = RunResult(folder, **strict_json.loads(file.read_bytes()))
+    score = "" if result.best_score is None else f" with validation score {result.best_score:.4f}"
+    logging.info("%s is finished; its best checkpoint is that of step %d%s", folder, result.best_step, score)
+    return result
 
 
 def claim(folder: str, run_settings: Any, config_gin: str | None = None) -> None:

@@ -77,7 +77,8 @@ def test_without_the_compiler(monkeypatch):
     with pytest.raises(ValueError) as error:
         chips.topology("v5e:2x2").devices()
     assert str(error.value) == (
-        "A plan needs the TPU compiler (but no TPU), which is not installed: pip install 'promot-t5x[tpu]', on Linux."
+        "A plan needs the TPU compiler (but no TPU), which is not installed: pip install libtpu, on Linux, or "
+        "pip install -e '.[tpu]' in a clone of promot_t5x."
     )
 
 

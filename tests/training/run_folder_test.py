@@ -1,5 +1,6 @@
 """promot_t5x.training.run_folder: a run resumes with what it was trained from, and leaves its best checkpoint."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -8,9 +9,17 @@ import optax
 import pytest
 
 from promot_t5x.checkpoints import saving
+from promot_t5x.runtime import settings
 from promot_t5x.training import optimizers, run_folder, stages, trainer
 
 BASE = {"path": "somewhere", "fingerprint": "0123"}
+
+
+@dataclasses.dataclass(frozen=True)
+class BestOf:
+    """Settings of a run."""
+
+    steps: int
 
 
 def _start(prompt):
@@ -72,3 +81,13 @@ def test_a_finished_run_exports_its_best_checkpoint_without_a_base(run, tmp_path
     exported = saving.read_params(tmp_path / "export", saving.shapes(tmp_path / "export"))
     np.testing.assert_array_equal(exported["encoder/scale"], np.ones(3))
     assert not (tmp_path / "soft_prompt.safetensors").exists()
+
+
+def test_a_finished_run_repeats_its_best_step_and_score(run, tmp_path, caplog):
+    run._manager.wait_until_finished()
+    (tmp_path / "settings.json").write_text(json.dumps(settings.describe(BestOf(1))))
+    result = run_folder.finish(str(tmp_path), None)
+    with caplog.at_level("INFO"):
+        assert run_folder.finished(str(tmp_path), BestOf(1)) == result
+    said = f"{tmp_path} is finished; its best checkpoint is that of step 1 with validation score 0.5000"
+    assert said in caplog.messages
