@@ -10,6 +10,7 @@ from pathlib import Path
 from etils import epy
 
 from promot_t5x.configuration import flags
+from promot_t5x.runtime.files import absolute
 
 with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.recipes import from_command
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
     """Runs the demo's recipe; --gin flags modify it, --gin_file replaces it."""
     invocation = flags.parse_flags(argv, parser())
     bindings = (
-        f"WORK_DIR = {str(Path(invocation.extra['out']).absolute())!r}",
+        f"WORK_DIR = {str(absolute(invocation.extra['out']))!r}",
         f"DEMO_CHECKPOINT = {str(CHECKPOINT)!r}",
         *invocation.gin_bindings,
     )

@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"\n{stage} on {topology}, fastest bound first\n{tables.comparison(ranked)}", flush=True)
             written["search"][stage] = [tables.candidate_json(*pair) for pair in ranked]
     if invocation.extra["json"]:
-        files.write_json(invocation.extra["json"], written)
+        files.write_json(files.absolute(invocation.extra["json"]), written)
 
 
 if __name__ == "__main__":

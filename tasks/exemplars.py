@@ -22,6 +22,7 @@ import seqio
 from absl import logging
 from etils import epath
 
+from promot_t5x.runtime import strict_json
 from promot_t5x.tasks.wording import Example, Wording
 
 POOL_SIZE = 10_000
@@ -113,8 +114,8 @@ def _read(file: epath.Path, definition: str) -> list[dict[str, Any]] | None:
         return None
     try:
         head, *lines = file.read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        if json.loads(head) == {"made_of": definition, "rows": len(rows)} and rows:
+        rows = [strict_json.loads(line) for line in lines]
+        if strict_json.loads(head) == {"made_of": definition, "rows": len(rows)} and rows:
             return rows
     except ValueError:
         pass

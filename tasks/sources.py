@@ -18,6 +18,8 @@ import tensorflow as tf
 from etils import epath
 from tensorflow_datasets.core import constants, naming
 
+from promot_t5x.runtime import files, strict_json
+
 Rows = list[dict[str, Any]]
 TfdsColumn = str | Callable[[Mapping[str, Any]], Any]
 """A column in TFDS: a path through nested features ("answer/value"), or a function of the example's tensors."""
@@ -143,7 +145,7 @@ class JsonlRows(seqio.FunctionDataSource):
         columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
         check: Callable[[dict[str, Any]], None] = lambda row: None,
     ):
-        self._folder, self._files = epath.Path(folder), {split: _parse(file) for split, file in splits.items()}
+        self._folder, self._files = files.absolute(folder), {split: _parse(file) for split, file in splits.items()}
         self._columns, self._row_check = columns, check
         super().__init__(self._read, splits=tuple(splits))
 
@@ -213,31 +215,20 @@ def read_rows(
       One dict of converted values per line.
 
     Raises:
-      ValueError: a line is no JSON, lacks a column or has an invalid value, or the file has no rows.
+      ValueError: a line is not JSON, lacks a column or has an invalid value, or the file has no rows.
     """
-    try:
-        lines = epath.Path(path).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"File {path} is not UTF-8 ({error}): save it in that encoding.") from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            rows.append(_convert_row(line, columns, check, f"{path} line {number}"))
+    rows = [_convert_row(record, columns, check, where) for where, record in strict_json.read_lines(path)]
     if not rows:
         raise ValueError(f"File {path} is empty, expected one JSON object per line.")
     return rows
 
 
 def _convert_row(
-    line: str,
+    record: Any,
     columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
     check: Callable[[dict[str, Any]], None],
     where: str,
 ) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}), expected one JSON object: correct it.") from error
     if not isinstance(record, dict):
         paths = ", ".join(path for path, _ in columns.values())
         raise ValueError(f"{where} is a {type(record).__name__}, expected a JSON object with columns {paths}.")

@@ -1,5 +1,7 @@
 """Vocabularies of tasks: SentencePiece files by their path, and the sentinel that marks a missing span."""
 
+import os
+
 import seqio
 
 SENTINEL = "<extra_id_0>"
@@ -16,7 +18,7 @@ def sentencepiece(file: str, extra_ids: int = 0) -> seqio.SentencePieceVocabular
     >>> sentencepiece("spm.model", extra_ids=100).extra_ids
     100
     """
-    return seqio.SentencePieceVocabulary(file, extra_ids=extra_ids)
+    return seqio.SentencePieceVocabulary(os.path.expanduser(file), extra_ids=extra_ids)
 
 
 def as_vocabulary(vocabulary: str | seqio.Vocabulary) -> seqio.Vocabulary:

@@ -107,6 +107,8 @@ def test_mistakes_of_generate_are_sentences(loaded):
         promot_t5x.generate(loaded, "one text", **LENGTHS)
     with pytest.raises(ValueError, match="the checkpoint has none"):
         promot_t5x.generate(loaded, ["a text"], 0, **LENGTHS)
+    with pytest.raises(ValueError, match=r"texts\[1\], which holds half of a surrogate pair, U\+D83D; correct it"):
+        promot_t5x.generate(loaded, ["a text", "half \ud83d"], **LENGTHS)
     with pytest.raises(FileNotFoundError, match="There is no vocabulary file nowhere.model"):
         promot_t5x.generate(loaded, ["a text"], vocabulary="nowhere.model", **LENGTHS)
 

@@ -1,6 +1,5 @@
 """Arrays on disk that tensorstore reads: zarr folders, and those listed in Orbax metadata."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from etils import epath
 
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
-from promot_t5x.runtime import files
+from promot_t5x.runtime import files, strict_json
 from promot_t5x.runtime.files import absolute
 
 ORBAX_FILE = "_METADATA"
@@ -40,7 +39,7 @@ def of_orbax(folder: epath.Path, prefix: tuple[str, ...] = ()) -> dict[str, Stor
     index = folder / ORBAX_FILE
     files.check_not_lfs_pointer(index)
     try:
-        content = json.loads(index.read_text())
+        content = strict_json.loads(index.read_bytes())
         key_paths = [
             tuple(str(part["key"]) for part in entry["key_metadata"]) for entry in content["tree_metadata"].values()
         ]

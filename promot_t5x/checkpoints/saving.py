@@ -7,7 +7,6 @@ array is read.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from etils import epath
 from promot_t5x.checkpoints import arrays, placing
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import arguments
+from promot_t5x.runtime import arguments, strict_json
 from promot_t5x.runtime.files import absolute
 
 FORMAT = "promot_t5x 1"
@@ -188,7 +187,7 @@ def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
     """
     file = epath.Path(folder) / "metadata" / "metadata"
     try:
-        metadata = json.loads(file.read_text())
+        metadata = strict_json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a readable checkpoint: {type(error).__name__} reading {file}.") from error
     stored_format = metadata.get("format") if isinstance(metadata, dict) else None

@@ -51,7 +51,7 @@ def configure(invocation: Invocation) -> None:
     if invocation.tfds_data_dir:
         import seqio  # slow to import, and only needed for this flag
 
-        seqio.set_tfds_data_dir_override(invocation.tfds_data_dir)
+        seqio.set_tfds_data_dir_override(str(files.absolute(invocation.tfds_data_dir)))
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -8,32 +8,34 @@ is limited or another checkpoint is evaluated, are kept in `<name>.others.jsonl`
 
 import hashlib
 import json
+import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import tqdm
 from absl import logging
 from etils import epath
 
 from promot_t5x.data import features
-from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation.answering import Answer
-from promot_t5x.runtime import files, processes
+from promot_t5x.runtime import files, processes, strict_json, text
 
 _SECONDS_PER_PART = 10.0
 
 
 def input_text(example: Mapping[str, Any]) -> str:
     """The prompt of an example as text; empty for a task that has tokens only."""
-    text = example.get("inputs_pretokenized", b"")
-    return text.decode() if isinstance(text, bytes) else str(text)
+    prompt = example.get("inputs_pretokenized", b"")
+    return prompt.decode() if isinstance(prompt, bytes) else str(prompt)
 
 
-def keys(examples: EvaluationExamples, made_by: Mapping[str, Any], numbered: bool = False) -> list[str]:
+def keys(examples: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], numbered: bool = False) -> list[str]:
     """One key per example; equal prompts of one task have equal keys and share an answer.
 
     Args:
-      examples: the examples to answer.
+      examples: the examples to answer: `inputs` (tokens), and `inputs_pretokenized` and `choices` if they have them.
       made_by: what else determines an answer, JSON values only: checkpoint, prompt, decoding.
       numbered: whether an answer also depends on the example's position, as in sampling.
     """
@@ -44,7 +46,7 @@ def keys(examples: EvaluationExamples, made_by: Mapping[str, Any], numbered: boo
         question = [input_text(example), tokens, features.choices(example), numbered and number]
         return hashlib.sha256(f"{common}\n{json.dumps(question)}".encode()).hexdigest()[:32]
 
-    return [key(number, example) for number, example in enumerate(examples.examples)]
+    return [key(number, example) for number, example in enumerate(examples)]
 
 
 class Answers:
@@ -85,6 +87,43 @@ class Answers:
                 return {}
         return answers
 
+    def complete(
+        self,
+        answer: Callable[[list[int]], Iterable[tuple[Sequence[int], Sequence[Answer]]]],
+        description: str,
+        *,
+        together: bool = False,
+    ) -> list[Answer]:
+        """Answers the examples that have no answer yet, and shows the progress; what was answered survives an error.
+
+        Args:
+          answer: for the numbers of examples, yields (some of them, their answers).
+          description: of the progress bar.
+          together: whether answers depend on those of the same batch, as in sampling: all are made again if one is
+            missing.
+
+        Returns:
+          All answers, in the order of the examples.
+        """
+        missing = [number for number in range(len(self._keys)) if number not in self.by_number]
+        if together and missing:
+            missing = list(range(len(self._keys)))
+        with tqdm.tqdm(
+            desc=description,
+            total=len(self._keys),
+            initial=len(self._keys) - len(missing),
+            unit=" examples",
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+            file=sys.stderr if sys.stderr.isatty() else text.Lines(sys.stderr),
+        ) as bar:
+            try:
+                for numbers, answers in answer(missing):
+                    self.add(numbers, answers)
+                    bar.update(len(numbers))
+            finally:
+                self.flush()
+        return [self.by_number[number] for number in range(len(self._keys))]
+
     def add(self, numbers: Sequence[int], answers: Sequence[Answer]) -> None:
         """Adds answers; they are on disk within about ten seconds if answers keep coming."""
         self.by_number |= zip(numbers, answers, strict=True)
@@ -117,17 +156,19 @@ class Answers:
 
 
 def _line(key: str, answer: Answer) -> dict[str, Any]:
-    scores = {} if answer.scores is None else {"choice_scores": answer.scores}
+    scores = {} if answer.scores is None else {"choice_scores": answer.scores}  # null for those that are not finite
     return {"output": answer.output, **scores, "key": key}
 
 
 def _parse(line: str) -> tuple[str, Answer]:
-    fields = json.loads(line)
+    fields = strict_json.loads(line)
     if not isinstance(fields, dict) or not isinstance(fields["output"], str):
         raise ValueError("not an answer")
     scores = fields.get("choice_scores")
-    return fields["key"], Answer(fields["output"], None if scores is None else tuple(scores))
+    if scores is not None:
+        scores = tuple(math.nan if score is None else score for score in scores)
+    return fields["key"], Answer(fields["output"], scores)
 
 
 def _joined(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines).encode()
+    return "".join(strict_json.dumps(strict_json.finite(line), default=str) + "\n" for line in lines).encode()

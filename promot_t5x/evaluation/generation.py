@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import seqio
-from etils import epath
 
 from promot_t5x.checkpoints import soft_prompts, stored_leaves
 from promot_t5x.checkpoints.loading import Loaded
@@ -15,7 +14,7 @@ from promot_t5x.evaluation import answering
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import DecodingConfig
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.runtime import arguments
+from promot_t5x.runtime import arguments, files, strict_json
 from promot_t5x.tasks.vocabularies import as_vocabulary
 
 
@@ -74,13 +73,17 @@ def generate(
 
     Raises:
       TypeError: `texts` is a single string.
-      ValueError: a length below 1, no such prompt, or a vocabulary that is not the network's.
+      ValueError: a length below 1, a text that cannot be encoded, no such prompt, or a vocabulary that is not the
+        network's.
     """
     if min(inputs_length, targets_length, batch_size) < 1:
         raise ValueError(
             f"generate has inputs_length={inputs_length}, targets_length={targets_length}, batch_size={batch_size}: "
             "expected at least 1 each."
         )
+    for number, text in enumerate(texts):
+        if reason := strict_json.lone_surrogate(text):
+            raise ValueError(f"generate cannot encode texts[{number}], which holds {reason}; correct it.")
     if not texts:
         return []
     model = loaded.model if decoding is None else dataclasses.replace(loaded.model, decoding=decoding)
@@ -91,7 +94,7 @@ def generate(
     if prompt is None or isinstance(prompt, int):
         prompt_id = prompt
     else:
-        prompt_NxPxD, _ = soft_prompts.read(epath.Path(prompt))
+        prompt_NxPxD, _ = soft_prompts.read(files.absolute(prompt))
         soft_prompts.check_width(prompt_NxPxD, prompt, model.config.embed_dim, loaded.base_path)
         prompt_NxPxD = stored_leaves.converted(prompt_NxPxD, model.config.param_dtype, prompt)
         count, length, _ = prompt_NxPxD.shape

@@ -7,7 +7,6 @@ attached. Rows that differ only in the seed are averaged into one entry.
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from promot_t5x.evaluation.scoring import Evaluation
 from promot_t5x.reports import result_files
 from promot_t5x.reports.averages import grouped, overall, summarize
 from promot_t5x.reports.scores import prompt_word
+from promot_t5x.runtime import strict_json
 from promot_t5x.tasks import catalog
 
 ROLES = ("target", "sister", "other")
@@ -100,7 +100,7 @@ class Row:
             "answering": self.answering,
             "seqio_task": self.entry.name,
             "split": self.split,
-            "metrics": {n: value if math.isfinite(value) else None for n, value in self.outcome.metrics.items()},
+            "metrics": strict_json.finite(dict(self.outcome.metrics)),
             "notes": dict(self.outcome.notes),
             "task_version": self.task_version,
             "prompts_sha256": self.prompts_sha256,

@@ -4,12 +4,10 @@ import dataclasses
 import functools
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seqio
-import tqdm
 from etils import epath
 
 from promot_t5x.checkpoints import fingerprints, loading, saving, soft_prompts
@@ -22,7 +20,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.reports import scores
 from promot_t5x.reports.scores import ATTACHED, REMOVED, prompt_word
-from promot_t5x.runtime import arguments, files, settings, text
+from promot_t5x.runtime import arguments, files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -121,13 +119,13 @@ def evaluate_suite(
       ValueError: an unknown or empty split, another network's vocabulary or checkpoint, a prompt that the checkpoint
         lacks, or mode "all" for a path that is not a run's folder.
     """
-    folder, checkpoint_path = epath.Path(output_dir), os.fspath(checkpoint_path)
+    folder, checkpoint_path = files.absolute(output_dir), os.fspath(checkpoint_path)
     if checkpoint_mode not in CHECKPOINT_MODES:
         raise ValueError(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' or 'all' (checkpoints of a run's folder)."
         )
     paths = [checkpoint_path] if checkpoint_mode == "best" else _kept_checkpoints(checkpoint_path)
-    if checkpoint_mode == "all" and files.absolute(output_dir) == files.absolute(checkpoint_path):
+    if checkpoint_mode == "all" and folder == files.absolute(checkpoint_path):
         raise ValueError(
             f"EVAL_OUTPUT_DIR is {output_dir}, the run's own folder, whose checkpoints would get files of answers "
             "among their own; give another folder."
@@ -261,12 +259,10 @@ def score_task(
     """
     way = answering.ways(examples, suite.config.answering)
     sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
-    keys = answer_store.keys(examples, _made_by(checkpoint, suite.config, entry, way, prompt_id), numbered=sampled)
+    determined_by = made_by(checkpoint, suite.config, _vocabulary(entry), way, prompt_id)
+    keys = answer_store.keys(examples.examples, determined_by, numbered=sampled)
     name = str(pathlib.PurePosixPath(subfolder, f"{entry.name}.{suite.split}.{prompt_word(prompt_id)}"))
     kept = answer_store.Answers(folder, name, keys)
-    missing = [number for number in range(len(keys)) if number not in kept.by_number]
-    if sampled and missing:  # a batch's random numbers depend on its rows
-        missing = list(range(len(keys)))
     answer = functools.partial(
         answering.answers,
         checkpoint.model,
@@ -278,51 +274,39 @@ def score_task(
         batch_size=suite.config.batch_size,
         partitioner=checkpoint.partitioner,
     )
-    with tqdm.tqdm(
-        desc=f"{' '.join(filter(None, (place, subfolder, entry.name)))}, prompt {prompt_word(prompt_id)}",
-        total=len(keys),
-        initial=len(keys) - len(missing),
-        unit=" examples",
-        mininterval=0.5 if sys.stderr.isatty() else 10.0,
-        file=sys.stderr if sys.stderr.isatty() else text.Lines(sys.stderr),
-    ) as bar:
-        try:
-            for numbers, answers in answer(rows=missing):
-                kept.add(numbers, answers)
-                bar.update(len(numbers))
-        finally:
-            kept.flush()
-    outcome = scoring.score(examples, [kept.by_number[number] for number in range(len(keys))])
+    description = f"{' '.join(filter(None, (place, subfolder, entry.name)))}, prompt {prompt_word(prompt_id)}"
+    answers = kept.complete(lambda missing: answer(rows=missing), description, together=sampled)
+    outcome = scoring.score(examples, answers)
     scores_alone = scoring.example_scores(examples, outcome)
     kept.finish(_answer_rows(examples, outcome, scores_alone))
     stderr = scoring.standard_error(outcome, scores_alone)
     return results.row(checkpoint.origin, entry, suite.role, prompt_id, way, examples, outcome, stderr, f"{name}.jsonl")
 
 
-def _made_by(
+def made_by(
     checkpoint: Checkpoint,
     config: scoring.EvaluationConfig,
-    entry: catalog.Entry,
+    vocabulary: seqio.Vocabulary,
     way: str,
     prompt_id: int | None,
 ) -> dict[str, Any]:
-    """Everything that determines an answer, except the example itself."""
+    """Everything that determines an answer, except the example itself; see `answer_store.keys`."""
     attached = None if prompt_id is None else [prompt_id, checkpoint.origin["prompt_fingerprint"]]
-    made_by = {
+    determined_by = {
         "checkpoint": checkpoint.origin["base_fingerprint"],
         "attached": attached,
         "network": dataclasses.asdict(checkpoint.model.config),
-        "vocabulary": vocabularies.vocabulary_hash(_vocabulary(entry)),
+        "vocabulary": vocabularies.vocabulary_hash(vocabulary),
         "answering": way,
         "versions": {name: version for name, version in versions().items() if name in _DECIDE_ANSWERS},
     }
     if way == "rank":
-        return {**made_by, "length_normalized": config.length_normalized}
+        return {**determined_by, "length_normalized": config.length_normalized}
     decoding = dataclasses.asdict(checkpoint.model.decoding)
-    made_by |= {"decoding": decoding, "length": config.task_feature_lengths["targets"]}
+    determined_by |= {"decoding": decoding, "length": config.task_feature_lengths["targets"]}
     # A sampled answer depends on its batch.
     batches = {"batch_size": config.batch_size, "limit": config.limit} if decoding["method"] == "sample" else {}
-    return {**made_by, **batches}
+    return {**determined_by, **batches}
 
 
 def _answer_rows(

@@ -3,7 +3,6 @@
 A second call skips finished runs and resumes interrupted ones.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.methods import METHODS, PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison, page, tables
-from promot_t5x.runtime import arguments, files, processes
+from promot_t5x.runtime import arguments, files, processes, strict_json
 from promot_t5x.runtime.versions import versions
 from promot_t5x.training import initial_parameters, run_folder
 
@@ -140,8 +139,8 @@ def _as_json(values: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
       ValueError: they have no JSON form.
     """
     try:
-        return json.loads(json.dumps(dict(values or {}), allow_nan=False))
-    except (TypeError, ValueError) as error:
+        return strict_json.loads(strict_json.dumps(dict(values or {})))
+    except ValueError as error:
         raise ValueError(f"run_recipe's {name} holds a value that JSON does not have ({error}).") from error
 
 

@@ -241,7 +241,7 @@ def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title
     Returns:
       The paths of the files: {"html": ..., "markdown": ..., "plot": ...}.
     """
-    folder = epath.Path(out_dir)
+    folder = epath.Path(out_dir).expanduser()
     png = figure.plot_png(results)
     text = f"{headline(results)}\n\n{tables.markdown_table(results)}\n{summary(results)}\n"
     contents = {

@@ -1,12 +1,11 @@
 """Reads and checks the top level of `scores.json` and `comparison.json`."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
+from promot_t5x.runtime import files, strict_json
 
 UNIT = "percent"
 
@@ -33,11 +32,11 @@ def read(path: str | os.PathLike[str], kind: Kind) -> dict[str, Any]:
       FileNotFoundError: the file does not exist.
       ValueError: it is not JSON, not of this kind, or in another unit.
     """
-    source = os.fspath(path)
-    if not epath.Path(path).is_file():
+    source, file = os.fspath(path), files.absolute(path)
+    if not file.is_file():
         raise FileNotFoundError(f"{source} does not exist; give the {kind.name} that {kind.made_by} wrote.")
     try:
-        results = json.loads(epath.Path(path).read_text())
+        results = strict_json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{source} is not JSON ({error}); make it again with {kind.made_by}.") from error
     check(results, kind, source)

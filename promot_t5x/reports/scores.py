@@ -52,7 +52,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 def write_markdown(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> str:
     """Writes `scores.md` into a folder atomically, and returns its path."""
-    path = epath.Path(out_dir) / "scores.md"
+    path = epath.Path(out_dir).expanduser() / "scores.md"
     files.write_whole(path, markdown_table(results).encode())
     return os.fspath(path)
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
 from etils import epath
 
-from promot_t5x.runtime import processes
+from promot_t5x.runtime import processes, strict_json
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -61,8 +60,8 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     check_not_lfs_pointer(path)
     try:
-        values = json.loads(epath.Path(path).read_text())
-    except (ValueError, RecursionError) as error:
+        values = strict_json.loads(epath.Path(path).read_bytes())
+    except ValueError as error:
         raise ValueError(f"{os.fspath(path)} is damaged, it is not JSON ({error}); copy it again.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{os.fspath(path)} is damaged, it is not a JSON object; copy it again.")
@@ -110,8 +109,8 @@ def write_json(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None
       ValueError: a value is not finite or has no JSON form.
     """
     try:
-        text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = strict_json.dumps(results, indent=2)
+    except ValueError as error:
         raise ValueError(
             f"{os.fspath(path)} was not written: the results hold a value that JSON does not have ({error})."
         ) from error

@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from promot_t5x.checkpoints import soft_prompts, stored_leaves
+from promot_t5x.runtime import files
 
 Initializer = Callable[[jax.Array, int, int, jax.Array], jax.Array]
 
@@ -200,7 +200,7 @@ class from_file:
 
         def init(key, num_prompts, length, embedding_VxD):
             del key
-            prompt_NxPxD, _ = soft_prompts.read(epath.Path(path))
+            prompt_NxPxD, _ = soft_prompts.read(files.absolute(path))
             expected = (num_prompts, length, embedding_VxD.shape[1])
             if prompt_NxPxD.shape != expected:
                 raise ValueError(

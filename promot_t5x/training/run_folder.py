@@ -5,7 +5,6 @@ soft_prompt.safetensors and soft_prompt.json
 """
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from etils import epath
 
 from promot_t5x.checkpoints import networks, saving, soft_prompts
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import files, processes, settings
+from promot_t5x.runtime import files, processes, settings, strict_json
 from promot_t5x.training import stages, trainer
 
 _SETTINGS_FILE, _CONFIG_FILE, _FINISHED_FILE = "settings.json", "config.gin", "finished.json"
@@ -51,7 +50,7 @@ def finished(folder: str, run_settings: Any) -> RunResult | None:
     if not file.exists():
         return None
     _check_same_settings(epath.Path(folder), run_settings)
-    result = RunResult(folder, **json.loads(file.read_text()))
+    result = RunResult(folder, **strict_json.loads(file.read_bytes()))
     score = "" if result.best_score is None else f" with validation score {result.best_score:.4f}"
     logging.info("%s is finished; its best checkpoint is that of step %d%s", folder, result.best_step, score)
     return result
@@ -86,7 +85,7 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
             "MODEL_DIR or delete this one."
         )
     try:
-        before = json.loads(file.read_text())
+        before = strict_json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(
             f"{file} is not JSON ({error}), so this run cannot be compared with it; use a new MODEL_DIR or "

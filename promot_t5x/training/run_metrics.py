@@ -4,15 +4,13 @@ metrics.jsonl has one JSON object per line, {"step": n, "train/loss": …}; step
 several lines. A resumed run continues the file from its checkpoint's step, as if it had never stopped.
 """
 
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from etils import epath
 
-from promot_t5x.runtime import files
+from promot_t5x.runtime import files, strict_json
 
 FILE = "metrics.jsonl"
 
@@ -40,13 +38,12 @@ class MetricsFile:
 
     def __init__(self, folder: str | os.PathLike[str], step: int = 0):
         self._path = epath.Path(folder) / FILE
-        self._lines = [json.dumps(line) for line in read(folder) if line["step"] <= step] if step else []
+        self._lines = [strict_json.dumps(line) for line in read(folder) if line["step"] <= step] if step else []
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Adds a line; a number that is not finite, which JSON does not have, becomes null."""
-        numbers = {name: float(value) for name, value in scalars.items()}
-        finite = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-        self._lines.append(json.dumps({"step": int(step), **finite}))
+        finite = strict_json.finite({name: float(value) for name, value in scalars.items()})
+        self._lines.append(strict_json.dumps({"step": int(step), **finite}))
 
     def flush(self) -> None:
         """Writes the file."""
@@ -88,7 +85,7 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(path.read_text().splitlines(), start=1):
         try:
-            lines.append(json.loads(text))
+            lines.append(strict_json.loads(text))
             int(lines[-1]["step"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import arguments, files, processes
 from promot_t5x.training import (
+    folder_lock,
     initial_parameters,
     optimizers,
     parameter_table,
@@ -132,7 +134,7 @@ def run_stage(
 
     Raises:
       ValueError, FileNotFoundError: a configuration that cannot work, reported before training starts, or a folder that
-        holds a run with other settings.
+        holds a run with other settings, or that another run is using.
     """
     stage = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
@@ -160,18 +162,29 @@ def run_stage(
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
     _check_export(settings.export_dir, model_dir, starts)
-    params, base = initial_parameters.starting_parameters(model, stage, starts, prompt_init, partitioner, loop.seed)
+    with folder_lock.held(model_dir):
+        return _run(settings, starts, model_dir, config_gin)
+
+
+def _run(
+    settings: RunSettings, starts: Sequence[str], model_dir: str, config_gin: Callable[[], str] | None
+) -> run_folder.RunResult:
+    """Trains or resumes a run whose settings were checked and whose folder is held."""
+    stage, model, partitioner = settings.stage, settings.model, settings.partitioner
+    params, base = initial_parameters.starting_parameters(
+        model, stage, starts, settings.prompt_init, partitioner, settings.loop.seed
+    )
     trainable, frozen = stages.partition(params, stage)
-    frozen = stages.held_in(frozen, frozen_weights_dtype)
+    frozen = stages.held_in(frozen, settings.frozen_weights_dtype)
     params = stages.combine(trainable, frozen)
     print(parameter_table.parameter_table(params, stage, partitioner, model), flush=True)
-    staged = optimizers.staged_optimizer(optimizer, params, stage)
+    staged = optimizers.staged_optimizer(settings.optimizer, params, stage)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
     # Closed also after an error, so that the checkpoint being written then is kept.
-    with contextlib.closing(saving.RunCheckpoints(model_dir, checkpoint)) as run_checkpoints:
+    with contextlib.closing(saving.RunCheckpoints(model_dir, settings.checkpoint)) as run_checkpoints:
         state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
-        if state.step < loop.total_steps:
+        if state.step < settings.loop.total_steps:
             _train(settings, staged, state, frozen, save, model_dir)
     return run_folder.finish(model_dir, settings.export_dir)
 
@@ -309,7 +322,7 @@ def _evaluator(model, stage: stages.Stage, validation: Validation | None, partit
         if validation is None:
             return None
         attached = validation.prompt_id if stage.attaches_prompt else None
-        return scoring.evaluate(
+        outcome = scoring.evaluate(
             model,
             params,
             validation.task,
@@ -317,6 +330,12 @@ def _evaluator(model, stage: stages.Stage, validation: Validation | None, partit
             validation.config,
             prompt_id=attached,
             partitioner=partitioner,
-        ).value
+        )
+        if not math.isfinite(outcome.value):  # it would choose the checkpoint, and JSON does not have it
+            raise ValueError(
+                f"The metric {outcome.metric} of task {validation.task} is {outcome.value} on its split "
+                f"{validation.split}, expected a finite number; correct it, or set train.train.validation = None."
+            )
+        return outcome.value
 
     return evaluate

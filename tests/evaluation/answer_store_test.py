@@ -2,20 +2,21 @@
 
 import json
 import logging as python_logging
+import math
 
 import numpy as np
 import pytest
 from etils import epath
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation import answer_store
 from promot_t5x.evaluation.answering import Answer
-from promot_t5x.runtime import files
+from promot_t5x.runtime import files, strict_json
 
 
 def _examples(prompts=("a", "b", "c"), choices=()):
-    rows = [{"inputs": np.array([ord(p), 1]), "inputs_pretokenized": p.encode(), "choices": choices} for p in prompts]
-    return EvaluationExamples("task", "test", tuple(rows), [None] * len(rows), {}, 0)
+    return [{"inputs": np.array([ord(p), 1]), "inputs_pretokenized": p.encode(), "choices": choices} for p in prompts]
 
 
 MADE_BY = {"checkpoint": "f00", "attached": None, "decoding": {"method": "greedy"}}
@@ -85,6 +86,53 @@ def test_an_interrupted_task_keeps_its_parts(tmp_path, monkeypatch):
     again.finish([{}] * 3)
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_what_json_does_not_have_is_null_on_disk(tmp_path):
+    """Of a model whose scores overflow, and of a postprocessing that returns NaN."""
+    kept = _kept(tmp_path, KEYS[:1])
+    kept.add([0], [Answer("eins", (-1.5, math.nan, -math.inf))])
+    kept.finish([{"prediction": math.nan, "target": [1.0, math.inf], "score": None}])
+    line = strict_json.loads((tmp_path / "run.jsonl").read_bytes())
+    assert (line["prediction"], line["target"], line["choice_scores"]) == (None, [1.0, None], [-1.5, None, None])
+    (answer,) = _kept(tmp_path, KEYS[:1]).by_number.values()
+    assert answer.output == "eins" and answer.scores is not None
+    np.testing.assert_array_equal(answer.scores, [-1.5, math.nan, math.nan])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5, unique=True))
+def test_any_text_is_kept(tmp_path_factory, outputs):
+    folder = tmp_path_factory.mktemp("kept")
+    keys = answer_store.keys(_examples("".join(map(chr, range(97, 97 + len(outputs))))), MADE_BY)
+    for finish in (False, True):
+        kept = _kept(folder, keys)
+        kept.add(range(len(outputs)), [Answer(output) for output in outputs])
+        kept.flush()
+        if finish:
+            kept.finish([{"prompt": output} for output in outputs])
+        assert [answer.output for answer in _kept(folder, keys).by_number.values()] == outputs
+
+
+@pytest.mark.parametrize("together,again", [(False, [1, 2]), (True, [0, 1, 2])])
+def test_what_was_answered_before_an_error_is_not_answered_again(together, again, tmp_path):
+    """In sampling an answer depends on the others of its batch, so all are made again."""
+    asked = []
+
+    def answer(missing, fail=False):
+        for number in missing:
+            if fail and number == 1:
+                raise KeyboardInterrupt
+            asked.append(number)
+            yield [number], [ANSWERS[number]]
+
+    with pytest.raises(KeyboardInterrupt):
+        _kept(tmp_path).complete(lambda missing: answer(missing, fail=True), "first", together=together)
+    assert asked == [0]
+    asked.clear()
+    assert _kept(tmp_path).complete(answer, "second", together=together) == ANSWERS and asked == again
+    asked.clear()
+    assert _kept(tmp_path).complete(answer, "third", together=together) == ANSWERS and asked == []
 
 
 def test_answers_wait_a_few_seconds_for_their_part(tmp_path):

@@ -14,6 +14,7 @@ SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 PAIR = {"input": ("input", sources.text), "target": ("target", sources.text)}
 LABELS = ("entailment", "neutral", "contradiction")
 LABEL = {"label": ("label", functools.partial(sources.label_index, labels=LABELS))}
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 BOUND = st.one_of(st.none(), st.integers(-9, 9))
 
 
@@ -85,7 +86,38 @@ GOOD = '{"input": "a", "target": "b"}\n'
 @pytest.mark.parametrize(
     "content,columns,sentence",
     [
-        (GOOD + '{"input": \n', PAIR, "FILE line 2 is not valid JSON"),
+        (GOOD + '{"input": \n', PAIR, "FILE line 2 is not valid JSON (Expecting value, column 11), expected one JSON"),
+        (
+            GOOD + '{"input": "a", "target": NaN}',
+            PAIR,
+            "FILE line 2 is not valid JSON (NaN is not a number in JSON, col",
+        ),
+        (
+            GOOD + '{"input": "a", "target": -Infinity}',
+            PAIR,
+            "FILE line 2 is not valid JSON (-Infinity is not a number",
+        ),
+        (
+            GOOD + '{"input": 1e400, "target": "b"}',
+            PAIR,
+            "FILE line 2 is not valid JSON (1e400 is too large for a numb",
+        ),
+        (
+            GOOD + '{"input": "a", "target": "b", "input": "c"}',
+            PAIR,
+            'FILE line 2 is not valid JSON (the key "input" occ',
+        ),
+        (
+            '{"input": "\\ud83d", "target": "b"}',
+            PAIR,
+            "FILE line 1 is not valid JSON (half of a surrogate pair, U+D83D",
+        ),
+        (
+            '{"input": "a", "target": "b", "x": "\\udfff"}',
+            PAIR,
+            "FILE line 1 is not valid JSON (half of a surrogate pa",
+        ),
+        (GOOD + "[" * 9999, PAIR, "FILE line 2 is not valid JSON (more than 100 levels of nesting, column 101)"),
         ("\n\nnonsense\n", PAIR, "FILE line 3 is not valid JSON"),
         ("[1]\n", PAIR, "FILE line 1 is a list, expected a JSON object with columns input, target"),
         ("3\n", PAIR, "FILE line 1 is a int, expected a JSON object"),
@@ -116,9 +148,31 @@ def test_what_is_wrong_with_a_file_is_said_in_one_sentence(tmp_path, content, co
     assert message.endswith(".") and "\n" not in message
 
 
+@SETTINGS
+@given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT), min_size=1, max_size=4), st.booleans())
+def test_any_text_comes_through(tmp_path_factory, pairs, escaped):
+    rows = [{"input": question, "target": answer} for question, answer in pairs]
+    content = "".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in rows)
+    (folder := tmp_path_factory.mktemp("any")).joinpath("train.jsonl").write_bytes(content.encode())
+    assert _read(sources.JsonlRows(str(folder), {"train": "train.jsonl"}, PAIR)) == rows
+
+
+@SETTINGS
+@given(st.binary() | st.text('{}[]":,\\ud8NaN1e+9 \ninputarge').map(str.encode))
+def test_any_file_is_rows_or_one_sentence(tmp_path_factory, data):
+    file = tmp_path_factory.mktemp("any") / "train.jsonl"
+    file.write_bytes(data)
+    try:
+        rows = sources.read_rows(file, PAIR)
+    except ValueError as error:
+        assert str(file) in str(error) and "\n" not in str(error) and str(error).encode()
+    else:
+        assert all(text.encode() is not None for row in rows for text in row.values())
+
+
 def test_a_file_in_another_encoding_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(GOOD.encode() + '{"input": "né", "target": "b"}\n'.encode("latin-1"))
-    with pytest.raises(ValueError, match="train.jsonl"):
+    with pytest.raises(ValueError, match="train.jsonl line 2 is not valid JSON .byte 0xe9 is not UTF-8, column 13.,"):
         _read(sources.JsonlRows(str(tmp_path), sources.JSONL_SPLITS, PAIR))
 
 

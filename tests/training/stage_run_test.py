@@ -29,7 +29,7 @@ from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, prompt_initializers, stage_run, trainer
+from promot_t5x.training import folder_lock, optimizers, prompt_initializers, stage_run, trainer
 from tests.training import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -370,6 +370,15 @@ def test_a_frozen_model_may_be_held_in_bfloat16(world, stage_1, tmp_path, steps,
         np.testing.assert_array_equal(trainable[name], leaf, strict=True, err_msg=name)
 
 
+def test_a_validation_score_that_is_not_a_number_is_refused(world, tmp_path, monkeypatch, capsys):
+    """It would choose the checkpoint, and its metadata would not be JSON."""
+    outcome = scoring.Evaluation("accuracy", float("nan"), None, {}, {}, [])
+    monkeypatch.setattr(scoring, "evaluate", lambda *_, **__: outcome)
+    code, stderr = _run(_flags(world, "prompt_tuning", tmp_path / "run"), capsys)
+    sentence = "error: The metric accuracy of task toy_enfr is nan on its split validation, expected a finite number"
+    assert code == 1 and sentence in stderr and not saving.all_steps(tmp_path / "run")
+
+
 class _Stopped(Exception):
     pass
 
@@ -528,6 +537,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(world, stage_1, tmp_path, capsy
         assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
     stopped = saving.all_steps(tmp_path / "run")
     assert stopped and stopped[-1] < 12 and not (tmp_path / "run" / "finished.json").exists()
+    assert (tmp_path / "run" / folder_lock.FILE).exists(), "the killed run had the folder"
     for name in ("run", "whole"):
         code, stderr = _run(_flags(world, "model_tuning", tmp_path / name, base=stage_1, **steps), capsys)
         assert code == 0, stderr
@@ -543,6 +553,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(world, stage_1, tmp_path, capsy
     )
     for name, leaf in ours.items():
         np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+    assert not (tmp_path / "run" / folder_lock.FILE).exists()
     finished = [(tmp_path / name / "finished.json").read_text() for name in ("run", "whole")]
     assert finished[0] == finished[1]
     base = _leaves(world / "base")

@@ -1,0 +1,170 @@
+"""JSON as RFC 8259 has it, read and written: what Python's own reader takes and other programs refuse is refused.
+
+Python reads NaN and Infinity, turns 1e400 into infinity, lets the last of two equal keys win, makes text of "\\ud83d"
+that cannot be encoded, and answers deep nesting with a RecursionError. Here each is a ValueError that names its place.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from etils import epath
+
+_DEEPEST = 100  # levels of nesting; Python's own limit depends on how deep the caller is
+
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?(?:NaN|Infinity)|-?[0-9][0-9.eE+-]*|[][{},:]', re.DOTALL)
+
+
+def loads(data: str | bytes) -> Any:
+    """The value of a JSON document.
+
+    Args:
+      data: the document; bytes are UTF-8, with or without a byte order mark.
+
+    Raises:
+      ValueError: it is not JSON; the message is a reason with its place, for a sentence that names the file.
+
+    >>> loads('{"input": "Paris", "id": 3}')
+    {'input': 'Paris', 'id': 3}
+    >>> loads('{"score": NaN}')
+    Traceback (most recent call last):
+    ValueError: NaN is not a number in JSON, column 11
+    """
+    if isinstance(data, bytes):
+        try:
+            data = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            before, wrong = error.object[: error.start].decode(), error.object[error.start]
+            raise ValueError(f"byte 0x{wrong:02x} is not UTF-8, {_place(before)}") from error
+    try:
+        value = json.loads(data)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg}, {_place(data[: error.pos])}") from error
+    except (RecursionError, ValueError):  # ValueError: an integer of thousands of digits
+        _check(data)
+        raise
+    _check(data)
+    return value
+
+
+def _place(before: str) -> str:
+    """The place after some text: its column, and its line if it is not the first."""
+    line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+    return f"column {column}" if line == 1 else f"line {line} column {column}"
+
+
+def _check(text: str) -> None:
+    """Raises ValueError at the first token that Python reads and JSON does not have."""
+    open_keys: list[set[str] | None] = []  # the keys so far of each open object, None for an open list
+    is_key = False
+    for match in _TOKEN.finditer(text):
+        token, reason = match[0], ""
+        if token in "{[":
+            open_keys.append(set() if token == "{" else None)
+            reason = f"more than {_DEEPEST} levels of nesting" if len(open_keys) > _DEEPEST else ""
+        elif token in "}]":
+            del open_keys[-1:]
+        elif token[0] == '"':
+            string = json.loads(token) if "\\" in token else token[1:-1]
+            reason = lone_surrogate(string)
+            keys = open_keys[-1] if is_key and open_keys else None
+            if keys is not None:
+                reason = reason or (f"the key {_short(token)} occurs twice" if string in keys else "")
+                keys.add(string)
+        elif token not in ",:":
+            reason = _no_number(token)
+        if reason:
+            raise ValueError(f"{reason}, {_place(text[: match.start()])}")
+        is_key = token in "{,"
+
+
+def lone_surrogate(text: str) -> str:
+    """Names the first half of a surrogate pair in a text, which UTF-8 cannot write; empty if there is none.
+
+    >>> lone_surrogate("a" + chr(0xD83D))
+    'half of a surrogate pair, U+D83D'
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half of a surrogate pair, U+{ord(error.object[error.start]):04X}"
+    return ""
+
+
+def _short(token: str) -> str:
+    return token if len(token) <= 40 else f"{token[:40]}…"
+
+
+def _no_number(token: str) -> str:
+    """Why a number is none, or none that a program can hold; empty if it is one."""
+    if re.fullmatch("-?[0-9.]{1,300}", token):
+        return ""
+    if token.lstrip("-") in ("NaN", "Infinity"):
+        return f"{token} is not a number in JSON"
+    try:
+        too_large = math.isinf(float(json.loads(token)))
+    except (ValueError, OverflowError):  # an integer: of more digits than Python converts, or than a float holds
+        too_large = True
+    return f"{_short(token)} is too large for a number" if too_large else ""
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
+    """The values of a JSON Lines file; blank lines are skipped.
+
+    Args:
+      path: the file, in UTF-8.
+
+    Returns:
+      An iterator over (place for messages: "in.jsonl line 3", value).
+
+    Raises:
+      ValueError: a line is not UTF-8 or not JSON; the sentence names file, line and column.
+    """
+    for number, line in enumerate(epath.Path(path).read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{os.fspath(path)} line {number}"
+        try:
+            value = loads(line)
+        except ValueError as error:
+            raise ValueError(f"{place} is not valid JSON ({error}), expected one JSON object: correct it.") from error
+        yield place, value
+
+
+def dumps(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """A value as JSON that every program reads.
+
+    Args:
+      value: dictionaries, lists, strings, finite numbers, booleans, None.
+      indent: spaces per level; None writes one line.
+      default: converts values of other types.
+
+    Raises:
+      ValueError: a value has no JSON form; the message is a reason, for a sentence that names the file.
+
+    >>> dumps({"input": "Zürich", "scores": [0.5, 1]})
+    '{"input": "Zürich", "scores": [0.5, 1]}'
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=default)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if reason := lone_surrogate(text):
+        raise ValueError(reason)
+    return text
+
+
+def finite(value: Any) -> Any:
+    """A value with None for every float that JSON does not have.
+
+    >>> finite({"scores": (0.5, float("nan")), "n": 3})
+    {'scores': [0.5, None], 'n': 3}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
