@@ -186,6 +186,8 @@ class _TrainingStreams:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
             self._tasks.append(cuts.noting(_sharded(task, config)))
+            if count := task.num_input_examples(config.split):
+                logging.info("%s/%s has %s examples", task.name, config.split, f"{count:,}")
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
 

@@ -2,8 +2,8 @@
 
 While a run goes on, its folder has a file `in_use.json` with host, process and time, which the run writes again every
 few seconds. On a local file system the process also holds the kernel's lock on that file, which ends with the process
-however that ends: a killed run leaves the file but not the lock, and the next run takes the folder over. The folder of a
-run on another host, such as a preempted machine, is taken over once the file stops changing; clocks are not compared.
+however that ends: a killed run leaves the file but not the lock, and the next run takes the folder over. The folder of
+a run on another host, such as a preempted machine, is taken over once the file stops changing; clocks are not compared.
 """
 
 import contextlib

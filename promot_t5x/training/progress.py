@@ -110,6 +110,24 @@ class Progress:
         self._begin_window(step)
 
 
+def announced(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A compiled function with lines before and after its first call, which compiles it and can take minutes."""
+    is_first = True
+
+    def call(*args: Any) -> Any:
+        nonlocal is_first
+        if not is_first:
+            return function(*args)
+        is_first = False
+        logging.info("compiling %s", name)
+        began = time.monotonic()
+        result = function(*args)  # returns once the work is dispatched, long before it is done
+        logging.info("compiled %s in %.0f s", name, time.monotonic() - began)
+        return result
+
+    return call
+
+
 def profiler(folder: str | None, first_step: int, total_steps: int) -> Callable[[int], object]:
     """Returns the function that profiles a few steps of a run.
 

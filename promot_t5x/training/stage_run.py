@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from clu import metric_writers
 
 from promot_t5x.checkpoints import networks, saving
@@ -185,8 +186,19 @@ def _run(
         state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < settings.loop.total_steps:
+            logging.info("%s", _plan(settings, state.step))
             _train(settings, staged, state, frozen, save, model_dir)
     return run_folder.finish(model_dir, settings.export_dir)
+
+
+def _plan(settings: RunSettings, step: int) -> str:
+    """What will be trained, on what, for how long, and at what rate, as one line."""
+    dataset, rate = settings.dataset, getattr(settings.optimizer, "learning_rate", None)
+    return (
+        f"training {settings.stage.name} on {dataset.mixture_or_task_name}/{dataset.split}, steps {step + 1} to "
+        f"{settings.loop.total_steps} of {dataset.batch_size} examples, learning rate "
+        f"{f'{rate:g}' if isinstance(rate, int | float) else 'as the optimizer schedules it'}"
+    )
 
 
 def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str) -> None:

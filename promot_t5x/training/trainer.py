@@ -26,7 +26,7 @@ from promot_t5x.partitioning.optimizer_slots import slot_shardings
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import arguments, processes
 from promot_t5x.training import stages
-from promot_t5x.training.progress import Progress, profiler
+from promot_t5x.training.progress import Progress, announced, profiler
 from promot_t5x.training.run_metrics import Writer
 
 Params = dict[str, Any]
@@ -204,6 +204,7 @@ def train(
     """
     shardings = state_shardings(optimizer, state.trainable)
     train_step = make_step(model, optimizer, config.seed, config.num_microbatches, shardings)
+    train_step = announced(train_step, "the training step")
     rows = partitioner.rows(batch_size)
     partitioner.check_rows(batch_size // config.num_microbatches)
     trainable, opt_state = state.trainable, state.opt_state

@@ -271,3 +271,8 @@ def test_a_wrong_loss_normalizing_factor_is_an_error(factor):
 def test_a_wrong_decoding_method_is_an_error():
     with pytest.raises(ValueError, match="^DecodingConfig.method is 'nucleus': expected greedy, beam or sample"):
         DecodingConfig("nucleus")
+
+
+def test_defaults_are_those_of_the_docs():
+    """T5X's z-loss, the prompt-tuning code's length penalty."""
+    assert EncoderDecoderModel(CONFIG).z_loss == 1e-4 and DecodingConfig().alpha == 0.6
