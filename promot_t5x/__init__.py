@@ -26,7 +26,7 @@ _API = {
     "STAGES": ("training.stages", "STAGES"),
     "Suite": ("evaluation.suite", "Suite"),
     "T5Config": ("models.architecture", "T5Config"),
-    "Validation": ("training.stage_run", "Validation"),
+    "Validation": ("training.validation", "Validation"),
     "adafactor": ("training.optimizers", "adafactor"),
     "adam": ("training.optimizers", "adam"),
     "class_labels": ("training.prompt_initializers", "class_labels"),

@@ -16,8 +16,8 @@ with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.training import stage_run
 
 with epy.lazy_api_imports(globals()):  # gin files say train.train and train.Validation, as T5X's say train.train
-    from promot_t5x.training.stage_run import Validation  # noqa: F401
     from promot_t5x.training.stage_run import run_stage as train  # noqa: F401
+    from promot_t5x.training.validation import Validation  # noqa: F401
 
 
 def parser() -> argparse.ArgumentParser:

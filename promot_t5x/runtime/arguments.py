@@ -46,13 +46,20 @@ def _checked(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return function(*args, **kwargs)
         for parameter, value in given.items():
             if not fits(value, hint := hints().get(parameter, Any)):
-                advice = "; write [text] for a single one" if isinstance(value, str) and "Sequence" in str(hint) else ""
                 raise WrongTypeError(
-                    f"{name}.{parameter} is {reprlib.repr(value)}, expected {hint_name(hint)}{advice}."
+                    f"{name}.{parameter} is {reprlib.repr(value)}, expected {hint_name(hint)}{_advice(value, hint)}."
                 )
         return function(*args, **kwargs)
 
     return call
+
+
+def _advice(value: Any, hint: Any) -> str:
+    if isinstance(value, str) and "Sequence" in str(hint):
+        return "; write [text] for a single one"
+    if isinstance(value, type):
+        return f"; call it, as in {value.__name__}(...)"
+    return ""
 
 
 def hint_name(hint: Any) -> str:
@@ -91,6 +98,8 @@ def fits(value: Any, hint: Any, undecided: tuple[type, ...] = ()) -> bool:
         return not isinstance(origin, type) or isinstance(value, origin)
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if getattr(hint, "_is_runtime_protocol", False):
+        return isinstance(value, hint) and not isinstance(value, type)  # a class has the methods before it is called
     if getattr(hint, "_is_protocol", False):
-        return isinstance(value, hint) if getattr(hint, "_is_runtime_protocol", False) else callable(value)
+        return callable(value)
     return isinstance(value, hint)

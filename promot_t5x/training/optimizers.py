@@ -6,6 +6,7 @@ name is in lower case, as optax names transformations and gin files write them.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Hashable
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from promot_t5x.models import parameter_names
+from promot_t5x.runtime import arguments
 from promot_t5x.training import adafactor_in_slabs, stages
 
 
@@ -109,6 +111,7 @@ def staged_optimizer(optimizer: Optimizer, params: stages.Params, stage: stages.
     return optax.GradientTransformation(by_label.init, update)
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class adafactor:
     """T5X's Adafactor: factored second moments from 128 x 128 on, no momentum, updates clipped at 1.
@@ -130,6 +133,9 @@ class adafactor:
     multiply_by_parameter_scale: bool = True
     weight_decay_rate: float | None = None
     decay_rate: float = 0.8
+
+    def __post_init__(self):
+        _check_rate("adafactor", self.learning_rate)
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""
@@ -162,6 +168,7 @@ def _prompt_or_model(params: stages.Params) -> stages.Params:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
+@arguments.checked
 @dataclasses.dataclass(frozen=True)
 class adam:
     """Adam, optionally after clipping the gradient by its norm over all trainable leaves.
@@ -181,10 +188,19 @@ class adam:
     b2: float = 0.999
     clip_norm: float | None = None
 
+    def __post_init__(self):
+        _check_rate("adam", self.learning_rate)
+
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""
         transform = optax.adam(self.learning_rate, b1=self.b1, b2=self.b2)
         return transform if self.clip_norm is None else optax.chain(_clip(self.clip_norm), transform)
+
+
+def _check_rate(optimizer: str, learning_rate: Any) -> None:
+    """Raises ValueError for a constant learning rate with which nothing is learnt."""
+    if isinstance(learning_rate, int | float) and not 0 < learning_rate < math.inf:
+        raise ValueError(f"{optimizer}.learning_rate is {learning_rate!r}: expected a positive number.")
 
 
 def _clip(clip_norm: float) -> optax.GradientTransformationExtraArgs:

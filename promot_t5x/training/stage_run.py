@@ -6,7 +6,6 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,8 +15,7 @@ from absl import logging
 from clu import metric_writers
 
 from promot_t5x.checkpoints import networks, saving
-from promot_t5x.data import evaluation_examples, features, training_batches, vocabularies
-from promot_t5x.evaluation import scoring
+from promot_t5x.data import features, training_batches, vocabularies
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -32,36 +30,11 @@ from promot_t5x.training import (
     run_metrics,
     stages,
     trainer,
-    validation_loss,
 )
+from promot_t5x.training import validation as validations
+from promot_t5x.training.validation import Validation
 
 Path = str | os.PathLike[str]
-
-
-@arguments.checked
-@dataclasses.dataclass(frozen=True)
-class Validation:
-    """How the best checkpoint is chosen: by the first metric of a seqio task on a split other than the test split.
-
-    Attributes:
-      task: a seqio task.
-      split: its split.
-      config: lengths, batch size, limit.
-      prompt_id: the soft prompt to attach, if the stage attaches one.
-      eval_steps: number of batches of the split for the teacher-forced loss; 0 for none.
-    """
-
-    task: str
-    split: str
-    config: scoring.EvaluationConfig
-    prompt_id: int = 0
-    eval_steps: int = 0
-
-    def __post_init__(self):
-        if self.eval_steps < 0:
-            raise ValueError(
-                f"Validation.eval_steps is {self.eval_steps}, expected a number of batches, or 0 for none."
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +135,7 @@ def run_stage(
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
+    validations.check(validation, stage, model, partitioner)
     _check_export(settings.export_dir, model_dir, starts)
     with folder_lock.held(model_dir):
         return _run(settings, starts, model_dir, config_gin)
@@ -214,10 +188,10 @@ def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, sav
         partitioner=partitioner,
         batch_size=settings.dataset.batch_size,
         save_period=settings.checkpoint.period,
-        evaluate=_evaluator(model, stage, validation, partitioner),
+        evaluate=validations.evaluator(validation, stage, model, partitioner),
         save=save,
         writer=_writer(model_dir, state.step),
-        validation_loss=_validation_loss(model, stage, validation, partitioner),
+        validation_loss=validations.loss(validation, stage, model, partitioner),
         profile_dir=model_dir,
     )
 
@@ -263,21 +237,6 @@ def _writer(model_dir: str, step: int) -> run_metrics.Writer:
     return run_metrics.Writers((events, run_metrics.MetricsFile(model_dir, step)))
 
 
-def _validation_loss(model, stage: stages.Stage, validation: Validation | None, partitioner: Partitioner):
-    if validation is None or not validation.eval_steps:
-        return lambda params: {}
-    return validation_loss.validation_loss(
-        model,
-        validation.task,
-        validation.split,
-        validation.config.task_feature_lengths,
-        batch_size=validation.config.batch_size,
-        steps=validation.eval_steps,
-        prompt_id=validation.prompt_id if stage.attaches_prompt else None,
-        partitioner=partitioner,
-    )
-
-
 def _abstract_params(model: EncoderDecoderModel, stage: stages.Stage) -> dict[str, Any]:
     params = model.abstract_params()
     return params if stage.attaches_prompt else parameter_names.split_adapters(params)[0]
@@ -321,33 +280,3 @@ def _batches(
             del batch[features.SOFT_PROMPT_IDS]
         features.check_ids(batch, model.config.vocab_size, model.config.num_prompts)
         yield batch
-
-
-def _evaluator(model, stage: stages.Stage, validation: Validation | None, partitioner: Partitioner):
-    if validation is not None:  # read and kept before training, so that a misspelt split is noticed at once
-        config = validation.config
-        evaluation_examples.evaluation_examples(
-            validation.task, config.task_feature_lengths, validation.split, limit=config.limit
-        )
-
-    def evaluate(params):
-        if validation is None:
-            return None
-        attached = validation.prompt_id if stage.attaches_prompt else None
-        outcome = scoring.evaluate(
-            model,
-            params,
-            validation.task,
-            validation.split,
-            validation.config,
-            prompt_id=attached,
-            partitioner=partitioner,
-        )
-        if not math.isfinite(outcome.value):  # it would choose the checkpoint, and JSON does not have it
-            raise ValueError(
-                f"The metric {outcome.metric} of task {validation.task} is {outcome.value} on its split "
-                f"{validation.split}, expected a finite number; correct it, or set train.train.validation = None."
-            )
-        return outcome.value
-
-    return evaluate

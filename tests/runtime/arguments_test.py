@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import os
 import pathlib
+import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -56,6 +57,28 @@ def test_a_wrong_type_is_one_sentence(call, expected, capsys):
     assert str(raised.value) == f"{expected}."
     assert program.run_main(lambda argv: call(), []) == 1
     assert capsys.readouterr().err == f"error: {expected}.\n"
+
+
+@typing.runtime_checkable
+class Buildable(typing.Protocol):
+    def build(self): ...
+
+
+class Built:
+    def build(self): ...
+
+
+@arguments.checked
+def use(settings: Buildable):
+    return settings
+
+
+def test_a_class_that_was_not_called_is_no_object_of_it():
+    assert isinstance(use(Built()), Built)
+    with pytest.raises(
+        arguments.WrongTypeError, match=r"is <class .*Built'>, expected Buildable; call it, as in Built\("
+    ):
+        use(Built)
 
 
 def test_what_is_missing_is_said_by_python():

@@ -43,3 +43,10 @@ def test_a_parameter_of_zeros_moves_as_if_its_scale_were_a_thousandth():
     )
     np.testing.assert_allclose(updates["scale"], [-0.5e-3, 0.5e-3, -0.5e-3], rtol=1e-5)
     np.testing.assert_allclose(updates["small"], [-1e-3] * 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0, 0.0, -1e-3, float("inf"), float("nan")])
+@pytest.mark.parametrize("optimizer", [optimizers.adafactor, optimizers.adam])
+def test_a_constant_rate_with_which_nothing_is_learnt(optimizer, rate):
+    with pytest.raises(ValueError, match=rf"^{optimizer.__name__}.learning_rate is {rate!r}: expected a positive"):
+        optimizer(rate)
