@@ -42,6 +42,8 @@ def check_not_lfs_pointer(path: str | os.PathLike[str]) -> None:
     Raises:
       ValueError: it is such a pointer.
     """
+    if not epath.Path(path).is_file():  # whoever opens it says so
+        return
     with epath.Path(path).open("rb") as stream:
         start = stream.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
