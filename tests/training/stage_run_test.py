@@ -437,6 +437,10 @@ MISTAKES = {
     "unknown split": (dict(TRAIN_SPLIT="trian"), "'trian'"),
     "unknown validation split": (dict(VALIDATION_SPLIT="valid"), "'valid'"),
     "batch and shards": (dict(BATCH_SIZE=9), "training_batches.DatasetConfig.batch_size=9 is not a multiple of "),
+    "a prompt of the validation, said before the checkpoint is opened": (
+        dict(base="nowhere", extra=["--gin.train.Validation.prompt_id=7"]),
+        "train.Validation.prompt_id is 7, expected the number of a soft prompt of the model, which has 1",
+    ),
     "no dtype of weights": (
         dict(FROZEN_WEIGHTS_DTYPE="float16"),
         "train.train.frozen_weights_dtype is 'float16': expected None, float32 or bfloat16.",
@@ -470,6 +474,19 @@ def test_a_mistake_is_one_sentence(mistake, world, tmp_path, capsys):
     assert expected in _assert_one_sentence(code, stderr)
     assert not (tmp_path / "run" / "finished.json").exists()
     assert not saving.all_steps(tmp_path / "run")
+
+
+def test_a_run_says_what_it_trains_before_its_first_step(world, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert _run(_flags(world, stage="prompt_tuning", model_dir=tmp_path / "run"))[0] == 0
+    messages = [message.split(" in ")[0] for message in caplog.messages]
+    first = next(
+        i for i, message in enumerate(messages) if message.startswith("training prompt_tuning on toy_enfr/train")
+    )
+    assert ", steps 1 to 4 of 8 examples, learning rate " in messages[first]
+    assert messages[first + 1].startswith("toy_enfr/train has 480 examples")
+    assert messages.count("compiling the training step") == messages.count("compiled the training step") == 1
+    assert first < messages.index("compiling the training step") < messages.index("compiled the training step")
 
 
 def _randomise(folder, part):
