@@ -5,8 +5,6 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import shtab
-
 import promot_t5x
 from promot_t5x.configuration import gin_files, program
 from promot_t5x.runtime.text import did_you_mean
@@ -63,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_completion(argv: Sequence[str]) -> None:
     """Prints the completion of all verbs and flags for a shell."""
+    import shtab  # which no verb needs
+
     if len(argv) != 1 or argv[0] not in shtab.SUPPORTED_SHELLS:
         raise ValueError(f"--completion takes the name of a shell: one of {', '.join(shtab.SUPPORTED_SHELLS)}")
     parser = argparse.ArgumentParser("promot-t5x")

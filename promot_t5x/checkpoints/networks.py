@@ -91,11 +91,12 @@ def stated_fields(metadata: Mapping[str, Any], folder: epath.PathLike) -> dict[s
         expected = ", ".join(f"{name} {value}" for name, value in TOKEN_IDS.items())
         raise ValueError(f"{folder} has the token ids {', '.join(other)}; the network computes with {expected}.")
     stored: dict[str, Any] = metadata.get("network") or {}
-    network: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stored.items()}
-    if not network:
+    if not stored:
         return {}
     class_name = stored.get("class")
-    network.pop("class", None)
+    network: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items() if name != "class"
+    }
     if class_name not in tuple(_CLASSES):  # a tuple, since a damaged value may not be hashable
         raise ValueError(f"{folder} holds a network of the class {class_name!r}; expected {', '.join(_CLASSES)}.")
     fields = {field.name for field in dataclasses.fields(_CLASSES[class_name])}

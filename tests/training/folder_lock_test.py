@@ -117,33 +117,35 @@ def test_without_locks_the_process_itself_is_looked_for(tmp_path, no_locks):
     _check_killed(tmp_path / "run")
 
 
-@pytest.mark.parametrize("has_locks", [True, False])
-def test_a_run_on_another_host_is_taken_over_once_its_file_stops_changing(has_locks, tmp_path, request, monkeypatch):
-    """As after a preemption, when the same command is started on a new machine."""
-    if not has_locks:
+@pytest.fixture(params=[True, False], ids=["locks", "no locks"])
+def file_of_another_host(request, tmp_path):
+    """The file of a run on another host, on a file system with locks and on one without."""
+    if not request.param:
         request.getfixturevalue("no_locks")
+    file = tmp_path / folder_lock.FILE
+    file.write_text('{"host": "elsewhere", "process": 7, "time": "2026-01-02T03:04:05"}')
+    return file
+
+
+def test_a_run_on_another_host_is_taken_over_once_its_file_stops_changing(file_of_another_host, monkeypatch):
+    """As after a preemption, when the same command is started on a new machine."""
     monkeypatch.setattr(folder_lock, "_BEAT", 0.05)
     monkeypatch.setattr(folder_lock, "_DEAD", 0.5)
-    (tmp_path / folder_lock.FILE).write_text('{"host": "elsewhere", "process": 7, "time": "2026-01-02T03:04:05"}')
     began = time.monotonic()
-    _take(tmp_path)
+    _take(file_of_another_host.parent)
     assert time.monotonic() - began >= 0.5, "it was given the time to show that it is alive"
 
 
-@pytest.mark.parametrize("has_locks", [True, False])
-def test_a_run_on_another_host_is_alive_while_its_file_changes(has_locks, tmp_path, request, monkeypatch):
-    if not has_locks:
-        request.getfixturevalue("no_locks")
+def test_a_run_on_another_host_is_alive_while_its_file_changes(file_of_another_host, monkeypatch):
+    file, folder = file_of_another_host, file_of_another_host.parent
     monkeypatch.setattr(folder_lock, "_BEAT", 0.2)
     monkeypatch.setattr(folder_lock, "_DEAD", 30.0)
-    file = tmp_path / folder_lock.FILE
-    file.write_text('{"host": "elsewhere", "process": 7, "time": "2026-01-02T03:04:05"}')
     beat = threading.Timer(0.5, file.write_text, ['{"host": "elsewhere", "process": 7, "time": "2026-01-02T03:04:20"}'])
     beat.start()
-    assert _refused(tmp_path).startswith(f"{tmp_path} is in use by process 7 on elsewhere; wait")
+    assert _refused(folder).startswith(f"{folder} is in use by process 7 on elsewhere; wait")
     beat.join()
     threading.Timer(0.5, file.unlink).start()
-    _take(tmp_path)  # it has ended
+    _take(folder)  # it has ended
 
 
 def test_a_run_writes_its_file_again_and_again(tmp_path, monkeypatch):
