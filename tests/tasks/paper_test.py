@@ -205,6 +205,26 @@ def test_golden_prompts():
     assert parts[0] == HEAD
 
 
+def test_summaries_are_of_the_first_1024_tokens_of_a_question():
+    """B.4 of the paper cuts inputs of summarisation to 1,024 tokens; a byte is one token here; cuts are at words."""
+    for name in ("xsum", "wiki_lingua_en"):
+        task = dataclasses.replace(paper.text_task(name), source=LongArticle(name))
+        prompting = few_shot.Prompting(BYTES, sentinels=False)
+        dataset = few_shot.prompts(task.source.get_dataset("test"), task=task, prompting=prompting, shots=0, seed=0)
+        (row,) = dataset.as_numpy_iterator()
+        assert 1024 - len("word ") < len(row["inputs"]) <= 1024
+        assert row["inputs"].startswith(b"Article: word word") and row["article_cut"]
+
+
+class LongArticle(Invented):
+    """The question of a table, its article 5,000 characters long."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        _, target = ROWS[name]["test"][0]
+        self.rows["test"] = [self._row(paper.TASKS[name].wording, "word " * 1000, target)]
+
+
 def _failing(folder, name="rte", vocabulary=BYTES, **kwargs):
     registered = paper.task(name, vocabulary, data_dir=str(folder), **kwargs)
     return lambda: seqio.TaskRegistry.get(registered).get_dataset(None, split="train", shuffle=False)

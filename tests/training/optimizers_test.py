@@ -45,6 +45,15 @@ def test_a_parameter_of_zeros_moves_as_if_its_scale_were_a_thousandth():
     np.testing.assert_allclose(updates["small"], [-1e-3] * 3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("learning_rate", [1e-3, 0.3, 30.0])
+def test_weight_decay_is_not_scaled_by_the_learning_rate(learning_rate):
+    """Prompts of Lester et al. lose 1e-5 of their value a step at a rate of 0.3, as T5X's Adafactor does it."""
+    params = {"prompt": jnp.array([2.0, -4.0])}
+    transform = optimizers.adafactor(learning_rate, weight_decay_rate=1e-5).build()
+    updates, _ = transform.update({"prompt": jnp.zeros(2)}, transform.init(params), params)
+    np.testing.assert_allclose(updates["prompt"], [-2e-5, 4e-5], rtol=1e-6)
+
+
 @pytest.mark.parametrize("rate", [0, 0.0, -1e-3, float("inf"), float("nan")])
 @pytest.mark.parametrize("optimizer", [optimizers.adafactor, optimizers.adam])
 def test_a_constant_rate_with_which_nothing_is_learnt(optimizer, rate):
