@@ -32,18 +32,20 @@ def converted(tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Model features of padded rows, as seqio's EncDecFeatureConverter makes them one example at a time.
 
     Args:
-      tokens: inputs BxT, targets BxU, and optionally soft_prompt_ids B.
+      tokens: inputs BxT, targets BxU or with any number of axes in between, and optionally soft_prompt_ids B.
 
     Returns:
       encoder_input_tokens BxT, decoder_input_tokens BxU (the targets, shifted), decoder_target_tokens BxU,
       decoder_loss_weights BxU (float32, 0 on padding), and soft_prompt_ids B if `tokens` has them.
     """
-    targets_BxU = tokens["targets"]
+    targets = tokens["targets"]
+    shifted = np.zeros_like(targets)
+    shifted[..., 1:] = targets[..., :-1]
     return {
         "encoder_input_tokens": tokens["inputs"],
-        "decoder_input_tokens": np.pad(targets_BxU[:, :-1], ((0, 0), (1, 0))),
-        "decoder_target_tokens": targets_BxU,
-        "decoder_loss_weights": (targets_BxU != 0).astype(np.float32),
+        "decoder_input_tokens": shifted,
+        "decoder_target_tokens": targets,
+        "decoder_loss_weights": (targets != 0).astype(np.float32),
         **{name: ids_B for name, ids_B in tokens.items() if name == SOFT_PROMPT_IDS},
     }
 

@@ -94,9 +94,15 @@ def predict(model: EncoderDecoderModel, params, batch, first):
 
 @functools.partial(jax.jit, static_argnums=0)
 def score(model: EncoderDecoderModel, params, batch, first):
-    """scores_B of a placed batch, replicated on every device; takes the arguments of `predict`."""
+    """scores_BxC of a placed batch, replicated on every device; takes the arguments of `predict`.
+
+    The decoder's features are BxCxU: each input is encoded once for its C choices.
+    """
     del first
-    return jax.lax.with_sharding_constraint(model.score_batch(params, batch), PartitionSpec())
+    choices = batch["decoder_target_tokens"].shape[1]
+    flat = {k: v.reshape(-1, v.shape[-1]) if v.ndim == 3 else v for k, v in batch.items()}
+    scores_BxC = model.score_batch(params, flat).reshape(-1, choices)
+    return jax.lax.with_sharding_constraint(scores_BxC, PartitionSpec())
 
 
 def predict_tokens(
@@ -169,24 +175,24 @@ def answers(
             yield numbers, [Answer(decode(vocabulary, tokens_U)) for tokens_U in tokens_BxU]
         return
     texts = [features.choices(example) for example in examples.examples]
-    tokens = {
-        choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for choices in texts for c in choices}
-    }
-    width = max(map(len, tokens.values()))  # the same for the whole task, so that the program is compiled once
-    inputs = {"encoder_input_tokens": examples.features["encoder_input_tokens"]}
-    for numbers, _ in evaluation_batches(inputs, batch_size, rows):  # the examples of a batch have the same width
-        flat = [(number, choice) for number in numbers for choice in texts[number]]
-        rows_of_flat = inputs["encoder_input_tokens"][[number for number, _ in flat]]
-        targets = features.padded([tokens[choice] for _, choice in flat], width)
-        arrays = features.converted({"inputs": rows_of_flat, "targets": targets})
-        scores = np.zeros(len(flat))
-        for places, scores_B in run(score, arrays, batch_size, None):
-            scores[places] = scores_B
-        if length_normalized:
-            scores /= [len(tokens[choice]) for _, choice in flat]
-        ends = np.cumsum([len(texts[number]) for number in numbers])
-        per_example = np.split(scores, ends[:-1])
-        yield numbers, [_likeliest(texts[n], scores_C) for n, scores_C in zip(numbers, per_example, strict=True)]
+    encoded = {choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for cs in texts for c in cs}}
+    tokens = [[encoded[choice] for choice in choices] for choices in texts]
+    arrays = _with_choices(examples.features["encoder_input_tokens"], tokens)
+    for numbers, sums_BxC in run(score, arrays, batch_size, rows):
+        likeliest = []
+        for number, sums_C in zip(numbers, sums_BxC, strict=True):
+            lengths = [len(choice) if length_normalized else 1 for choice in tokens[number]]
+            likeliest.append(_likeliest(texts[number], sums_C[: len(lengths)] / lengths))
+        yield numbers, likeliest
+
+
+def _with_choices(inputs_NxT: np.ndarray, choices: Sequence[Sequence[Sequence[int]]]) -> dict[str, np.ndarray]:
+    """The features of `score`, the same C and U for the whole task; fewer choices are followed by empty ones."""
+    most, width = max(map(len, choices)), max(len(tokens) for of_example in choices for tokens in of_example)
+    targets_NxCxU = np.zeros((len(choices), most, width), np.int32)
+    for targets_CxU, of_example in zip(targets_NxCxU, choices, strict=True):
+        targets_CxU[: len(of_example)] = features.padded(of_example, width)
+    return features.converted({"inputs": inputs_NxT, "targets": targets_NxCxU})
 
 
 def _likeliest(choices: Sequence[str], scores_C: np.ndarray) -> Answer:

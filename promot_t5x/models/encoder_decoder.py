@@ -169,7 +169,11 @@ class EncoderDecoderModel:
         return 1.0 if self.loss_normalizing_factor is None else cast(float, self.loss_normalizing_factor)
 
     def score_batch(self, params: Params, batch: Batch) -> jax.Array:
-        """scores_B: the log-likelihood of each row's target (sum over its tokens)."""
+        """scores_B: the log-likelihood of each target (sum over its tokens).
+
+        A batch may have C targets for each of its inputs (B = N * C rows of the decoder's features, those of an input
+        in a row): every input is then encoded once.
+        """
         return losses.sequence_scores(self.token_statistics(params, batch), batch["decoder_loss_weights"])
 
     def predict_batch(self, params: Params, batch: Batch, rng: jax.Array | None = None) -> jax.Array:

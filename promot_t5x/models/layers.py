@@ -192,7 +192,10 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxQxD: Array, cache, encoded_BxSxD, self_bias, cross_bias, index):
-        """Returns (x_BxQxD, new cache or None); `encoded_BxSxD` None reads the encoder's side from the cache."""
+        """Returns (x_BxQxD, new cache or None); `encoded_BxSxD` None reads the encoder's side from the cache.
+
+        With B = N * C targets the encoder's side may have N inputs, each of which C targets in a row attend to.
+        """
         c = self.config
         x_BxQxD = with_logical_constraint(x_BxQxD, ("batch", "length", "embed_activation"))
         if c.relative_bias == "per_layer":
@@ -211,7 +214,10 @@ class DecoderLayer(nn.Module):
             cross_keys, cross_values = cache["cross_key"], cache["cross_value"]
         else:
             cross_keys, cross_values = cross.keys_values(encoded_BxSxD)
-        x_BxQxD = x_BxQxD + dropout(c, cross(y, cross_keys, cross_values, cross_bias), self.deterministic)
+        # Attention to the encoder does not depend on positions: the targets of one input are read as one long target.
+        by_input = y.reshape(cross_keys.shape[0], -1, y.shape[-1])
+        attended = cross(by_input, cross_keys, cross_values, cross_bias).reshape(y.shape)
+        x_BxQxD = x_BxQxD + dropout(c, attended, self.deterministic)
 
         y = layer_norm(c, "pre_mlp_layer_norm")(x_BxQxD)
         x_BxQxD = x_BxQxD + dropout(c, Mlp(c, self.deterministic, name="mlp")(y), self.deterministic)

@@ -212,12 +212,17 @@ class Transformer(nn.Module):
         return self.decoder(x_BxUxD, encoded_BxSxD, mask_BxS, deterministic)[0]
 
     def hidden(self, encoder_input_tokens, decoder_input_tokens, soft_prompt_ids=None, *, deterministic=True) -> Array:
-        """hidden_BxUxD, which the output matrix turns into logits; see `encode` for the prompt."""
-        length = encoder_input_tokens.shape[1]
+        """hidden_BxUxD, which the output matrix turns into logits; see `encode` for the prompt.
+
+        With B = N * C targets there may be N inputs: each is encoded once, for its C targets in a row.
+        """
+        inputs, length = encoder_input_tokens.shape
+        by_input = decoder_input_tokens.reshape(inputs, -1)
         # Looked up in one go, so that the embedding has one gradient and not two of its size to add.
-        x = self.token_embedder(jnp.concatenate([encoder_input_tokens, decoder_input_tokens], axis=1))
-        encoded_BxSxD, mask_BxS = self._encode(encoder_input_tokens, x[:, :length], soft_prompt_ids, deterministic)
-        return self.decoder(x[:, length:], encoded_BxSxD, mask_BxS, deterministic)[0]
+        x = self.token_embedder(jnp.concatenate([encoder_input_tokens, by_input], axis=1))
+        encoded, mask = self._encode(encoder_input_tokens, x[:, :length], soft_prompt_ids, deterministic)
+        x_BxUxD = x[:, length:].reshape(*decoder_input_tokens.shape, -1)
+        return self.decoder(x_BxUxD, encoded, mask, deterministic)[0]
 
     def start_decoding(self, encoded_BxSxD: Array, mask_BxS: Array, max_length: int):
         """Runs the decoder's start token; returns (logits_BxV, cache) for `continue_decoding`.

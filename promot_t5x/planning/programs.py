@@ -114,12 +114,18 @@ def training_step(training: Training) -> Traced:
 
 def decoding(evaluation: Answering) -> Traced:
     """Traces the program that answers by generation, without a prompt."""
-    return _answering(evaluation, answering.predict, {"encoder_input_tokens", "decoder_input_tokens"})
+    batch = _batch(evaluation, evaluation.batch_size, {"encoder_input_tokens", "decoder_input_tokens"})
+    return _answering(evaluation, answering.predict, batch)
 
 
 def scoring(evaluation: Answering) -> Traced:
-    """Traces the program that scores choices, without a prompt."""
-    return _answering(evaluation, answering.score, _TRAINING_FEATURES)
+    """Traces the program that scores choices, without a prompt: four for each input, the most of the paper's tasks."""
+    batch = _batch(evaluation, evaluation.batch_size, _TRAINING_FEATURES)
+
+    def for_each_choice(name: str, feature: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return feature if name.startswith("encoder") else feature.update(shape=(feature.shape[0], 4, feature.shape[1]))
+
+    return _answering(evaluation, answering.score, {name: for_each_choice(name, batch[name]) for name in batch})
 
 
 _TRAINING_FEATURES = {
@@ -130,10 +136,10 @@ _TRAINING_FEATURES = {
 }
 
 
-def _answering(evaluation: Answering, function: Any, names: set[str]) -> Traced:
+def _answering(evaluation: Answering, function: Any, batch: dict[str, jax.ShapeDtypeStruct]) -> Traced:
     flat = loading.wanted_params(evaluation.model, evaluation.partitioner)
     flat.pop(parameter_names.PROMPT, None)
-    params, batch = parameter_names.unflatten(flat), _batch(evaluation, evaluation.batch_size, names)
+    params = parameter_names.unflatten(flat)
     first = jax.ShapeDtypeStruct((), jnp.int32, sharding=evaluation.partitioner.replicated())
     with evaluation.partitioner.context():
         traced = function.trace(evaluation.model, params, batch, first)

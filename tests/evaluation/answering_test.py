@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +108,31 @@ def test_ranking_is_the_likelihood_of_each_choice_by_hand(network, by_hand, prom
     assert answers[3].scores[0] == answers[3].scores[1], "equal choices: the first one is the answer"
 
 
+def test_ranking_encodes_an_input_once_for_all_its_choices(network, monkeypatch):
+    """The encoder's sublayers run on B rows of inputs, those of the decoder on B * C rows of choices."""
+    shapes = []
+    rows_of = nn.Dense.__call__
+
+    def noting(dense, x):
+        shapes.append((dense.path[0], x.shape[0]))
+        return rows_of(dense, x)
+
+    monkeypatch.setattr(nn.Dense, "__call__", noting)
+    model, params = network
+    decoder = dict.fromkeys(("decoder_input_tokens", "decoder_target_tokens"), jnp.ones((2, 3, 4), jnp.int32))
+    batch = {
+        "encoder_input_tokens": jnp.ones((2, 7), jnp.int32),
+        "decoder_loss_weights": jnp.ones((2, 3, 4)),
+        **decoder,
+    }
+    with ONE.context():
+        scores = jax.eval_shape(functools.partial(answering.score, model), params, batch, 0)
+    assert scores.shape == (2, 3)
+    assert {rows for part, rows in shapes if part == "encoder"} == {2}
+    # 2 where it projects the encoder's output to keys and values and attends to it, 6 elsewhere.
+    assert {rows for part, rows in shapes if part == "decoder"} == {2, 6}
+
+
 def test_length_normalisation_can_change_the_answer(network):
     sums, means = (_answers(network, "rank", length_normalized=normalized) for normalized in (False, True))
     assert sums[1].output != "maybe so", "nine tokens are less likely than three"
@@ -182,8 +208,9 @@ batch = {
     "decoder_target_tokens": targets,
     "decoder_loss_weights": np.ones((8, 5), np.float32),
 }
+two_choices = {k: v if k.startswith("encoder") else np.stack([v, v[::-1]], axis=1) for k, v in batch.items()}
 report = {}
-for name, function in (("predict", answering.predict), ("score", answering.score)):
+for name, function, batch in (("predict", answering.predict, batch), ("score", answering.score, two_choices)):
     outputs = []
     for partitioner in (Partitioner(devices=tuple(jax.devices()[:1])), Partitioner(num_partitions=2)):
         shardings = partitioner.shardings(model.logical_axes(), model.abstract_params())
@@ -218,4 +245,5 @@ def test_on_four_devices_each_has_all_answers():
         assert result["devices"] == 4 and result["is replicated"] and not result["batch is replicated"]
         for answers in result["on every device"]:
             np.testing.assert_allclose(answers, result["on one"], rtol=1e-5)
-    assert np.shape(report["predict"]["on one"]) == (8, 5) and len(set(report["score"]["on one"])) == 8
+    assert np.shape(report["predict"]["on one"]) == (8, 5)
+    assert np.shape(report["score"]["on one"]) == (8, 2) and len(set(np.ravel(report["score"]["on one"]))) == 16

@@ -219,10 +219,11 @@ def test_programs_of_evaluation():
     batch, first = {k: jnp.asarray(v) for k, v in _rows().items() if k != "soft_prompt_ids"}, jnp.int32(0)
 
     scoring = programs.scoring(evaluation)
-    assert _shapes(scoring.arguments[1]) == BATCH
+    choices = {name: array if name.startswith("encoder") else np.stack([array] * 4, 1) for name, array in batch.items()}
+    assert _shapes(scoring.arguments[1]) == _shapes(choices)
     with evaluation.partitioner.context():
-        scores = answering.score(model, params, batch, first)
-    np.testing.assert_array_equal(scoring.compile()(params, batch, first), scores)
+        scores = answering.score(model, params, choices, first)
+    np.testing.assert_array_equal(scoring.compile()(params, choices, first), scores)
     decoding = programs.decoding(evaluation)
     features = ("encoder_input_tokens", "decoder_input_tokens")
     assert _shapes(decoding.arguments[1]) == {name: BATCH[name] for name in features}
