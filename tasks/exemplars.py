@@ -11,7 +11,6 @@ import functools
 import hashlib
 import heapq
 import json
-import os
 import random
 import unicodedata
 import uuid
@@ -22,17 +21,12 @@ import seqio
 from absl import logging
 from etils import epath
 
-from promot_t5x.runtime import strict_json
+from promot_t5x.runtime import files, strict_json
 from promot_t5x.tasks.wording import Example, Wording
 
 POOL_SIZE = 10_000
 MODES = ("per_example", "fixed")
 _FORMAT = 2  # format of the files; changing it discards the existing pools
-
-
-def cache_folder() -> epath.Path:
-    """The folder of the pools, in $PROMOT_CACHE or ~/.cache/promot_t5x."""
-    return epath.Path(os.environ.get("PROMOT_CACHE", "~/.cache/promot_t5x")).expanduser() / "exemplars"
 
 
 def pool(
@@ -57,7 +51,7 @@ def pool(
     identity: Mapping[str, Any] = source.identity(split)  # pyright: ignore[reportAttributeAccessIssue]
     definition = {"format": _FORMAT, "task": name, "source": identity, "wording": dataclasses.asdict(wording)}
     definition = json.dumps({**definition, "size": size, "seed": seed}, sort_keys=True)
-    file = cache_folder() / f"{name}-{_digest(definition)[:16]}.jsonl"
+    file = files.cache_folder() / "exemplars" / f"{name}-{_digest(definition)[:16]}.jsonl"
     rows = _read(file, definition)
     if rows is None:
         logging.info("choosing the pool of exemplars of %s from its split %s", name, split)

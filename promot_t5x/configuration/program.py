@@ -18,7 +18,7 @@ from absl import logging
 
 from promot_t5x.configuration import gin_checks, gin_files, quiet_imports
 from promot_t5x.configuration.flags import Invocation, parse_flags
-from promot_t5x.runtime import arguments, files, processes
+from promot_t5x.runtime import arguments, compiled_programs, files, processes
 
 _PACKAGE = str(Path(__file__).parents[1])  # as records and tracebacks name it, so not resolved
 
@@ -43,6 +43,7 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
 
 def configure(invocation: Invocation) -> None:
     """Joins the processes and parses the gin files of a command line; the second half of `start`."""
+    compiled_programs.keep()
     processes.start(invocation.processes)
     gin_files.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
     gin_checks.check_macros()

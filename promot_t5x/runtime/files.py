@@ -36,6 +36,11 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
 
 
+def cache_folder() -> epath.Path:
+    """The folder of what can be made again, $PROMOT_CACHE or ~/.cache/promot_t5x."""
+    return epath.Path(os.environ.get("PROMOT_CACHE", "~/.cache/promot_t5x")).expanduser()
+
+
 def check_not_lfs_pointer(path: str | os.PathLike[str]) -> None:
     """Checks that a file is not the pointer that git-lfs leaves in place of a file that was not downloaded.
 

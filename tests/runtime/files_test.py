@@ -73,3 +73,10 @@ def test_versions_are_those_of_the_imported_packages():
     actual = versions()
     assert actual["python"] == sys.version.split()[0]
     assert (actual["jax"], actual["flax"], actual["optax"]) == (jax.__version__, flax.__version__, optax.__version__)
+
+
+def test_the_folder_of_caches_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("PROMOT_CACHE", "~/elsewhere")
+    assert str(files.cache_folder()).endswith("/elsewhere") and "~" not in str(files.cache_folder())
+    monkeypatch.delenv("PROMOT_CACHE")
+    assert str(files.cache_folder()).endswith("/.cache/promot_t5x")

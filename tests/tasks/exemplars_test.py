@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from promot_t5x.runtime import files
 from promot_t5x.tasks import exemplars, sources
 from promot_t5x.tasks.wording import Example, Wording
 
@@ -317,16 +318,9 @@ def test_a_pool_that_cannot_be_written_is_used_and_leaves_nothing(tmp_path, cach
 
     source = _source(tmp_path, _rows(20))
     with monkeypatch.context() as patched:
-        patched.setattr(type(exemplars.cache_folder()), method, fail)
+        patched.setattr(type(files.cache_folder()), method, fail)
         with caplog.at_level("WARNING", logger="absl"):
             made = _make(source)
     assert "could not be saved (no space left) and is read again next time; set PROMOT_CACHE" in caplog.text
     assert list(cache.iterdir()) == []
     assert _make(source) == made and len(made) == 20
-
-
-def test_the_folder_of_pools_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("PROMOT_CACHE", "~/elsewhere")
-    assert str(exemplars.cache_folder()).endswith("/elsewhere/exemplars") and "~" not in str(exemplars.cache_folder())
-    monkeypatch.delenv("PROMOT_CACHE")
-    assert str(exemplars.cache_folder()).endswith("/.cache/promot_t5x/exemplars")
