@@ -90,7 +90,7 @@ def _by_hand(network, number, choice, prompt_id):
         params = {k: v for k, v in params.items() if k != "soft_prompt"}
     else:
         batch["soft_prompt_ids"] = np.array([prompt_id])
-    logits_UxV = np.asarray(model.logits(params, batch)[0], np.float64)
+    logits_UxV = np.asarray(jax.jit(model.logits)(params, batch)[0], np.float64)
     log_probabilities = logits_UxV - np.log(np.exp(logits_UxV).sum(axis=1, keepdims=True))
     return sum(log_probabilities[i, token] for i, token in enumerate(target)), len(target)
 
@@ -143,7 +143,7 @@ def test_length_normalisation_can_change_the_answer(network):
 def test_answers_do_not_depend_on_the_batch(network, way):
     expected = _answers(network, way, batch_size=1)
     assert len({answer.output for answer in expected.values()}) > 1
-    for batch_size, rows in ((3, None), (16, None), (2, [6, 2, 0])):
+    for batch_size, rows in ((3, None), (3, [6, 2, 0])):  # batches of 3 rows and of 2, padded
         answers = _answers(network, way, batch_size=batch_size, rows=rows)
         assert sorted(answers) == sorted(rows or expected)
         for number, answer in answers.items():
