@@ -38,10 +38,10 @@ def test_train_help_runs_from_any_folder(cwd):
     assert run.returncode == 0
 
 
-def test_tests_are_collected_from_any_folder(cwd):
-    run = run_python(["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")], cwd)
+def test_tests_are_collected_from_another_folder(tmp_path):
+    run = run_python(["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")], tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "packaging_test.py::test_tests_are_collected_from_any_folder" in run.stdout
+    assert "packaging_test.py::test_tests_are_collected_from_another_folder" in run.stdout
     assert "error" not in run.stdout.splitlines()[-1]
 
 

@@ -1,4 +1,4 @@
-"""The demo checkpoint is evaluated to the same numbers on 1, 2 and 4 devices and with batches of 1 and 16."""
+"""The demo checkpoint is evaluated to the same numbers on 1 and 4 devices and with batches of 1 and 16."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from promot_t5x.tasks import toy_world
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "promot_t5x" / "demo_checkpoint"
-LAYOUTS = {"one row on one device": (1, 1), "sixteen on two": (2, 16), "sixteen on four": (4, 16)}
+LAYOUTS = {"one row on one device": (1, 1), "sixteen on four": (4, 16)}
 OWN = """
 from __gin__ import dynamic_registration
 from promot_t5x.tasks import jsonl
@@ -65,21 +65,19 @@ def _rows(file):
 
 
 def test_predictions_are_the_same_in_every_layout(outputs):
-    first, *others = outputs.values()
+    first, other = outputs.values()
     files = sorted(file.name for file in first.glob("*.jsonl"))
     assert len(files) == 6, "three toy tasks, one without exemplars, two draws of two"
-    for other in others:
-        for name in files:
-            for row, again in zip(_rows(first / name), _rows(other / name), strict=True):
-                scores, scores_again = row.pop("choice_scores", []), again.pop("choice_scores", [])
-                np.testing.assert_allclose(scores, scores_again, rtol=1e-5, atol=1e-5)
-                assert bool(scores) == name.startswith("ranked") and row == again
+    for name in files:
+        for row, again in zip(_rows(first / name), _rows(other / name), strict=True):
+            scores, scores_again = row.pop("choice_scores", []), again.pop("choice_scores", [])
+            np.testing.assert_allclose(scores, scores_again, rtol=1e-5, atol=1e-5)
+            assert bool(scores) == name.startswith("ranked") and row == again
 
 
 def test_metrics_are_the_same_in_every_layout(outputs):
-    first, *others = (json.loads((folder / "scores.json").read_text()) for folder in outputs.values())
-    for other in others:
-        assert (other["results"], other["mean"]) == (first["results"], first["mean"])
+    first, other = (json.loads((folder / "scores.json").read_text()) for folder in outputs.values())
+    assert (other["results"], other["mean"]) == (first["results"], first["mean"])
     assert first["results"]["toy_nli3_removed"]["value"] > 80, "the checkpoint was trained on this"
     assert first["results"]["ranked_0shot_removed"]["value"] > 80
     assert first["results"]["ranked_2shot_removed"]["answering"] == "rank"
