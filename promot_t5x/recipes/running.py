@@ -11,6 +11,7 @@ from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import loading, networks, saving
+from promot_t5x.data import vocabularies
 from promot_t5x.evaluation import scoring
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -73,6 +74,8 @@ def run_recipe(
     decided_by, config = (_as_json(values, name) for values, name in ((decided_by, "decided_by"), (config, "config")))
     if check := getattr(train, "check", None):
         check(runs)
+    for task in (recipe.target, *recipe.in_context):
+        vocabularies.check_task(task, "pipeline.Recipe", model.config.vocab_size)
     folder = files.absolute(work_dir)
     base = str(folder / RANDOM_WEIGHTS if initial_checkpoint_path is None else files.absolute(initial_checkpoint_path))
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
