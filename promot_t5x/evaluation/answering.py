@@ -152,7 +152,8 @@ def answers(
       model: its `decoding` says how to decode.
       params: the network's parameters.
       examples: what `evaluation_examples` returned.
-      way: "generate", or "rank" for the likeliest of the example's choices (the first one if several are).
+      way: "generate", or "rank" for the likeliest of the example's choices; if several are, `output` is the first one
+        (scoring takes all of them into account, see `ties`). Choices of equal tokens have equal scores.
       length_normalized: compare log-likelihoods per token (end of sequence included) instead of their sums.
       prompt_id, batch_size, partitioner, rows: see `predict_tokens`.
 
@@ -169,28 +170,27 @@ def answers(
             yield numbers, [Answer(decode(vocabulary, tokens_U)) for tokens_U in tokens_BxU]
         return
     texts = [features.choices(example) for example in examples.examples]
-    tokens = {
-        choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for choices in texts for c in choices}
-    }
+    end = int(vocabulary.eos_id or 0)
+    tokens = {choice: (*vocabulary.encode(choice), end) for choice in {c for choices in texts for c in choices}}
     width = max(map(len, tokens.values()))  # the same for the whole task, so that the program is compiled once
     inputs = {"encoder_input_tokens": examples.features["encoder_input_tokens"]}
     for numbers, _ in evaluation_batches(inputs, batch_size, rows):  # the examples of a batch have the same width
-        flat = [(number, choice) for number in numbers for choice in texts[number]]
+        # Equal tokens are scored once: rounding in another row could tell them apart.
+        flat = list(dict.fromkeys((number, tokens[choice]) for number in numbers for choice in texts[number]))
         rows_of_flat = inputs["encoder_input_tokens"][[number for number, _ in flat]]
-        targets = features.padded([tokens[choice] for _, choice in flat], width)
+        targets = features.padded([of_choice for _, of_choice in flat], width)
         arrays = features.converted({"inputs": rows_of_flat, "targets": targets})
         scores = np.zeros(len(flat))
         for places, scores_B in run(score, arrays, batch_size, None):
             scores[places] = scores_B
         if length_normalized:
-            scores /= [len(tokens[choice]) for _, choice in flat]
-        ends = np.cumsum([len(texts[number]) for number in numbers])
-        per_example = np.split(scores, ends[:-1])
-        yield numbers, [_likeliest(texts[n], scores_C) for n, scores_C in zip(numbers, per_example, strict=True)]
+            scores /= [len(of_choice) for _, of_choice in flat]
+        by_tokens = dict(zip(flat, scores.tolist(), strict=True))
+        yield numbers, [_likeliest(texts[n], [by_tokens[n, tokens[choice]] for choice in texts[n]]) for n in numbers]
 
 
-def _likeliest(choices: Sequence[str], scores_C: np.ndarray) -> Answer:
-    return Answer(choices[int(np.argmax(scores_C))], tuple(float(score) for score in scores_C))
+def _likeliest(choices: Sequence[str], scores_C: Sequence[float]) -> Answer:
+    return Answer(choices[int(np.argmax(scores_C))], tuple(scores_C))
 
 
 def decode(vocabulary: seqio.Vocabulary, tokens: np.ndarray) -> str:
