@@ -36,6 +36,7 @@ class EvaluationExamples:
       cuts: what was lost: the number of examples with `input_cut`, with `target_cut`, which does not affect
         predictions, and with `target_unwritable`; for a task that shortens its own prompts also the sums of the other
         `cuts.OF_PROMPTS`; for a task with choices the number of examples in which two choices are equal as tokens.
+      lengths: {"inputs": T, "targets": U}, to which longer examples were cut.
     """
 
     task_name: str
@@ -45,6 +46,7 @@ class EvaluationExamples:
     features: dict[str, np.ndarray]
     truncated: int
     cuts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def evaluation_examples(
@@ -98,7 +100,9 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
     widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
     arrays = features.converted({k: features.padded([ex[k] for ex in examples], n) for k, n in widths.items()})
     targets = [_target(task, example) for example in examples]
-    return EvaluationExamples(task.name, split, tuple(examples), targets, arrays, truncated, counts)
+    return EvaluationExamples(
+        task.name, split, tuple(examples), targets, arrays, truncated, counts, task_feature_lengths
+    )
 
 
 def forget() -> None:

@@ -44,7 +44,7 @@ def run_recipe(
     work_dir: str | os.PathLike[str],
     initial_checkpoint_path: str | os.PathLike[str] | None,
     partitioner: Partitioner = Partitioner(),
-    title: str = "ProMoT",
+    title: str | None = None,
     config: Mapping[str, Any] | None = None,
     decided_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -54,11 +54,11 @@ def run_recipe(
       recipe: what is compared.
       train: trains one run, such as the result of `runs_from_gin`, or your own function that calls `run_stage`.
       model: the network; its prompt_length is that of stage 1.
-      evaluation_config: lengths and batch size of the evaluations.
+      evaluation_config: lengths and batch size of the evaluations; the target may have its own lengths in the recipe.
       work_dir: the folder for everything; a second call resumes where the first one stopped.
       initial_checkpoint_path: the pretrained model; None starts from random weights, to try out a task.
       partitioner: the mesh.
-      title: the report's heading.
+      title: the report's heading; None names the target.
       config: settings to show next to the numbers, JSON values only.
       decided_by: what else the scores depend on, JSON values only; existing scores that depend on other values are
         measured again. The recipe's tasks, `model` and `evaluation_config` are always taken into account.
@@ -108,9 +108,11 @@ def run_recipe(
     method_rows = {method.name: method.row for method in (*METHODS.values(), *recipe.rows)}
     in_order = {method.name: method_rows.pop(method.name) for method in recipe.rows} | method_rows
     shown = {"target": recipe.target, **config}
-    results = comparison.compare(measured, versions(), shown, in_order, recipe.compared)
+    if title is None:
+        title = f"{'A trial with random weights' if initial_checkpoint_path is None else 'ProMoT'} on {recipe.target}"
+    results = comparison.compare(measured, versions(), shown, in_order, recipe.compared, title)
     files.write_json(folder / "comparison.json", results)
-    written = page.write_all(results, folder, title=title)
+    written = page.write_all(results, folder)
     print(f"\n{tables.text_table(results)}\n\n{page.headline(results)}\n\nReport: {written['html']}")
     return results
 

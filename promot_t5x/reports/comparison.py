@@ -2,7 +2,7 @@
 
 The file compares training methods on one target task and on in-context tasks that no method was trained on::
 
-    {"unit": "percent",
+    {"title": "ProMoT on my_task", "unit": "percent",
      "methods": {"mine": {"label": "my method", "colour": "#0072b2", "learning_rates": {"0.0003": {
          "target": 99.0, "target_std": 1.0, "in_context": {"cb": 70.0}, "in_context_std": {"cb": 2.0},
          "in_context_mean": 70.0, "in_context_mean_std": 2.0, "in_context_with_prompt": {"cb": 30.0},
@@ -132,6 +132,7 @@ def compare(
     config: Mapping[str, Any],
     methods: Mapping[str, MethodRow] | None = None,
     headline: Compared | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """The results described at the top of this module: means and sample standard deviations over seeds.
 
@@ -143,6 +144,7 @@ def compare(
       config: settings to show next to the numbers, JSON values only.
       methods: how methods are shown, in the order of the tables; methods without a row come last.
       headline: which methods the headline compares.
+      title: the report's heading; empty for the general one.
 
     Raises:
       ValueError: no runs, a run given twice, a score outside [0, 100], or seeds that were scored on different tasks.
@@ -170,6 +172,7 @@ def compare(
     for (method, key), by_seed in groups.items():
         contents[method]["learning_rates"][key] = _entry([by_seed[seed] for seed in sorted(by_seed)])
     results = {
+        "title": title,
         "unit": result_files.UNIT,
         "methods": contents,
         "compared": None if headline is None else _compared(headline, shown),

@@ -14,7 +14,7 @@ from promot_t5x.runtime import files
 
 TITLE = "ProMoT and standard fine-tuning: how much in-context learning is left"
 
-"""Default heading of the page."""
+"""Heading of the page of results that have none."""
 
 _READING = (
     "Each method is trained on the <em>target</em> task only. The other columns are <em>in-context</em> tasks: the"
@@ -183,18 +183,17 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def write_html(results: Mapping[str, Any], path: str | os.PathLike[str], title: str = TITLE) -> None:
+def write_html(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes the page atomically; it refers to no other file.
 
     Args:
       results: what `comparison.compare` or `read` returned.
       path: file to write.
-      title: the page's heading.
     """
-    files.write_whole(path, _page(results, title, figure.plot_png(results)).encode())
+    files.write_whole(path, _page(results, figure.plot_png(results)).encode())
 
 
-def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
+def _page(results: Mapping[str, Any], png: bytes) -> str:
     seeds = results["seeds"]
     repeated = len(seeds) > 1
     with_tasks = bool(tables.in_context_tasks(results))
@@ -204,7 +203,7 @@ def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
     shading = f" Shading of in-context scores: {heat}." if with_tasks else ""
     settings = [("seeds", ", ".join(map(str, seeds))), *results.get("config", {}).items()]
     return _TEMPLATES.get_template("page.html.j2").render(
-        title=title,
+        title=results.get("title") or TITLE,
         headline=headline(results).replace("in-context", "in\u2011context"),  # never broken at the hyphen
         summary=summary(results),
         figure=_figure(png, repeated) if with_tasks else "",
@@ -230,13 +229,12 @@ def _figure(png: bytes, repeated: bool) -> str:
     return f'<figure><img alt="{alt}" src="{source}"><figcaption>{caption}</figcaption></figure>'
 
 
-def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title: str = TITLE) -> dict[str, str]:
+def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> dict[str, str]:
     """Writes `report.html`, `comparison.md` and `report.png` into a folder.
 
     Args:
       results: what `comparison.compare` or `read` returned.
       out_dir: the folder, created if missing.
-      title: the page's heading.
 
     Returns:
       The paths of the files: {"html": ..., "markdown": ..., "plot": ...}.
@@ -245,7 +243,7 @@ def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title
     png = figure.plot_png(results)
     text = f"{headline(results)}\n\n{tables.markdown_table(results)}\n{summary(results)}\n"
     contents = {
-        "html": ("report.html", _page(results, title, png).encode()),
+        "html": ("report.html", _page(results, png).encode()),
         "markdown": ("comparison.md", text.encode()),
         "plot": ("report.png", png),
     }
