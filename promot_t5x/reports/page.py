@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from etils import epath
 
-from promot_t5x.reports import comparison, figure, method_rows, tables
+from promot_t5x.reports import comparison, figure, method_rows, tables, verdict
 from promot_t5x.runtime import files
 
 TITLE = "ProMoT and standard fine-tuning: how much in-context learning is left"
@@ -32,7 +32,7 @@ def headline(results: Mapping[str, Any]) -> str:
 
     It is the middle one of the learning rates that both methods have (the lower of two), not the one that looks best.
     """
-    comparisons = comparison.verdict(results)
+    comparisons = verdict.verdict(results)
     if not comparisons:
         return _no_comparison(results)
     middle = comparisons[(len(comparisons) - 1) // 2]
@@ -69,18 +69,18 @@ def _no_comparison(results: Mapping[str, Any]) -> str:
     return f"No comparison: there are no scores for {' and '.join(absent) or both}."
 
 
-def _target_clause(outcome: comparison.Comparison, scores: str) -> str:
+def _target_clause(outcome: verdict.Comparison, scores: str) -> str:
     difference = outcome.target_difference
     if difference is None:
         return "(no target score for both methods)"
     if not outcome.target_kept:
         return f"and a lower target score {scores}, which makes the comparison unequal"
-    return f"and {'a higher' if difference > comparison.TARGET_MARGIN else 'the same'} target score {scores}"
+    return f"and {'a higher' if difference > verdict.TARGET_MARGIN else 'the same'} target score {scores}"
 
 
 def summary(results: Mapping[str, Any]) -> str:
     """Two more sentences: the differences at every learning rate, and at how many of them the claim holds."""
-    comparisons = comparison.verdict(results)
+    comparisons = verdict.verdict(results)
     shown = []
     for outcome in comparisons:
         target, in_context = (_signed(d) for d in (outcome.target_difference, outcome.in_context_difference))
@@ -92,7 +92,7 @@ def summary(results: Mapping[str, Any]) -> str:
     method, baseline = tables.label(results, names.method), tables.label(results, names.baseline)
     return (
         f"{method} minus {baseline}: {'; '.join(shown)}. {method}’s claim (target at most "
-        f"{comparison.TARGET_MARGIN:g} lower, in-context mean at least {comparison.IN_CONTEXT_MARGIN:g} higher and "
+        f"{verdict.TARGET_MARGIN:g} lower, in-context mean at least {verdict.IN_CONTEXT_MARGIN:g} higher and "
         f"nearer to the pretrained model’s) holds at {holding} of {len(comparisons)} learning rates."
     )
 
