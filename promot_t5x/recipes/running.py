@@ -18,7 +18,7 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.methods import METHODS, PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
-from promot_t5x.reports import comparison, page, tables
+from promot_t5x.reports import comparison, page, shots, tables
 from promot_t5x.runtime import arguments, files, processes, strict_json
 from promot_t5x.runtime.versions import versions
 from promot_t5x.training import initial_parameters, run_folder
@@ -180,6 +180,7 @@ def _check_base(checkpoint: str, run: PlannedRun, weights: Mapping[PlannedRun | 
 
 def _show(measured: comparison.Run) -> None:
     rate = "" if measured.learning_rate is None else f" at learning rate {measured.learning_rate:g}"
-    others = measured.in_context.values()
-    kept = f", in-context {sum(others) / len(others):.1f}" if others else ""
+    of_each_k = shots.by_k(measured.in_context_rows(attached=False))
+    means = [(k if len(of_each_k) > 1 else "in-context", shots.only_mean(rows)) for k, rows in of_each_k.items()]
+    kept = "".join(f", {name} {mean:.1f}" for name, mean in means)
     print(f"seed {measured.seed} {measured.method}{rate}: target {measured.target:.1f}{kept}", flush=True)

@@ -6,7 +6,9 @@ The file compares training methods on one target task and on in-context tasks th
      "methods": {"mine": {"label": "my method", "colour": "#0072b2", "learning_rates": {"0.0003": {
          "target": 99.0, "target_std": 1.0, "in_context": {"cb": 70.0}, "in_context_std": {"cb": 2.0},
          "in_context_mean": 70.0, "in_context_mean_std": 2.0, "in_context_with_prompt": {"cb": 30.0},
-         "in_context_mean_with_prompt": 30.0, "in_context_mean_with_prompt_std": 3.0, "seeds": [0, 1, 2]}}}},
+         "in_context_mean_with_prompt": 30.0, "in_context_mean_with_prompt_std": 3.0,
+         "in_context_means": {"1shot": {...}}, "seeds": [0, 1, 2]}}}},
+     "shots": {"1shot": ["cb"]}, "cuts": [...],
      "compared": {"method": "mine", "baseline": "usual", "reference": "before", "labels": {}},
      "seeds": [0, 1, 2], "config": {}, "versions": {"python": "3.11.7"}, "runs": [...], "rows": [...]}
 
@@ -21,7 +23,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from promot_t5x.reports import result_files
+from promot_t5x.reports import cut_counts, result_files, shots
 from promot_t5x.reports.averages import overall, summarize
 from promot_t5x.reports.method_rows import Compared, MethodRow
 
@@ -76,8 +78,8 @@ class Run:
         return [row for row in self.rows if row["role"] == _IN_CONTEXT and (row["prompt"] is not None) == attached]
 
     def in_context_mean(self, attached: bool) -> float | None:
-        """The plain mean of the in-context tasks; None if there are none."""
-        return overall(self.in_context_rows(attached))["value"]
+        """The plain mean of the in-context tasks; None if there are none, or several numbers of exemplars."""
+        return shots.only_mean(self.in_context_rows(attached))
 
 
 def rate_key(learning_rate: float | None) -> str:
@@ -99,7 +101,8 @@ def compare(
 ) -> dict[str, Any]:
     """The results described at the top of this module: means and sample standard deviations over seeds.
 
-    The in-context mean of a run is the plain mean of its tasks; its spread is that of the runs' means.
+    The in-context mean of a run is the plain mean of its tasks; its spread is that of the runs' means. If there are several
+    numbers of exemplars, each has its mean in `in_context_means`, and `in_context_mean` is null.
 
     Args:
       runs: single runs in any order; learning rates and tasks keep the order of their first appearance.
@@ -134,10 +137,13 @@ def compare(
     contents: dict[str, Any] = {name: {**described[name], "learning_rates": {}} for name in names}
     for (method, key), by_seed in groups.items():
         contents[method]["learning_rates"][key] = _entry([by_seed[seed] for seed in sorted(by_seed)])
+    rows_of_tasks = [row for run in runs for row in run.in_context_rows(attached=False)]
     results = {
         "title": title,
         "unit": result_files.UNIT,
         "methods": contents,
+        "shots": {k: list(_by_task(rows)) for k, rows in shots.by_k(rows_of_tasks).items()},
+        "cuts": cut_counts.of_rows(row for run in runs for row in run.rows),
         "compared": None if headline is None else _compared(headline, shown),
         "seeds": sorted({run.seed for run in runs}),
         "config": dict(config),
@@ -181,6 +187,10 @@ def _entry(runs: Sequence[Run]) -> dict[str, Any]:
         "in_context_with_prompt": _by_task(attached) if has_prompt else None,
         "in_context_mean_with_prompt": mean_with_prompt["value"],
         "in_context_mean_with_prompt_std": mean_with_prompt["std"],
+        "in_context_means": shots.means(
+            [run.in_context_rows(attached=False) for run in runs],
+            [run.in_context_rows(attached=True) for run in runs] if has_prompt else [],
+        ),
         "seeds": [run.seed for run in runs],
     }
 
@@ -210,6 +220,7 @@ def _as_json(run: Run) -> dict[str, Any]:
         "details": dict(run.details),
         "in_context_mean": run.in_context_mean(attached=False),
         "in_context_mean_with_prompt": run.in_context_mean(attached=True),
+        "in_context_means": shots.means([run.in_context_rows(False)], [run.in_context_rows(True)]),
     }
 
 

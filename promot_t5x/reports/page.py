@@ -3,13 +3,13 @@
 import base64
 import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from etils import epath
 
-from promot_t5x.reports import comparison, figure, method_rows, tables, verdict
+from promot_t5x.reports import comparison, cut_counts, figure, method_rows, shots, tables, verdict
 from promot_t5x.runtime import files
 
 TITLE = "ProMoT and standard fine-tuning: how much in-context learning is left"
@@ -31,7 +31,18 @@ def headline(results: Mapping[str, Any]) -> str:
     """One sentence computed from the numbers: the judged method and its baseline at one learning rate.
 
     It is the middle one of the learning rates that both methods have (the lower of two), not the one that looks best.
+    Results of several numbers of exemplars have one sentence for each.
     """
+    return _of_each_k(_headline, results)
+
+
+def _of_each_k(sentence: Callable[[Mapping[str, Any]], str], results: Mapping[str, Any]) -> str:
+    """A sentence about the results; for several numbers of exemplars one for each."""
+    sentences = [(k, sentence(view)) for k, view in shots.views(results)]
+    return " ".join(f"{k}: {text}" if k and text else text for k, text in sentences)
+
+
+def _headline(results: Mapping[str, Any]) -> str:
     comparisons = verdict.verdict(results)
     if not comparisons:
         return _no_comparison(results)
@@ -80,6 +91,10 @@ def _target_clause(outcome: verdict.Comparison, scores: str) -> str:
 
 def summary(results: Mapping[str, Any]) -> str:
     """Two more sentences: the differences at every learning rate, and at how many of them the claim holds."""
+    return _of_each_k(_summary, results)
+
+
+def _summary(results: Mapping[str, Any]) -> str:
     comparisons = verdict.verdict(results)
     shown = []
     for outcome in comparisons:
@@ -159,7 +174,7 @@ def _pairs(entries: Iterable[tuple[str, Any]]) -> str:
     return f"<table class=pairs>{lines}</table>"
 
 
-def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], k: str) -> str:
     """All single runs, in a part of the page that opens on a click."""
     lines = []
     for run in runs:
@@ -172,7 +187,8 @@ def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
     heads = "".join(f"<th class=n>{h}</th>" for h in ("learning rate", "seed", "target", "mean", "mean with prompt"))
     head = f"<thead><tr><th>method</th>{heads}<th>details</th></tr></thead>"
     table = f"<table class=runs>{head}<tbody>{''.join(lines)}</tbody></table>"
-    return f"<details><summary>All {len(runs)} single runs</summary>{table}</details>" if runs else ""
+    of_k = f", {_text(k)}" if k else ""
+    return f"<details><summary>All {len(runs)} single runs{of_k}</summary>{table}</details>" if runs else ""
 
 
 _TEMPLATES = jinja2.Environment(
@@ -207,13 +223,14 @@ def _page(results: Mapping[str, Any], png: bytes) -> str:
         headline=headline(results).replace("in-context", "in\u2011context"),  # never broken at the hyphen
         summary=summary(results),
         figure=_figure(png, repeated) if with_tasks else "",
-        table=_table(results),
+        table="".join(f"<h3>{_text(k)}</h3>{_table(view)}" if k else _table(view) for k, view in shots.views(results)),
         note=f"{spread}Bold: best of the methods that train the model.{shading}",
         reading=_READING,
         methods=_methods(results),
         config=_pairs(settings),
         versions=_pairs(results["versions"].items()),
-        runs=_runs(results, results.get("runs", [])),
+        cuts=cut_counts.lines(results),
+        runs="".join(_runs(view, view.get("runs", []), k) for k, view in shots.views(results)),
     )
 
 
@@ -242,6 +259,8 @@ def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> di
     folder = epath.Path(out_dir).expanduser()
     png = figure.plot_png(results)
     text = f"{headline(results)}\n\n{tables.markdown_table(results)}\n{summary(results)}\n"
+    if cuts := cut_counts.lines(results):
+        text += "\nCut or lost:\n\n" + "".join(f"- {line}\n" for line in cuts)
     contents = {
         "html": ("report.html", _page(results, png).encode()),
         "markdown": ("comparison.md", text.encode()),
