@@ -101,8 +101,8 @@ def compare(
 ) -> dict[str, Any]:
     """The results described at the top of this module: means and sample standard deviations over seeds.
 
-    The in-context mean of a run is the plain mean of its tasks; its spread is that of the runs' means. If there are several
-    numbers of exemplars, each has its mean in `in_context_means`, and `in_context_mean` is null.
+    The in-context mean of a run is the plain mean of its tasks; its spread is that of the runs' means. Several numbers
+    of exemplars have one mean each, in `in_context_means`, and `in_context_mean` is null.
 
     Args:
       runs: single runs in any order; learning rates and tasks keep the order of their first appearance.
