@@ -215,6 +215,32 @@ def _checked_splits(name):
         yield recipe, planned, validation, gin_files.configurable(training_batches.DatasetConfig)()
 
 
+IN_CONTEXT = {"inputs": 2560, "targets": 128}
+TRIAL = {"inputs": 128, "targets": 4}
+
+
+@pytest.mark.parametrize(
+    "recipe,task,lengths,in_context",
+    [
+        ("recipes/promot_rte.gin", "tasks/rte.gin", {"inputs": 512, "targets": 8}, IN_CONTEXT),
+        ("recipes/promot_rte.gin", "tasks/wmt14_enfr.gin", {"inputs": 256, "targets": 256}, IN_CONTEXT),
+        ("recipes/trial_rte.gin", "tasks/rte_jsonl.gin", TRIAL, TRIAL),
+        ("recipes/trial_rte.gin", "tasks/jsonl.gin", TRIAL, TRIAL),
+    ],
+)
+def test_a_task_keeps_its_lengths_in_a_recipe(recipe, task, lengths, in_context):
+    """RTE's checkpoints were chosen with 2560 and 128 tokens, and En-Fr was decoded to 128 of its 256."""
+    files, bindings = [recipe, task], [*_TRIAL, "WORK_DIR = '/w'"]
+    gin_files.parse(files, bindings)
+    arguments = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
+    assert arguments["recipe"].target_lengths == lengths and "title" not in arguments
+    assert arguments["evaluation_config"].task_feature_lengths == in_context
+    planned = planned_runs(arguments["recipe"])[-1]
+    gin_runs.GinRuns(files, bindings).configure(planned, "/w/run", ["/c"])
+    assert gin_files.configurable(stage_run.Validation)().config.task_feature_lengths == lengths
+    assert gin_files.configurable(training_batches.DatasetConfig)().task_feature_lengths == lengths
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_methods_that_train_the_model_are_treated_alike(name):
     compared = ("BATCH_SIZE", "TRAIN_STEPS", "CHECKPOINT_PERIOD", "LABEL_SMOOTHING", "DROPOUT_RATE")

@@ -1,7 +1,7 @@
-"""Counts of what the length limits cut from examples, in training and in evaluation.
+"""Counts of what length limits and the vocabulary take from examples, in training and in evaluation.
 
-A cut is a rank-0 feature of an example. `noting` adds `input_cut` and `target_cut` to any task; a few-shot task, which
-shortens its own prompts, has those of `OF_PROMPTS`.
+A cut is a rank-0 feature of an example. `noting` adds those of `OF_TASKS` to any task; a few-shot task, which shortens
+its own prompts, has those of `OF_PROMPTS`.
 """
 
 import functools
@@ -15,25 +15,59 @@ import tensorflow as tf
 FEATURE = "cuts"
 """Of a training batch: counts for each name of `ALL`, BxK."""
 
-OF_TRIMMING = ("input_cut", "target_cut")
+OF_TASKS = ("input_cut", "target_cut", "target_unwritable")
 OF_PROMPTS = ("exemplars_dropped", "input_cut", "article_cut")
-ALL: tuple[str, ...] = tuple(dict.fromkeys((*OF_TRIMMING, *OF_PROMPTS)))
+ALL: tuple[str, ...] = tuple(dict.fromkeys((*OF_TASKS, *OF_PROMPTS)))
 """The K kinds of cuts."""
 
-_OF_FEATURE = dict(zip(("inputs", "targets"), OF_TRIMMING, strict=True))
+EQUAL_CHOICES = "equal_choices"
+"""Counted in evaluation only: an example has choices of different texts and equal tokens."""
+
+_OF_FEATURE = {"inputs": "input_cut", "targets": "target_cut"}
+_UNWRITABLE = "target_unwritable"
+_OF_VOCABULARY = {
+    _UNWRITABLE: "targets that the vocabulary cannot write",
+    EQUAL_CHOICES: "examples with choices that the vocabulary cannot tell apart",
+}
+_WHITE_SPACE = r"[\s\pZ]+"
 
 
 def noting(task: seqio.Task) -> seqio.Task:
-    """The task with the features `input_cut` and `target_cut`: 1 if tokens are trimmed to the feature's length, else 0.
+    """The task with the features of `OF_TASKS`, each 0 or 1.
 
-    seqio trims in two places: in `append_eos_after_trim`, and after all preprocessors.
+    `input_cut` and `target_cut` are 1 if tokens are trimmed to the feature's length. seqio trims in two places: in
+    `append_eos_after_trim`, and after all preprocessors.
+
+    `target_unwritable` is 1 if no output of a model equals the target: the tokens of the target decode to another text,
+    apart from white space. A task that does not tokenize texts has 1 if the target has the unknown token.
     """
     steps = []
     for step in task.preprocessors:
-        if getattr(step, "func", step) is seqio.preprocessors.append_eos_after_trim:
+        function = getattr(step, "func", step)
+        if function is seqio.preprocessors.append_eos_after_trim:
             steps.append(functools.partial(_note, reserves_end=True))
         steps.append(step)
+        if function is seqio.preprocessors.tokenize:
+            steps.append(_note_other_texts)
     return task.replace(preprocessors=[*steps, functools.partial(_note, reserves_end=False)])
+
+
+def _note_other_texts(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
+    """Right after the tokenization, since later steps may change tokens."""
+    decoded = output_features["targets"].vocabulary.decode_tf
+
+    def note(example: dict[str, Any]) -> dict[str, Any]:
+        text = example.get("targets_pretokenized")
+        if text is None or text.dtype != tf.string or text.shape.rank != 0:
+            return example
+        is_other = tf.not_equal(_one_line(decoded(example["targets"])), _one_line(text))
+        return {**example, _UNWRITABLE: tf.cast(is_other, tf.int32)}
+
+    return dataset.map(note)
+
+
+def _one_line(text: tf.Tensor) -> tf.Tensor:
+    return tf.strings.strip(tf.strings.regex_replace(text, _WHITE_SPACE, " "))
 
 
 def _note(
@@ -50,6 +84,9 @@ def _note(
                 limit = sequence_length[key] - int(reserves_end and output_features[key].add_eos)
                 is_cut = tf.cast(tf.size(example[key]) > limit, tf.int32)
                 noted[name] = tf.maximum(example[name], is_cut) if name in example else is_cut
+        unknown = output_features["targets"].vocabulary.unk_id
+        if "targets" in example and _UNWRITABLE not in example and unknown is not None:
+            noted[_UNWRITABLE] = tf.cast(tf.reduce_any(tf.equal(example["targets"], unknown)), tf.int32)
         return {**example, **noted}
 
     return dataset.map(note)
@@ -69,8 +106,8 @@ def of(example: Mapping[str, Any]) -> tf.Tensor:
 def counts(examples: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """The cuts of each of N examples read from a dataset, for each name of `ALL`: N as int64.
 
-    >>> {name: cut_N.tolist() for name, cut_N in counts([{"target_cut": 1}, {"exemplars_dropped": 2}]).items()}
-    {'input_cut': [0, 0], 'target_cut': [1, 0], 'exemplars_dropped': [0, 2], 'article_cut': [0, 0]}
+    >>> {name: cut_N.tolist() for name, cut_N in counts([{"target_cut": 1}, {"input_cut": 1}]).items() if cut_N.any()}
+    {'input_cut': [0, 1], 'target_cut': [1, 0]}
     """
     examples = list(examples)
     return {name: np.array([int(example.get(name, 0)) for example in examples], np.int64) for name in ALL}
@@ -79,27 +116,35 @@ def counts(examples: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 def separated(batch: Mapping[str, np.ndarray]) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """The sums of the cuts in a batch, {} if it has none of `FEATURE`, and its other features.
 
-    >>> separated({"cuts": np.array([[0, 1, 0, 0], [1, 1, 0, 0]]), "soft_prompt_ids": np.array([0, 0])})
-    ({'input_cut': 1, 'target_cut': 2, 'exemplars_dropped': 0, 'article_cut': 0}, {'soft_prompt_ids': array([0, 0])})
+    >>> sums, rest = separated({"cuts": np.array([[0, 1, 0, 0, 0], [1, 1, 0, 0, 0]]), "soft_prompt_ids": np.array([0])})
+    >>> sums["input_cut"], sums["target_cut"], rest
+    (1, 2, {'soft_prompt_ids': array([0])})
     """
     sums = dict(zip(ALL, batch[FEATURE].sum(axis=0).tolist(), strict=True)) if FEATURE in batch else {}
     return sums, {name: array for name, array in batch.items() if name != FEATURE}
 
 
-def sentence(counted: Mapping[str, int], examples: int, lengths: Mapping[str, int]) -> str:
-    """The warning about the first training examples; empty if longer features would keep nothing more.
+def warning(counted: Mapping[str, int], where: str, lengths: Mapping[str, int], setting: str) -> str:
+    """The warning about what examples lost; empty if longer features or another vocabulary would keep nothing more.
 
     Args:
-      counted: sums over the examples, for names of `ALL`.
-      examples: the number of examples.
+      counted: sums over the examples, for names of `ALL` and EQUAL_CHOICES.
+      where: the beginning, such as "In 10 examples of cb/test".
       lengths: {"inputs": T, "targets": U}.
+      setting: what sets the lengths.
 
-    >>> sentence({"target_cut": 7, "exemplars_dropped": 2}, 10, {"inputs": 64, "targets": 4})
-    'In the first 10 training examples, targets cut to 4 tokens: 7; exemplars dropped to fit 64 tokens: 2'
+    >>> warning({"target_cut": 7, "exemplars_dropped": 2}, "In 10 examples", {"inputs": 64, "targets": 4}, "LENGTHS")
+    'In 10 examples, targets cut to 4 tokens: 7; exemplars dropped to fit 64 tokens: 2. Raise LENGTHS to keep more.'
+    >>> warning({"target_unwritable": 1}, "In 10 examples", {"inputs": 64, "targets": 4}, "LENGTHS")
+    'In 10 examples, targets that the vocabulary cannot write: 1.'
     """
-    parts = [
+    of_lengths = [
         f"{key} cut to {lengths[key]} tokens: {counted[name]}" for key, name in _OF_FEATURE.items() if counted.get(name)
     ]
     if dropped := counted.get("exemplars_dropped"):
-        parts.append(f"exemplars dropped to fit {lengths['inputs']} tokens: {dropped}")
-    return f"In the first {examples} training examples, {'; '.join(parts)}" if parts else ""
+        of_lengths.append(f"exemplars dropped to fit {lengths['inputs']} tokens: {dropped}")
+    of_vocabulary = [f"{text}: {counted[name]}" for name, text in _OF_VOCABULARY.items() if counted.get(name)]
+    if not of_lengths and not of_vocabulary:
+        return ""
+    advice = f" Raise {setting} to keep more." if of_lengths else ""
+    return f"{where}, {'; '.join([*of_lengths, *of_vocabulary])}.{advice}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import seqio
 import tensorflow as tf
+from absl import logging
 
 from promot_t5x.data import cuts, features, vocabularies
 
@@ -32,8 +33,10 @@ class EvaluationExamples:
       features: encoder_input_tokens NxT (T as wide as the longest input's batch), decoder_input_tokens,
         decoder_target_tokens and decoder_loss_weights NxU.
       truncated: number of prompts that were shortened to fit the length of inputs.
-      cuts: what was cut: the number of examples with `input_cut` and with `target_cut`, which does not affect
-        predictions; for a task that shortens its own prompts also the sums of the other `cuts.OF_PROMPTS`.
+      cuts: what was lost: the number of examples with `input_cut`, with `target_cut`, which does not affect
+        predictions, and with `target_unwritable`; for a task that shortens its own prompts also the sums of the other
+        `cuts.OF_PROMPTS`; for a task with choices the number of examples in which two choices are equal as tokens.
+      lengths: {"inputs": T, "targets": U}, to which longer examples were cut.
     """
 
     task_name: str
@@ -43,6 +46,7 @@ class EvaluationExamples:
     features: dict[str, np.ndarray]
     truncated: int
     cuts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def evaluation_examples(
@@ -85,12 +89,20 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
     if not noted:
         raise ValueError(f"Split {split!r} of task {task.name!r} is empty, expected examples: check the task's source.")
     truncated, counts = _cuts(noted)
+    if any(features.choices(example) for example in noted):
+        counts[cuts.EQUAL_CHOICES] = _equal_choices(noted, task.output_features["targets"].vocabulary)
+    if len(noted) > 1:  # a single one is read to see whether the split is there
+        where = f"In {len(noted)} examples of {task.name}/{split}"
+        if warning := cuts.warning(counts, where, task_feature_lengths, "the task's feature lengths"):
+            logging.warning("%s", warning)
     examples = [_without_notes(example) for example in noted]
     longest = max(len(example["inputs"]) for example in examples)
     widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
     arrays = features.converted({k: features.padded([ex[k] for ex in examples], n) for k, n in widths.items()})
     targets = [_target(task, example) for example in examples]
-    return EvaluationExamples(task.name, split, tuple(examples), targets, arrays, truncated, counts)
+    return EvaluationExamples(
+        task.name, split, tuple(examples), targets, arrays, truncated, counts, task_feature_lengths
+    )
 
 
 def forget() -> None:
@@ -102,8 +114,18 @@ def _cuts(examples: list[dict[str, Any]]) -> tuple[int, dict[str, int]]:
     """The number of shortened prompts, and the counts of what was cut."""
     cuts_N = cuts.counts(examples)
     shortened_N = (cuts_N["exemplars_dropped"] > 0) | (cuts_N["input_cut"] > 0)
-    names = cuts.ALL if cuts.shortens_prompts(examples[0]) else cuts.OF_TRIMMING
+    names = cuts.ALL if cuts.shortens_prompts(examples[0]) else cuts.OF_TASKS
     return int(shortened_N.sum()), {name: int(cuts_N[name].sum()) for name in names}
+
+
+def _equal_choices(examples: list[dict[str, Any]], vocabulary: seqio.Vocabulary) -> int:
+    """The number of examples of which choices of different texts are the same tokens."""
+    encoded = functools.cache(lambda choice: tuple(vocabulary.encode(choice)))
+
+    def has_equal(choices: set[str]) -> bool:
+        return len({encoded(choice) for choice in choices}) < len(choices)
+
+    return sum(has_equal(set(features.choices(example))) for example in examples)
 
 
 def _without_notes(example: dict[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class _TrainingStreams:
     def check(self, shards: Sequence[int]) -> None:
         """Raises ValueError if a task's preprocessors leave one of these shards without examples.
 
-        The endless stream of such a shard would never return. Warns if the first examples are cut.
+        The endless stream of such a shard would never return. Warns if the first examples lose something.
         """
         examples, counts_K = 0, np.zeros(len(cuts.ALL), np.int64)
         per_shard = -(-_EXAMPLES_CHECKED // (len(self._tasks) * len(shards)))
@@ -209,8 +209,9 @@ class _TrainingStreams:
             if examples == before:
                 raise self._empty_shard(task)
         counts = dict(zip(cuts.ALL, counts_K.tolist(), strict=True))
-        if warning := cuts.sentence(counts, examples, self._config.task_feature_lengths):
-            logging.warning("%s. Raise TASK_FEATURE_LENGTHS to keep more.", warning)
+        where, lengths = f"In the first {examples} training examples", self._config.task_feature_lengths
+        if warning := cuts.warning(counts, where, lengths, "TASK_FEATURE_LENGTHS"):
+            logging.warning("%s", warning)
 
     def _empty_shard(self, task: seqio.Task) -> ValueError:
         split, shards = self._config.split, self._config.shards

@@ -9,6 +9,7 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
+from promot_t5x.data import features
 from promot_t5x.runtime import files
 
 
@@ -86,15 +87,17 @@ def _sentinel_ids(vocabulary: seqio.Vocabulary) -> Iterator[int | None]:
 
 
 def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
-    """Refuses a vocabulary that cannot be the checkpoint's: larger than the network's, or much smaller.
+    """Opens a vocabulary, and refuses one that cannot be the checkpoint's: larger than the network's, or much smaller.
 
     Embeddings are padded to a multiple of at most 256 rows (T5: 32,100 to 32,128; mT5: 250,100 to 250,112).
 
     Raises:
+      FileNotFoundError, ValueError: see `open_vocabulary`.
       ValueError: the sizes do not match; the sentence names both.
 
     >>> check_vocabulary(seqio.ByteVocabulary(), 384)
     """
+    open_vocabulary(vocabulary)
     size = vocabulary.vocab_size
     if not size <= vocab_size < size + 256:
         raise ValueError(
@@ -102,6 +105,25 @@ def check_vocabulary(vocabulary: seqio.Vocabulary, vocab_size: int) -> None:
             "(architecture.T5Config.vocab_size); set VOCABULARY_FILE and EXTRA_IDS to the vocabulary that the model "
             "was trained with."
         )
+
+
+def check_task(name: str, parameter: str, vocab_size: int) -> None:
+    """Checks the vocabularies of a task, or of all tasks of a mixture, against the network.
+
+    Args:
+      name: a task or mixture of seqio's registry.
+      parameter: the gin name of `name`, for the error.
+      vocab_size: number of rows of the network's embedding.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such task, or see `check_vocabulary`.
+    """
+    task_or_mixture = features.find(name, parameter)
+    tasks = task_or_mixture.tasks if isinstance(task_or_mixture, seqio.Mixture) else [task_or_mixture]
+    for vocabulary in {
+        id(f.vocabulary): f.vocabulary for task in tasks for f in task.output_features.values()
+    }.values():
+        check_vocabulary(vocabulary, vocab_size)
 
 
 def open_vocabularies(task: seqio.Task) -> None:

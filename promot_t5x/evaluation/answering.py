@@ -158,7 +158,8 @@ def answers(
       model: its `decoding` says how to decode.
       params: the network's parameters.
       examples: what `evaluation_examples` returned.
-      way: "generate", or "rank" for the likeliest of the example's choices (the first one if several are).
+      way: "generate", or "rank" for the likeliest of the example's choices; if several are, `output` is the first one
+        (scoring takes all of them into account, see `ties`). Choices of equal tokens have equal scores.
       length_normalized: compare log-likelihoods per token (end of sequence included) instead of their sums.
       prompt_id, batch_size, partitioner, rows: see `predict_tokens`.
 
@@ -175,14 +176,19 @@ def answers(
             yield numbers, [Answer(decode(vocabulary, tokens_U)) for tokens_U in tokens_BxU]
         return
     texts = [features.choices(example) for example in examples.examples]
-    encoded = {choice: [*vocabulary.encode(choice), vocabulary.eos_id] for choice in {c for cs in texts for c in cs}}
-    tokens = [[encoded[choice] for choice in choices] for choices in texts]
-    arrays = _with_choices(examples.features["encoder_input_tokens"], tokens)
+    end = int(vocabulary.eos_id or 0)
+    tokens = {choice: (*vocabulary.encode(choice), end) for choice in {c for choices in texts for c in choices}}
+    # Equal tokens are scored once: rounding in another row could tell them apart.
+    different = [list(dict.fromkeys(tokens[choice] for choice in choices)) for choices in texts]
+    arrays = _with_choices(examples.features["encoder_input_tokens"], different)
     for numbers, sums_BxC in run(score, arrays, batch_size, rows):
         likeliest = []
-        for number, sums_C in zip(numbers, sums_BxC, strict=True):
-            lengths = [len(choice) if length_normalized else 1 for choice in tokens[number]]
-            likeliest.append(_likeliest(texts[number], sums_C[: len(lengths)] / lengths))
+        for number, sums_C in zip(numbers, sums_BxC.tolist(), strict=True):
+            by_tokens = {
+                choice: total / len(choice) if length_normalized else total
+                for choice, total in zip(different[number], sums_C, strict=False)
+            }
+            likeliest.append(_likeliest(texts[number], [by_tokens[tokens[choice]] for choice in texts[number]]))
         yield numbers, likeliest
 
 
@@ -195,8 +201,8 @@ def _with_choices(inputs_NxT: np.ndarray, choices: Sequence[Sequence[Sequence[in
     return features.converted({"inputs": inputs_NxT, "targets": targets_NxCxU})
 
 
-def _likeliest(choices: Sequence[str], scores_C: np.ndarray) -> Answer:
-    return Answer(choices[int(np.argmax(scores_C))], tuple(float(score) for score in scores_C))
+def _likeliest(choices: Sequence[str], scores_C: Sequence[float]) -> Answer:
+    return Answer(choices[int(np.argmax(scores_C))], tuple(scores_C))
 
 
 def decode(vocabulary: seqio.Vocabulary, tokens: np.ndarray) -> str:

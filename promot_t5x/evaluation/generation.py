@@ -88,7 +88,6 @@ def generate(
         return []
     model = loaded.model if decoding is None else dataclasses.replace(loaded.model, decoding=decoding)
     opened = _vocabulary(loaded) if vocabulary is None else as_vocabulary(vocabulary)
-    vocabularies.open_vocabulary(opened)
     vocabularies.check_vocabulary(opened, model.config.vocab_size)
     params = loaded.params
     if prompt is None or isinstance(prompt, int):

@@ -56,7 +56,6 @@ def infer(
     folder = files.absolute(output_dir)
     _check_not_replaced(inputs, folder)
     rows = read_inputs(inputs)[: config.limit]
-    vocabularies.open_vocabulary(vocabulary)
     vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
     lengths = config.task_feature_lengths
     texts = [row["input"] for row in rows]

@@ -44,6 +44,7 @@ class Row:
       outcome: the scores.
       stderr: standard error of the score, None if unknown.
       n: number of examples.
+      lengths: most tokens of inputs and targets.
       truncated: number of prompts that were cut to the length of inputs.
       cuts: what was lost, see `EvaluationExamples`.
       task_version: the version of the data.
@@ -64,6 +65,7 @@ class Row:
     outcome: Evaluation
     stderr: float | None
     n: int
+    lengths: Mapping[str, int]
     truncated: int
     cuts: Mapping[str, int]
     task_version: str
@@ -94,6 +96,7 @@ class Row:
             "value": self.outcome.value,
             "stderr": self.stderr,
             "n": self.n,
+            "lengths": dict(self.lengths),
             "truncated": self.truncated,
             "cuts": dict(self.cuts),
             "answers": self.answers,
@@ -135,6 +138,7 @@ def row(
         outcome=outcome,
         stderr=stderr,
         n=len(examples.examples),
+        lengths=examples.lengths,
         truncated=examples.truncated,
         cuts=examples.cuts,
         task_version=_task_version(examples.task_name, examples.split),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import seqio
 from absl import logging
 
+from promot_t5x.data import features
 from promot_t5x.data.evaluation_examples import EvaluationExamples, evaluation_examples
-from promot_t5x.evaluation import answering
+from promot_t5x.evaluation import answering, ties
 from promot_t5x.evaluation.answering import Answer
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -58,6 +60,8 @@ class Evaluation:
       metrics: all numbers that the task's metrics computed.
       notes: texts that they returned, such as BLEU's signature.
       predictions: the postprocessed answers.
+      tied: for the number of each example with several best choices, their postprocessed texts. The numbers above are
+        those expected if one of them is chosen at random.
     """
 
     metric: str
@@ -66,6 +70,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     notes: Mapping[str, str]
     predictions: list[Any]
+    tied: Mapping[int, list[Any]] = dataclasses.field(default_factory=dict)
 
 
 def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation:
@@ -79,24 +84,41 @@ def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation
       ValueError: a task without metrics.
     """
     task = seqio.TaskRegistry.get(examples.task_name)
-    predictions = [
-        task.postprocess_fn(answer.output, example=example, is_target=False)
-        for example, answer in zip(examples.examples, answers, strict=True)
-    ]
+
+    def postprocessed(outputs: Sequence[str], example: Mapping[str, Any]) -> list[Any]:
+        return [task.postprocess_fn(output, example=example, is_target=False) for output in outputs]
+
+    predictions: list[Any] = []
+    tied: dict[int, list[Any]] = {}
+    for number, (example, answer) in enumerate(zip(examples.examples, answers, strict=True)):
+        predictions += postprocessed([answer.output], example)
+        best = ties.best_choices(features.choices(example), answer)
+        if len(best) > 1:
+            tied[number] = postprocessed(best, example)
+    draws = [_computed(task, examples.targets, drawn) for drawn in ties.drawn(predictions, tied)]
+    notes = draws[0][1]
+    metrics = {name: statistics.fmean(values[name] for values, _ in draws) for name in draws[0][0]}
+    if not metrics:
+        raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
+    metric = next(iter(metrics))
+    stderr = metrics.pop(f"{metric}_stderr", None)
+    return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions, tied)
+
+
+def _computed(
+    task: seqio.Task, targets: Sequence[Any], predictions: Sequence[Any]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """The numbers and texts that a task's metrics compute."""
     metrics: dict[str, float] = {}
     notes: dict[str, str] = {}
     for metric_fn in task.predict_metric_fns:
-        values: Mapping[str, Any] = metric_fn(examples.targets, predictions)
+        values: Mapping[str, Any] = metric_fn(targets, predictions)
         for name, value in values.items():
             if isinstance(value, seqio.metrics.Text):
                 notes[name] = str(value.textdata)
             else:
                 metrics[name] = _number(value)
-    if not metrics:
-        raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
-    metric = next(iter(metrics))
-    stderr = metrics.pop(f"{metric}_stderr", None)
-    return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions)
+    return metrics, notes
 
 
 def _number(value: Any) -> float:
@@ -104,7 +126,10 @@ def _number(value: Any) -> float:
 
 
 def example_scores(examples: EvaluationExamples, outcome: Evaluation) -> list[float | None]:
-    """The task's first metric on each example alone; None where it is not defined for a single example."""
+    """The task's first metric on each example alone, the expected one for ties.
+
+    None where it is not defined for a single example.
+    """
     metric_fn = seqio.TaskRegistry.get(examples.task_name).predict_metric_fns[0]
 
     def alone(target: Any, prediction: Any) -> float | None:
@@ -114,7 +139,13 @@ def example_scores(examples: EvaluationExamples, outcome: Evaluation) -> list[fl
             return None
         return value if math.isfinite(value) else None
 
-    return [alone(*pair) for pair in zip(examples.targets, outcome.predictions, strict=True)]
+    def expected(number: int, target: Any, prediction: Any) -> float | None:
+        several = outcome.tied.get(number, [prediction])
+        scores = [score for tied in several if (score := alone(target, tied)) is not None]
+        return statistics.fmean(scores) if len(scores) == len(several) else None
+
+    pairs = zip(examples.targets, outcome.predictions, strict=True)
+    return [expected(number, *pair) for number, pair in enumerate(pairs)]
 
 
 def standard_error(outcome: Evaluation, alone: Sequence[float | None]) -> float | None:

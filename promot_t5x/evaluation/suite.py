@@ -212,9 +212,7 @@ def _step(folder: epath.Path) -> int | None:
 def _check(suite: Suite, model: EncoderDecoderModel) -> None:
     """Finds mistakes in the suite before the checkpoint is read."""
     for entry in suite.entries:
-        vocabulary = _vocabulary(entry)
-        vocabularies.open_vocabulary(vocabulary)
-        vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
+        vocabularies.check_task(entry.name, "eval.Suite.entries", model.config.vocab_size)
         suite.read(entry, limit=1)
 
 

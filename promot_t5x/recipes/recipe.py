@@ -6,6 +6,7 @@ import graphlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from promot_t5x.data import features
 from promot_t5x.recipes.methods import HEADLINE, METHODS, PRETRAINED, Method
 from promot_t5x.reports.method_rows import Compared
 from promot_t5x.runtime import arguments
@@ -26,13 +27,15 @@ class Recipe:
         is in its stage file.
       stage_files: gin files by method, read after the method's own and before the recipe's, which win.
       seeds: seeds of data order, dropout and prompt initialisation.
+      target_lengths: most tokens of the target's inputs and targets, at the end as during training; None for those of
+        the recipe's evaluation, which are the in-context tasks'.
       target_split: the target's split to score at the end; it plays no part in any choice.
       in_context_split: the in-context tasks' split to score at the end.
       headline: names of the method that the report judges, of the one to compare it with, and of the untouched model.
 
     Raises:
       ValueError: an unknown or repeated name, a missing method that another one starts from, a cycle of methods, a
-        learning rate or seed that no run can have, two runs of one name.
+        learning rate, seed or length that no run can have, two runs of one name.
     """
 
     methods: Sequence[str | Method]
@@ -41,6 +44,7 @@ class Recipe:
     learning_rates: Sequence[float]
     stage_files: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (0,)
+    target_lengths: Mapping[str, int] | None = None
     target_split: str = "test"
     in_context_split: str = "test"
     headline: Sequence[str] = HEADLINE
@@ -68,6 +72,8 @@ class Recipe:
                 f"Recipe.headline names {unknown[0]!r}, which is no method{did_you_mean(unknown[0], method_names)}; "
                 f"the methods are {', '.join(dict.fromkeys(method_names))}."
             )
+        if self.target_lengths is not None:
+            features.check_lengths(self.target_lengths, "Recipe.target_lengths")
         if not self.methods or not self.learning_rates or not self.seeds:
             raise ValueError("Recipe.methods, Recipe.learning_rates and Recipe.seeds need at least one entry each.")
         if wrong := [rate for rate in self.learning_rates if not 0 < rate < math.inf]:

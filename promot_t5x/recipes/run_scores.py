@@ -1,5 +1,6 @@
 """Scores a run's best checkpoint; scores are kept in the run's folder, as `eval` writes them, and reused."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,6 +58,7 @@ def scores(
     decided_by = {
         **decided_by,
         "target": recipe.target,
+        "target_lengths": recipe.target_lengths and dict(recipe.target_lengths),
         "in_context": list(recipe.in_context),
         "prompt": planned.prompt,
     }
@@ -93,7 +95,9 @@ def _questions(
     recipe: Recipe, planned: PlannedRun, config: scoring.EvaluationConfig
 ) -> Iterator[tuple[suite.Suite, int | None]]:
     """Yields suites of one task each, and the prompt to attach."""
-    yield suite.Suite([catalog.entry(recipe.target)], recipe.target_split, config, role="target"), planned.prompt
+    lengths = recipe.target_lengths or config.task_feature_lengths
+    of_target = dataclasses.replace(config, task_feature_lengths=lengths)
+    yield suite.Suite([catalog.entry(recipe.target)], recipe.target_split, of_target, role="target"), planned.prompt
     for prompt in dict.fromkeys((None, planned.prompt)):
         for task in recipe.in_context:
             yield suite.Suite([catalog.entry(task)], recipe.in_context_split, config, role="other"), prompt

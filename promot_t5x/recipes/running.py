@@ -11,13 +11,14 @@ from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import loading, networks, saving
+from promot_t5x.data import vocabularies
 from promot_t5x.evaluation import scoring
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.methods import METHODS, PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
-from promot_t5x.reports import comparison, page, tables
+from promot_t5x.reports import comparison, page, shots, tables
 from promot_t5x.runtime import arguments, files, processes, strict_json
 from promot_t5x.runtime.versions import versions
 from promot_t5x.training import initial_parameters, run_folder
@@ -43,7 +44,7 @@ def run_recipe(
     work_dir: str | os.PathLike[str],
     initial_checkpoint_path: str | os.PathLike[str] | None,
     partitioner: Partitioner = Partitioner(),
-    title: str = "ProMoT",
+    title: str | None = None,
     config: Mapping[str, Any] | None = None,
     decided_by: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -53,11 +54,11 @@ def run_recipe(
       recipe: what is compared.
       train: trains one run, such as the result of `runs_from_gin`, or your own function that calls `run_stage`.
       model: the network; its prompt_length is that of stage 1.
-      evaluation_config: lengths and batch size of the evaluations.
+      evaluation_config: lengths and batch size of the evaluations; the target may have its own lengths in the recipe.
       work_dir: the folder for everything; a second call resumes where the first one stopped.
       initial_checkpoint_path: the pretrained model; None starts from random weights, to try out a task.
       partitioner: the mesh.
-      title: the report's heading.
+      title: the report's heading; None names the target.
       config: settings to show next to the numbers, JSON values only.
       decided_by: what else the scores depend on, JSON values only; existing scores that depend on other values are
         measured again. The recipe's tasks, `model` and `evaluation_config` are always taken into account.
@@ -73,6 +74,8 @@ def run_recipe(
     decided_by, config = (_as_json(values, name) for values, name in ((decided_by, "decided_by"), (config, "config")))
     if check := getattr(train, "check", None):
         check(runs)
+    for task in (recipe.target, *recipe.in_context):
+        vocabularies.check_task(task, "pipeline.Recipe", model.config.vocab_size)
     folder = files.absolute(work_dir)
     base = str(folder / RANDOM_WEIGHTS if initial_checkpoint_path is None else files.absolute(initial_checkpoint_path))
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
@@ -105,9 +108,11 @@ def run_recipe(
     method_rows = {method.name: method.row for method in (*METHODS.values(), *recipe.rows)}
     in_order = {method.name: method_rows.pop(method.name) for method in recipe.rows} | method_rows
     shown = {"target": recipe.target, **config}
-    results = comparison.compare(measured, versions(), shown, in_order, recipe.compared)
+    if title is None:
+        title = f"{'A trial with random weights' if initial_checkpoint_path is None else 'ProMoT'} on {recipe.target}"
+    results = comparison.compare(measured, versions(), shown, in_order, recipe.compared, title)
     files.write_json(folder / "comparison.json", results)
-    written = page.write_all(results, folder, title=title)
+    written = page.write_all(results, folder)
     print(f"\n{tables.text_table(results)}\n\n{page.headline(results)}\n\nReport: {written['html']}")
     return results
 
@@ -175,6 +180,7 @@ def _check_base(checkpoint: str, run: PlannedRun, weights: Mapping[PlannedRun | 
 
 def _show(measured: comparison.Run) -> None:
     rate = "" if measured.learning_rate is None else f" at learning rate {measured.learning_rate:g}"
-    others = measured.in_context.values()
-    kept = f", in-context {sum(others) / len(others):.1f}" if others else ""
+    of_each_k = shots.by_k(measured.in_context_rows(attached=False))
+    means = [(k if len(of_each_k) > 1 else "in-context", shots.only_mean(rows)) for k, rows in of_each_k.items()]
+    kept = "".join(f", {name} {mean:.1f}" for name, mean in means)
     print(f"seed {measured.seed} {measured.method}{rate}: target {measured.target:.1f}{kept}", flush=True)

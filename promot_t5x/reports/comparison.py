@@ -2,11 +2,13 @@
 
 The file compares training methods on one target task and on in-context tasks that no method was trained on::
 
-    {"unit": "percent",
+    {"title": "ProMoT on my_task", "unit": "percent",
      "methods": {"mine": {"label": "my method", "colour": "#0072b2", "learning_rates": {"0.0003": {
          "target": 99.0, "target_std": 1.0, "in_context": {"cb": 70.0}, "in_context_std": {"cb": 2.0},
          "in_context_mean": 70.0, "in_context_mean_std": 2.0, "in_context_with_prompt": {"cb": 30.0},
-         "in_context_mean_with_prompt": 30.0, "in_context_mean_with_prompt_std": 3.0, "seeds": [0, 1, 2]}}}},
+         "in_context_mean_with_prompt": 30.0, "in_context_mean_with_prompt_std": 3.0,
+         "in_context_means": {"1shot": {...}}, "seeds": [0, 1, 2]}}}},
+     "shots": {"1shot": ["cb"]}, "cuts": [...],
      "compared": {"method": "mine", "baseline": "usual", "reference": "before", "labels": {}},
      "seeds": [0, 1, 2], "config": {}, "versions": {"python": "3.11.7"}, "runs": [...], "rows": [...]}
 
@@ -21,9 +23,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from promot_t5x.reports import result_files
+from promot_t5x.reports import cut_counts, result_files, shots
 from promot_t5x.reports.averages import overall, summarize
-from promot_t5x.reports.method_rows import Compared, MethodRow, compared
+from promot_t5x.reports.method_rows import Compared, MethodRow
 
 KIND = result_files.Kind(
     "comparison.json", "the pipeline or the demo", {"methods": dict, "seeds": list, "versions": dict}
@@ -33,17 +35,7 @@ NO_RATE = "none"
 
 """Key of the only entry of a method that has no model learning rate (pretrained, prompt tuning)."""
 
-TARGET_MARGIN = 2.0
-
-"""A method counts as trained as well as the baseline if its target score is at most this far below."""
-
-IN_CONTEXT_MARGIN = 5.0
-
-"""A method counts as better in context if its mean is at least this far above the baseline's."""
-
 _TARGET, _IN_CONTEXT = "target", "other"  # roles of rows
-
-_ROUNDING = 1e-9  # 98.4 - 100.4 is a little more than -2 in binary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,35 +78,8 @@ class Run:
         return [row for row in self.rows if row["role"] == _IN_CONTEXT and (row["prompt"] is not None) == attached]
 
     def in_context_mean(self, attached: bool) -> float | None:
-        """The plain mean of the in-context tasks; None if there are none."""
-        return overall(self.in_context_rows(attached))["value"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A method compared with the baseline at one model learning rate; None where a score is missing.
-
-    Attributes:
-      learning_rate: key of the learning rate in the results.
-      target_difference: the method's target score minus the baseline's.
-      in_context_difference: the method's in-context mean minus the baseline's, prompt removed.
-      target_kept: whether the method's target is at most the margin below the baseline's.
-      in_context_gained: whether the method's in-context mean is at least the margin above the baseline's.
-      nearer_to_pretrained: whether the method's in-context mean is nearer to the untouched model's than to the
-        baseline's.
-    """
-
-    learning_rate: str
-    target_difference: float | None
-    in_context_difference: float | None
-    target_kept: bool | None
-    in_context_gained: bool | None
-    nearer_to_pretrained: bool | None
-
-    @property
-    def holds(self) -> bool:
-        """Whether all three conditions were measured and hold."""
-        return bool(self.target_kept and self.in_context_gained and self.nearer_to_pretrained)
+        """The plain mean of the in-context tasks; None if there are none, or several numbers of exemplars."""
+        return shots.only_mean(self.in_context_rows(attached))
 
 
 def rate_key(learning_rate: float | None) -> str:
@@ -132,10 +97,12 @@ def compare(
     config: Mapping[str, Any],
     methods: Mapping[str, MethodRow] | None = None,
     headline: Compared | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """The results described at the top of this module: means and sample standard deviations over seeds.
 
-    The in-context mean of a run is the plain mean of its tasks; its spread is that of the runs' means.
+    The in-context mean of a run is the plain mean of its tasks; its spread is that of the runs' means. Several numbers
+    of exemplars have one mean each, in `in_context_means`, and `in_context_mean` is null.
 
     Args:
       runs: single runs in any order; learning rates and tasks keep the order of their first appearance.
@@ -143,6 +110,7 @@ def compare(
       config: settings to show next to the numbers, JSON values only.
       methods: how methods are shown, in the order of the tables; methods without a row come last.
       headline: which methods the headline compares.
+      title: the report's heading; empty for the general one.
 
     Raises:
       ValueError: no runs, a run given twice, a score outside [0, 100], or seeds that were scored on different tasks.
@@ -169,9 +137,13 @@ def compare(
     contents: dict[str, Any] = {name: {**described[name], "learning_rates": {}} for name in names}
     for (method, key), by_seed in groups.items():
         contents[method]["learning_rates"][key] = _entry([by_seed[seed] for seed in sorted(by_seed)])
+    rows_of_tasks = [row for run in runs for row in run.in_context_rows(attached=False)]
     results = {
+        "title": title,
         "unit": result_files.UNIT,
         "methods": contents,
+        "shots": {k: list(_by_task(rows)) for k, rows in shots.by_k(rows_of_tasks).items()},
+        "cuts": cut_counts.of_rows(row for run in runs for row in run.rows),
         "compared": None if headline is None else _compared(headline, shown),
         "seeds": sorted({run.seed for run in runs}),
         "config": dict(config),
@@ -215,6 +187,10 @@ def _entry(runs: Sequence[Run]) -> dict[str, Any]:
         "in_context_with_prompt": _by_task(attached) if has_prompt else None,
         "in_context_mean_with_prompt": mean_with_prompt["value"],
         "in_context_mean_with_prompt_std": mean_with_prompt["std"],
+        "in_context_means": shots.means(
+            [run.in_context_rows(attached=False) for run in runs],
+            [run.in_context_rows(attached=True) for run in runs] if has_prompt else [],
+        ),
         "seeds": [run.seed for run in runs],
     }
 
@@ -244,51 +220,13 @@ def _as_json(run: Run) -> dict[str, Any]:
         "details": dict(run.details),
         "in_context_mean": run.in_context_mean(attached=False),
         "in_context_mean_with_prompt": run.in_context_mean(attached=True),
+        "in_context_means": shots.means([run.in_context_rows(False)], [run.in_context_rows(True)]),
     }
-
-
-def verdict(
-    results: Mapping[str, Any], target_margin: float = TARGET_MARGIN, in_context_margin: float = IN_CONTEXT_MARGIN
-) -> list[Comparison]:
-    """Compares the headline's method with its baseline at every model learning rate that both have, in ascending order.
-
-    Args:
-      results: what `compare` or `read` returned.
-      target_margin: see TARGET_MARGIN.
-      in_context_margin: see IN_CONTEXT_MARGIN.
-
-    Returns:
-      One comparison per shared learning rate; empty if one of the two methods is missing.
-    """
-    names = compared(results)
-    judged, tuned = (rates(results, name) for name in (names.method, names.baseline))
-    before = next((entry["in_context_mean"] for entry in rates(results, names.reference).values()), None)
-    comparisons = []
-    for key in sorted((key for key in judged if key in tuned and key != NO_RATE), key=float):
-        kept, baseline = judged[key]["in_context_mean"], tuned[key]["in_context_mean"]
-        on_target = _difference(judged[key]["target"], tuned[key]["target"])
-        in_context = _difference(kept, baseline)
-        nearer = None if None in (before, kept, baseline) else abs(kept - before) < abs(kept - baseline)
-        comparisons.append(
-            Comparison(
-                learning_rate=key,
-                target_difference=on_target,
-                in_context_difference=in_context,
-                target_kept=None if on_target is None else on_target >= -target_margin - _ROUNDING,
-                in_context_gained=None if in_context is None else in_context >= in_context_margin - _ROUNDING,
-                nearer_to_pretrained=nearer,
-            )
-        )
-    return comparisons
 
 
 def rates(results: Mapping[str, Any], method: str) -> Mapping[str, Any]:
     """A method's entries by learning rate; empty if it was not measured."""
     return results["methods"].get(method, {}).get("learning_rates", {})
-
-
-def _difference(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from promot_t5x.reports import comparison, method_rows, tables
+from promot_t5x.reports import comparison, method_rows, shots, tables
 from promot_t5x.runtime import files
 
 _GREY = "#5f6368"
@@ -195,15 +195,26 @@ def _plain(text: str) -> str:
 def plot_png(results: Mapping[str, Any]) -> bytes:
     """The plot's PNG, 1,900 pixels wide; error bars are sample standard deviations over seeds.
 
+    Results of several numbers of exemplars have two panels for each.
+
     Args:
       results: what `comparison.compare` or `read` returned.
 
     Returns:
       The file's bytes; equal results give equal bytes.
     """
-    figure = Figure(figsize=(10, 4), dpi=190, facecolor="white", layout="constrained")
+    views = list(shots.views(results))
+    figure = Figure(figsize=(10, 4 * len(views)), dpi=190, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    for (left, right), (k, view) in zip(figure.subplots(len(views), 2, squeeze=False), views, strict=True):
+        _panels(left, right, view, f", {k}" if k else "")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    return data.getvalue()
+
+
+def _panels(left: Axes, right: Axes, results: Mapping[str, Any], of_k: str) -> None:
+    """Draws both panels; `of_k` ends their titles."""
     points = [point for point in _points(results) if point.mean is not None]
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -222,10 +233,7 @@ def plot_png(results: Mapping[str, Any]) -> bytes:
         (left, "In-context learning over the learning rate"),
         (right, "Trade-off with the target task"),
     ):
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color="#202124", pad=10)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", metadata={"Software": None})
-    return data.getvalue()
+        axes.set_title(title + of_k, loc="left", fontsize=11, fontweight="bold", color="#202124", pad=10)
 
 
 def plot(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -3,18 +3,18 @@
 import base64
 import html
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from etils import epath
 
-from promot_t5x.reports import comparison, figure, method_rows, tables
+from promot_t5x.reports import comparison, cut_counts, figure, method_rows, shots, tables, verdict
 from promot_t5x.runtime import files
 
 TITLE = "ProMoT and standard fine-tuning: how much in-context learning is left"
 
-"""Default heading of the page."""
+"""Heading of the page of results that have none."""
 
 _READING = (
     "Each method is trained on the <em>target</em> task only. The other columns are <em>in-context</em> tasks: the"
@@ -31,8 +31,19 @@ def headline(results: Mapping[str, Any]) -> str:
     """One sentence computed from the numbers: the judged method and its baseline at one learning rate.
 
     It is the middle one of the learning rates that both methods have (the lower of two), not the one that looks best.
+    Results of several numbers of exemplars have one sentence for each.
     """
-    comparisons = comparison.verdict(results)
+    return _of_each_k(_headline, results)
+
+
+def _of_each_k(sentence: Callable[[Mapping[str, Any]], str], results: Mapping[str, Any]) -> str:
+    """A sentence about the results; for several numbers of exemplars one for each."""
+    sentences = [(k, sentence(view)) for k, view in shots.views(results)]
+    return " ".join(f"{k}: {text}" if k and text else text for k, text in sentences)
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    comparisons = verdict.verdict(results)
     if not comparisons:
         return _no_comparison(results)
     middle = comparisons[(len(comparisons) - 1) // 2]
@@ -69,18 +80,22 @@ def _no_comparison(results: Mapping[str, Any]) -> str:
     return f"No comparison: there are no scores for {' and '.join(absent) or both}."
 
 
-def _target_clause(outcome: comparison.Comparison, scores: str) -> str:
+def _target_clause(outcome: verdict.Comparison, scores: str) -> str:
     difference = outcome.target_difference
     if difference is None:
         return "(no target score for both methods)"
     if not outcome.target_kept:
         return f"and a lower target score {scores}, which makes the comparison unequal"
-    return f"and {'a higher' if difference > comparison.TARGET_MARGIN else 'the same'} target score {scores}"
+    return f"and {'a higher' if difference > verdict.TARGET_MARGIN else 'the same'} target score {scores}"
 
 
 def summary(results: Mapping[str, Any]) -> str:
     """Two more sentences: the differences at every learning rate, and at how many of them the claim holds."""
-    comparisons = comparison.verdict(results)
+    return _of_each_k(_summary, results)
+
+
+def _summary(results: Mapping[str, Any]) -> str:
+    comparisons = verdict.verdict(results)
     shown = []
     for outcome in comparisons:
         target, in_context = (_signed(d) for d in (outcome.target_difference, outcome.in_context_difference))
@@ -92,7 +107,7 @@ def summary(results: Mapping[str, Any]) -> str:
     method, baseline = tables.label(results, names.method), tables.label(results, names.baseline)
     return (
         f"{method} minus {baseline}: {'; '.join(shown)}. {method}’s claim (target at most "
-        f"{comparison.TARGET_MARGIN:g} lower, in-context mean at least {comparison.IN_CONTEXT_MARGIN:g} higher and "
+        f"{verdict.TARGET_MARGIN:g} lower, in-context mean at least {verdict.IN_CONTEXT_MARGIN:g} higher and "
         f"nearer to the pretrained model’s) holds at {holding} of {len(comparisons)} learning rates."
     )
 
@@ -159,7 +174,7 @@ def _pairs(entries: Iterable[tuple[str, Any]]) -> str:
     return f"<table class=pairs>{lines}</table>"
 
 
-def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], k: str) -> str:
     """All single runs, in a part of the page that opens on a click."""
     lines = []
     for run in runs:
@@ -172,7 +187,8 @@ def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
     heads = "".join(f"<th class=n>{h}</th>" for h in ("learning rate", "seed", "target", "mean", "mean with prompt"))
     head = f"<thead><tr><th>method</th>{heads}<th>details</th></tr></thead>"
     table = f"<table class=runs>{head}<tbody>{''.join(lines)}</tbody></table>"
-    return f"<details><summary>All {len(runs)} single runs</summary>{table}</details>" if runs else ""
+    of_k = f", {_text(k)}" if k else ""
+    return f"<details><summary>All {len(runs)} single runs{of_k}</summary>{table}</details>" if runs else ""
 
 
 _TEMPLATES = jinja2.Environment(
@@ -183,18 +199,17 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def write_html(results: Mapping[str, Any], path: str | os.PathLike[str], title: str = TITLE) -> None:
+def write_html(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes the page atomically; it refers to no other file.
 
     Args:
       results: what `comparison.compare` or `read` returned.
       path: file to write.
-      title: the page's heading.
     """
-    files.write_whole(path, _page(results, title, figure.plot_png(results)).encode())
+    files.write_whole(path, _page(results, figure.plot_png(results)).encode())
 
 
-def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
+def _page(results: Mapping[str, Any], png: bytes) -> str:
     seeds = results["seeds"]
     repeated = len(seeds) > 1
     with_tasks = bool(tables.in_context_tasks(results))
@@ -204,17 +219,18 @@ def _page(results: Mapping[str, Any], title: str, png: bytes) -> str:
     shading = f" Shading of in-context scores: {heat}." if with_tasks else ""
     settings = [("seeds", ", ".join(map(str, seeds))), *results.get("config", {}).items()]
     return _TEMPLATES.get_template("page.html.j2").render(
-        title=title,
+        title=results.get("title") or TITLE,
         headline=headline(results).replace("in-context", "in\u2011context"),  # never broken at the hyphen
         summary=summary(results),
         figure=_figure(png, repeated) if with_tasks else "",
-        table=_table(results),
+        table="".join(f"<h3>{_text(k)}</h3>{_table(view)}" if k else _table(view) for k, view in shots.views(results)),
         note=f"{spread}Bold: best of the methods that train the model.{shading}",
         reading=_READING,
         methods=_methods(results),
         config=_pairs(settings),
         versions=_pairs(results["versions"].items()),
-        runs=_runs(results, results.get("runs", [])),
+        cuts=cut_counts.lines(results),
+        runs="".join(_runs(view, view.get("runs", []), k) for k, view in shots.views(results)),
     )
 
 
@@ -230,13 +246,12 @@ def _figure(png: bytes, repeated: bool) -> str:
     return f'<figure><img alt="{alt}" src="{source}"><figcaption>{caption}</figcaption></figure>'
 
 
-def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title: str = TITLE) -> dict[str, str]:
+def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> dict[str, str]:
     """Writes `report.html`, `comparison.md` and `report.png` into a folder.
 
     Args:
       results: what `comparison.compare` or `read` returned.
       out_dir: the folder, created if missing.
-      title: the page's heading.
 
     Returns:
       The paths of the files: {"html": ..., "markdown": ..., "plot": ...}.
@@ -244,8 +259,10 @@ def write_all(results: Mapping[str, Any], out_dir: str | os.PathLike[str], title
     folder = epath.Path(out_dir).expanduser()
     png = figure.plot_png(results)
     text = f"{headline(results)}\n\n{tables.markdown_table(results)}\n{summary(results)}\n"
+    if cuts := cut_counts.lines(results):
+        text += "\nCut or lost:\n\n" + "".join(f"- {line}\n" for line in cuts)
     contents = {
-        "html": ("report.html", _page(results, title, png).encode()),
+        "html": ("report.html", _page(results, png).encode()),
         "markdown": ("comparison.md", text.encode()),
         "plot": ("report.png", png),
     }

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from promot_t5x.reports import comparison, method_rows
+from promot_t5x.reports import comparison, cut_counts, method_rows, shots
 from promot_t5x.runtime.text import aligned
 
 MISSING = "–"
@@ -132,7 +132,14 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], numbers: Coll
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """The results as a Markdown table; bold: best of the methods that train the model; ±: spread over seeds."""
+    """The results as a Markdown table; bold: best of the methods that train the model; ±: spread over seeds.
+
+    Results of several numbers of exemplars make one table for each.
+    """
+    return "\n".join(f"{k}\n\n{_markdown(view)}" if k else _markdown(view) for k, view in shots.views(results))
+
+
+def _markdown(results: Mapping[str, Any]) -> str:
     lines = rows(results)
     bold = best(lines)
     body = []
@@ -145,7 +152,17 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 
 def text_table(results: Mapping[str, Any]) -> str:
-    """The results as an aligned table for the terminal; to keep it narrow, only target and means show their spread."""
+    """The results as an aligned table for the terminal; to keep it narrow, only target and means show their spread.
+
+    Results of several numbers of exemplars make one table for each. What was cut follows.
+    """
+    parts = [f"{k}\n{_text(view)}" if k else _text(view) for k, view in shots.views(results)]
+    if cuts := cut_counts.lines(results):
+        parts.append("\n".join(cuts) + "\n")
+    return "\n".join(parts)
+
+
+def _text(results: Mapping[str, Any]) -> str:
     heads = columns(results)
     tasks = set(range(1, len(heads) - 2))
     body = []

@@ -123,7 +123,7 @@ def run_stage(
         model=model,
         optimizer=optimizer,
         dataset=dataset,
-        tasks=_tasks(dataset, validation),
+        tasks={name: features.made_of(name, p) for name, p in _task_parameters(dataset, validation).items()},
         loop=dataclasses.replace(loop, eval_period=loop.eval_period or checkpoint.period),
         checkpoint=checkpoint,
         initial_checkpoint_path=starts[0] if len(starts) == 1 else starts or None,
@@ -135,6 +135,8 @@ def run_stage(
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
+    for name, parameter in _task_parameters(dataset, validation).items():
+        vocabularies.check_task(name, parameter, model.config.vocab_size)
     validations.check(validation, stage, model, partitioner)
     _check_export(settings.export_dir, model_dir, starts)
     with folder_lock.held(model_dir):
@@ -215,11 +217,12 @@ def _paths(paths: Path | Sequence[Path] | None) -> tuple[str, ...]:
     return tuple(str(files.absolute(path)) for path in several)
 
 
-def _tasks(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, Any]:
+def _task_parameters(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, str]:
+    """The names of the tasks that a run reads, each with the gin parameter that names it."""
     parameters = {dataset.mixture_or_task_name: "training_batches.DatasetConfig.mixture_or_task_name"}
     if validation is not None:
         parameters.setdefault(validation.task, "train.Validation.task")
-    return {name: features.made_of(name, parameter) for name, parameter in parameters.items()}
+    return parameters
 
 
 def _vocabulary_description(task: str) -> dict[str, Any]:

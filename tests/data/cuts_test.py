@@ -11,7 +11,7 @@ import seqio
 import tensorflow as tf
 
 from promot_t5x.data import cuts, evaluation_examples, training_batches
-from promot_t5x.tasks import few_shot, jsonl
+from promot_t5x.tasks import few_shot, jsonl, paper, toy_world
 
 N = 24
 BYTES = seqio.ByteVocabulary()
@@ -82,10 +82,10 @@ def test_training_and_evaluation_count_the_same_cuts(task, inputs, targets):
     expected = _worked_out(task, inputs, targets)
     counts = sum((collections.Counter(cuts.separated(batch)[0]) for batch in batches), collections.Counter())
     assert {name: counts[name] for name in cuts.ALL} == expected
-    assert all(batch["cuts"].dtype == np.int32 and batch["cuts"].shape == (8, 4) for batch in batches)
+    assert all(batch["cuts"].dtype == np.int32 and batch["cuts"].shape == (8, 5) for batch in batches)
 
     split = evaluation_examples.evaluation_examples(task, {"inputs": inputs, "targets": targets}, "train")
-    names = cuts.ALL if "2shot" in task else cuts.OF_TRIMMING
+    names = cuts.ALL if "2shot" in task else cuts.OF_TASKS
     assert split.cuts == {name: expected[name] for name in names}
     assert set(cuts.ALL) & set(split.examples[0]) == set(cuts.OF_PROMPTS if "2shot" in task else ())
 
@@ -112,3 +112,48 @@ def test_training_that_drops_every_exemplar_is_not_silent(caplog):
     with caplog.at_level("WARNING", logger="absl"):
         _one_epoch("cuts_2shot_seed0_fixed", 6, 9)
     assert f"exemplars dropped to fit 6 tokens: {2 * N}. Raise TASK_FEATURE_LENGTHS" in caplog.text
+
+
+def test_targets_that_the_vocabulary_cannot_write_are_counted_in_training_and_evaluation(tmp_path, caplog):
+    targets = ["red cat", "red  cat ", "red dog", "red"] * 2
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"input": "cat", "target": t}) + "\n" for t in targets))
+    task = jsonl.jsonl_task("unwritable", str(tmp_path), vocabulary=toy_world.WordVocabulary(["red", "cat"]))
+    with caplog.at_level("WARNING", logger="absl"):
+        (batch,) = itertools.islice(
+            training_batches.training_batches(
+                training_batches.DatasetConfig(task, {"inputs": 4, "targets": 2}, batch_size=8, shards=1),
+                with_cuts=True,
+            ),
+            1,
+        )
+        split = evaluation_examples.evaluation_examples(task, {"inputs": 4, "targets": 2}, "train")
+    # Two tokens and the end of sequence do not fit: a target may be cut, too.
+    assert cuts.separated(batch)[0] == dict.fromkeys(cuts.ALL, 0) | {"target_cut": 6, "target_unwritable": 2}
+    assert (split.cuts["target_cut"], split.cuts["target_unwritable"]) == (6, 2)
+    for where in ("In the first 8 training examples", "In 8 examples of unwritable/train"):
+        assert f"{where}, targets cut to 2 tokens: 6; targets that the vocabulary cannot write: 2. Raise" in caplog.text
+
+
+def test_a_task_of_tokens_counts_targets_with_the_unknown_one():
+    rows = {"inputs": [[5], [5]], "targets": [[7, 8], [7, 2]]}
+    source = seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), ["test"])
+    vocabulary = toy_world.WordVocabulary(["red", "cat"])
+    features = {k: seqio.Feature(vocabulary, add_eos=False) for k in rows}
+    seqio.TaskRegistry.add("unknown_tokens", source, features, preprocessors=[])
+    split = evaluation_examples.evaluation_examples("unknown_tokens", {"inputs": 2, "targets": 2}, "test")
+    assert split.cuts["target_unwritable"] == 1
+
+
+def test_what_the_vocabulary_of_t5_cannot_write(shared_dir, tmp_path):
+    """WebQuestions' first answers, and Romanian news: letters with a diaeresis or comma, and … in one sentence."""
+    data = shared_dir / "data"
+    vocabulary = seqio.SentencePieceVocabulary(str(data / "spm" / "t5_cc_all_32000.model"), extra_ids=100)
+    lines = (data / "ntrex128" / "en-ro.jsonl").read_text().strip().split("\n")
+    rows = [json.loads(line)["translation"]["ro"] for line in lines]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"input": "", "target": row}) + "\n" for row in rows))
+    romanian = jsonl.jsonl_task("romanian", str(tmp_path), vocabulary=vocabulary)
+    files = {"train": "train.jsonl"}
+    questions = paper.task("web_questions", vocabulary, data_dir=str(data), splits=files, sentinels=True)
+    for task, count, unwritable in ((questions, 3778, 21), (romanian, 1000, 40)):
+        split = evaluation_examples.evaluation_examples(task, {"inputs": 64, "targets": 64}, "train")
+        assert (len(split.examples), split.cuts["target_unwritable"]) == (count, unwritable)

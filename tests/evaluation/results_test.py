@@ -27,6 +27,9 @@ def _tasks():
     add("own")
 
 
+LENGTHS = {"inputs": 8, "targets": 4}
+
+
 def _row(
     task,
     value,
@@ -41,7 +44,9 @@ def _row(
     step=7,
 ):
     rows = tuple({"inputs_pretokenized": prompt.encode()} for prompt in prompts)
-    examples = EvaluationExamples(task, "test", rows, ["t"] * len(rows), {}, truncated, {"input_cut": truncated})
+    examples = EvaluationExamples(
+        task, "test", rows, ["t"] * len(rows), {}, truncated, {"input_cut": truncated}, LENGTHS
+    )
     outcome = Evaluation(metric, value, None, {metric: value, "f1": value / 2, "length": math.nan}, {"note": "n"}, [])
     entry, checkpoint = catalog.Entry(task, k, seed, task), {"run": "seed0/mine", "step": step}
     return results.row(checkpoint, entry, role, prompt, "generate", examples, outcome, stderr, f"{task}.jsonl")
@@ -74,7 +79,14 @@ def test_rows_that_differ_in_their_seed_make_one_entry():
         "exemplar_seed": 0,
         "prompt": None,
     }
-    expected |= {"n": 2, "cuts": {"input_cut": 2}, "answers": "qa.jsonl", "metric": "accuracy", "split": "test"}
+    expected |= {
+        "n": 2,
+        "lengths": LENGTHS,
+        "cuts": {"input_cut": 2},
+        "answers": "qa.jsonl",
+        "metric": "accuracy",
+        "split": "test",
+    }
     assert {name: row[name] for name in expected} == expected and summary["unit"] == "percent"
 
 

@@ -1,9 +1,13 @@
 """promot_t5x.evaluation.scoring on a task of bytes whose right answers are known."""
 
 import dataclasses
+import functools
+import itertools
+import json
 import math
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
@@ -14,6 +18,7 @@ from promot_t5x.evaluation.answering import Answer
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.tasks import jsonl, metrics, toy_world
 
 TEXTS = [f"{'ab' * (n % 4 + 1)}{n}" for n in range(10)]
 LENGTHS = {"inputs": 12, "targets": 6}
@@ -132,3 +137,68 @@ def test_a_metric_that_is_no_mean_over_examples_has_no_analytic_error():
 def test_an_unknown_way_of_answering():
     with pytest.raises(ValueError, match="answering is 'guess': expected generate or rank"):
         scoring.EvaluationConfig(LENGTHS, answering="guess")
+
+
+@dataclasses.dataclass(frozen=True)
+class _PrefersSmallIds(EncoderDecoderModel):
+    """Scores a choice by the ids of its tokens, of which the unknown one, 2, is the smallest word."""
+
+    config: T5Config = CONFIG
+
+    def score_batch(self, params, batch):
+        del params
+        return -jnp.sum(batch["decoder_target_tokens"], axis=1).astype(jnp.float32)
+
+
+def _ranked(tmp_path, rows, metric="accuracy", length_normalized=False):
+    """Outcome, scores of single examples and number of those with equal choices; red and cat are the known words."""
+    lines = [{"input": "cat", "target": target, "choices": choices} for target, choices in rows]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    vocabulary = toy_world.WordVocabulary(["red", "cat"])
+    task = jsonl.jsonl_task(
+        "ties",
+        str(tmp_path),
+        vocabulary=vocabulary,
+        splits={"test": "test.jsonl"},
+        choices_column="choices",
+        metric=metric,
+    )
+    config = scoring.EvaluationConfig(LENGTHS, 4, answering="rank", length_normalized=length_normalized)
+    outcome = scoring.evaluate(_PrefersSmallIds(), {}, task, "test", config, prompt_id=None, partitioner=ONE)
+    examples = evaluation_examples.evaluation_examples(task, LENGTHS, "test")
+    return outcome, scoring.example_scores(examples, outcome), examples.cuts["equal_choices"]
+
+
+@pytest.mark.parametrize("length_normalized", [False, True])
+@pytest.mark.parametrize("order", ["{}", "}{"])
+def test_choices_that_the_vocabulary_cannot_tell_apart_score_as_if_drawn(tmp_path, order, length_normalized):
+    """Taking the first one, `{` scored 100 % or 0 % by the order of the choices."""
+    outcome, alone, equal = _ranked(tmp_path, [("{", [*order])] * 3, length_normalized=length_normalized)
+    assert (outcome.value, alone, equal) == (50.0, [50.0] * 3, 3)
+    assert scoring.standard_error(outcome, alone) == 0.0, "the metric is a mean over examples, and they do not differ"
+
+
+def test_only_the_best_choices_are_drawn_from(tmp_path):
+    rows = [
+        ("{", ["red", "{", "cat", "}"]),  # two of four are best, one of them right
+        ("cat", ["red", "{", "cat", "}"]),  # two are best, both wrong
+        ("red", ["cat", "red"]),
+        ("[", ["(", "[", "<"]),
+        ("red", ["cat cat", "red", "{ {", "} {"]),  # equal ones that are not the best
+    ]
+    outcome, alone, equal = _ranked(tmp_path, rows)
+    assert alone == pytest.approx([50.0, 0.0, 100.0, 100 / 3, 100.0]) and equal == 4
+    assert outcome.value == pytest.approx(sum(alone) / 5, rel=1e-12)
+    assert outcome.predictions == ["{", "{", "red", "(", "red"]
+
+
+def test_other_metrics_than_means_are_expected_values_too(tmp_path):
+    """Against the mean over all ways to break the ties."""
+    rows = [("{", ["{", "}"]), ("}", ["{", "}"]), ("red", ["red", "cat"]), ("(", ["{", "}", "("])]
+    f1 = functools.partial(metrics.macro_f1, labels=("{", "}", "red", "("))
+    outcome, alone, _ = _ranked(tmp_path, rows, metric=f1)
+    targets = [target for target, _ in rows]
+    ways = itertools.product(["{", "}"], ["{", "}"], ["red"], ["{", "}", "("])
+    expected = np.mean([f1(targets, way)["macro_f1"] for way in ways])
+    assert outcome.value == pytest.approx(expected, abs=5)
+    assert scoring.standard_error(outcome, alone) is None

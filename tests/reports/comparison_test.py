@@ -123,50 +123,6 @@ def test_a_missing_key_is_named(tmp_path, name):
         comparison.read(tmp_path / "r.json")
 
 
-def _verdict(promot_target, promot_mean, tuned_target=100.0, tuned_mean=70.0):
-    runs = [
-        _score("pretrained", None, 90.0, None),
-        _score("fine_tuning", tuned_target, tuned_mean),
-        _score("promot", promot_target, promot_mean),
-    ]
-    (outcome,) = comparison.verdict(comparison.compare(runs, {}, {}, headline=HEADLINE))
-    return outcome
-
-
-@pytest.mark.parametrize(
-    ("target", "mean", "kept", "gained", "nearer"),
-    [
-        (100, 88, True, True, True),
-        (98, 88, True, True, True),  # exactly at the margin
-        (97, 88, False, True, True),
-        (100, 75, True, True, False),
-        (100, 74, True, False, False),
-        (100, 60, True, False, False),
-        (100, 95, True, True, True),  # better than before counts as near
-    ],
-)
-def test_verdict(target, mean, kept, gained, nearer):
-    comparison = _verdict(target, mean)
-    assert comparison.target_difference == pytest.approx(target - 100)
-    assert comparison.in_context_difference == pytest.approx(mean - 70)
-    assert (comparison.target_kept, comparison.in_context_gained, comparison.nearer_to_pretrained) == (
-        kept,
-        gained,
-        nearer,
-    )
-    assert comparison.holds == (kept and gained and nearer)
-
-
-def test_verdict_takes_shared_learning_rates_in_rising_order_and_misses_nothing_silently():
-    runs = [_score(method, 100.0, 50.0, rate) for rate in (1e-3, 1e-4, 3e-4) for method in ("promot", "fine_tuning")]
-    runs.append(_score("promot", 100.0, 50.0, 1e-2))
-    comparisons = comparison.verdict(comparison.compare(runs, {}, {}, headline=HEADLINE))
-    assert [comparison.learning_rate for comparison in comparisons] == ["0.0001", "0.0003", "0.001"]
-    assert comparisons[0].nearer_to_pretrained is None and not comparisons[0].holds
-    assert comparison.verdict(comparison.compare(runs[:1], {}, {}, headline=HEADLINE)) == []
-    assert comparison.verdict(comparison.compare(runs, {}, {})) == [], "nobody says what to compare"
-
-
 def test_handed_rows_are_kept_and_give_the_order():
     rows = {name: MethodRow(name.upper(), "#123456", "*", f"About {name}.") for name in ("first", "absent", "second")}
     runs = [_score(name, 100.0, 50.0) for name in ("own", "second", "first")]

@@ -3,6 +3,7 @@
 import base64
 import functools
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 
@@ -19,9 +20,9 @@ TASKS = ("nli3", "wic", "qa_short", "key_sentence")
 VOID = {"meta", "img", "wbr", "br", "hr", "link", "input"}
 
 
-def compare(runs, versions, config):
+def compare(runs, versions, config, title=""):
     """The comparison as a recipe makes it of this package's methods."""
-    return comparison.compare(runs, versions, config, ROWS, Compared(*methods.HEADLINE))
+    return comparison.compare(runs, versions, config, ROWS, Compared(*methods.HEADLINE), title)
 
 
 class _Page(HTMLParser):
@@ -74,8 +75,8 @@ def _world(seeds=(0,), swap=False, drop=0.0, methods=("pretrained", "prompt_tuni
     return compare([one for one in runs if one.method in methods], {"jax": "1.2.3"}, {"recipe": "demo.gin"})
 
 
-def _html(results, tmp_path, **options):
-    page.write_html(results, tmp_path / "report.html", **options)
+def _html(results, tmp_path):
+    page.write_html(results, tmp_path / "report.html")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -115,7 +116,7 @@ WORLDS = {
 def _drawn(name):
     """Page and plot of a world; drawing takes most of the time of these tests."""
     png = figure.plot_png(WORLDS[name])
-    return page._page(WORLDS[name], page.TITLE, png), png
+    return page._page(WORLDS[name], png), png
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -213,7 +214,7 @@ def test_summary_counts_where_the_claim_holds():
 def test_all_text_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>&'
     only = run(evil, 1e-3, 0, 50.0, {evil: 50.0}, {evil: 50.0}, {evil: evil})
-    text = _html(compare([only], {evil: evil}, {evil: evil, "nested": {"k": [evil]}}), tmp_path, title=evil)
+    text = _html(compare([only], {evil: evil}, {evil: evil, "nested": {"k": [evil]}}, title=evil), tmp_path)
     assert "<script" not in text
     parsed = _Page(text)
     assert parsed.open == [] and evil in parsed.texts and parsed.cells.count(evil) >= 4
@@ -271,11 +272,20 @@ def test_write_all_makes_three_files(tmp_path):
     assert page.headline(_world((0, 1))) in markdown and tables.markdown_table(_world((0, 1))) in markdown
 
 
+def test_a_report_that_is_written_again_keeps_its_title(tmp_path):
+    (tmp_path / "comparison.json").write_text(
+        json.dumps(compare([run("mine", 1e-3, 0, 1.0, {})], {}, {}, title="On qa"))
+    )
+    results = comparison.read(tmp_path / "comparison.json")
+    assert "<h1>On qa</h1>" in _html(results, tmp_path)
+    assert f"<h1>{page.TITLE}</h1>" in _html({**results, "title": ""}, tmp_path)
+
+
 def test_rows_that_were_handed_in_are_what_is_shown():
     row = methods.Method("mine", ("mine.gin",), label="Mine & more", colour="#abcdef", description="About <mine>.").row
     runs = [run("mine", 1e-3, 0, 90.0, {"qa": 60.0}), run("usual", 1e-3, 0, 90.0, {"qa": 50.0})]
     results = comparison.compare(runs, {}, {}, {"mine": row}, Compared("mine", "usual", "before"))
-    text = page._page(results, "t", figure.plot_png(results))
+    text = page._page(results, figure.plot_png(results))
     assert "Mine &amp; more" in text and "background:#abcdef" in text and "About &lt;mine&gt;." in text
     expected = "At learning rate 1e-3 and the same target score (Mine & more 90.0, usual 90.0), Mine & more keeps 60.0"
     assert page.headline(results).startswith(expected)
