@@ -27,7 +27,8 @@ _SENTINEL = re.compile(r"▁?(<extra_id_(\d+)>)")
 
 _CLASS = {"tokenizer_class": "PreTrainedTokenizerFast"}
 
-_Model: Any = protos.ModelProto  # generated when it is imported, so type checkers do not see it
+# Generated when the module is imported, so type checkers do not see it.
+_Model: Any = getattr(protos, "ModelProto")  # noqa: B009
 
 _Piece = _Model.SentencePiece
 
