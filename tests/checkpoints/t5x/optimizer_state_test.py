@@ -48,7 +48,21 @@ def test_stacked_slots_become_those_of_each_layer(tmp_path, name):
             np.testing.assert_allclose(array[number], getattr(expected, slot), rtol=1e-5, err_msg=slot)
 
 
-def test_both_formats_hold_the_same_state(testdata):
+def test_both_formats_are_read(tmp_path):
+    gradients = {
+        "encoder/layers_0/mlp/wo/kernel": np.random.default_rng(0).normal(size=(140, 130)),
+        "scale": np.ones(3),
+    }
+    slots, params = t5x_state.moments(gradients), {name: np.float32(x) for name, x in gradients.items()}
+    for orbax in (False, True):
+        state = optimizer_state.read(t5x_state.write(tmp_path / f"checkpoint_{orbax:d}", params, slots, 7, orbax))
+        assert state.step == 7
+        assert {n: stored_leaves.whole(leaf).tobytes() for n, leaf in state.slots.items()} == {
+            n: array.tobytes() for n, array in slots.items()
+        }
+
+
+def test_t5xs_own_checkpoints_hold_the_same_state_in_both_formats(testdata):
     for kind in ("t5", "scalable_t5"):
         folders = (testdata / "t5x_tiny" / f"{kind}_{written}" / "checkpoint_0" for written in ("legacy", "orbax"))
         legacy, orbax = map(optimizer_state.read, folders)
