@@ -59,6 +59,14 @@ def parser() -> argparse.ArgumentParser:
         help="a soft prompt to attach: its folder, .npy, or adapter",
     )
     result.add_argument("--force", action="store_true", help="attach it even if it was trained on another model")
+    result.add_argument(
+        "--vocabulary_file",
+        metavar="PATH",
+        help="the SentencePiece model for the tokenizer of a huggingface folder, if the checkpoint names no other",
+    )
+    result.add_argument(
+        "--extra_ids", type=int, metavar="N", help="sentinels to add to it; by default 100, unless it has its own"
+    )
     result.add_argument("--check-logits", action="store_true", help="also compare the logits of a fixed batch")
     return result
 
@@ -76,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         network=network_fields(extra["network"]),
         prompt_path=extra["prompt_path"],
         force=extra["force"],
+        vocabulary=extra["vocabulary_file"],
+        extra_ids=extra["extra_ids"],
         check_logits=extra["check_logits"],
         dry_run=invocation.dry_run,
     )

@@ -93,6 +93,11 @@ class WordVocabulary(seqio.Vocabulary):
             raise ValueError(f"WordVocabulary has the words {repeated} more than once; list every word once.")
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """The word of every id, unused ids included."""
+        return self._words
+
+    @property
     def bos_id(self) -> int:
         """Decoding starts from padding, as in T5."""
         return self.pad_id

@@ -120,6 +120,25 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
     return stored_leaves.entering(StoredLeaf(shape, dtype, array.location, read))
 
 
+def integer(array: "StoredArray | np.ndarray") -> int:
+    """Reads an array that holds one integer, such as a step.
+
+    Raises:
+      ValueError: it cannot be read, or holds anything else.
+    """
+    if isinstance(array, StoredArray):
+        try:
+            value = np.asarray(ts.open(ts.Spec(array.spec), read=True, open=True).result().read().result())
+        except Exception as error:
+            raise ValueError(damaged(array.location, f"the array cannot be read: {line(error)}")) from error
+    else:
+        value = np.asarray(array)
+    if value.size != 1 or not np.issubdtype(value.dtype, np.integer):
+        location = array.location if isinstance(array, StoredArray) else "the step"
+        raise ValueError(damaged(location, f"it is {value.dtype}{value.shape}, expected one integer"))
+    return int(value.reshape(()))
+
+
 def _check_downloaded(location: str) -> None:
     """Raises ValueError if a file of an array that cannot be read is a git-lfs pointer."""
     folder = pathlib.Path(location)  # local: a bucket has no pointers

@@ -19,9 +19,11 @@ from promot_t5x.checkpoints import (
     networks,
     placing,
     soft_prompts,
+    source_vocabulary,
     sources,
     stored_leaves,
 )
+from promot_t5x.checkpoints.huggingface import tokenizer_files
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import Index, Leaves, StoredLeaf
 from promot_t5x.models import parameter_names
@@ -46,6 +48,8 @@ def convert_checkpoint(
     network: Mapping[str, Any] | None = None,
     prompt_path: str | os.PathLike[str] | None = None,
     force: bool = False,
+    vocabulary: Any = None,
+    extra_ids: int | None = None,
     check_logits: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -58,16 +62,26 @@ def convert_checkpoint(
       network: fields of T5Config that the source does not state; by default those of the public models, and printed.
       prompt_path: a soft prompt to attach, see `soft_prompts`.
       force: attach it even if it was trained on another model.
+      vocabulary: what the tokenizer of a Hugging Face folder is written from, a seqio vocabulary or the path of a
+        SentencePiece model; None takes the one that the checkpoint names, if it is found, or copies the files of a
+        Hugging Face source.
+      extra_ids: number of sentinels to add to the SentencePiece model; None adds T5's 100 unless it has its own.
       check_logits: also compare the logits of a fixed batch; this loads both models.
       dry_run: only print the table of names.
 
     Raises:
       FileExistsError: `to_path` exists and is not empty.
-      FileNotFoundError: `from_path` does not exist.
-      ValueError: an unknown format, the source is damaged, the format cannot hold it, the prompt does not belong to it,
-        the result differs, or the source is one of ours from before checkpoints carried their network.
+      FileNotFoundError: `from_path` or the vocabulary's file does not exist.
+      ValueError: an unknown format, the source is damaged, the format cannot hold it, the prompt or the vocabulary does
+        not belong to it, the result differs, or the source is one of ours from before checkpoints carried their
+        network.
     """
     formats.check_format(to_format)
+    if to_format != "huggingface" and (vocabulary is not None or extra_ids is not None):
+        raise ValueError(
+            f"A vocabulary is given, which only the format huggingface holds, but the format is {to_format}; leave out "
+            "--vocabulary_file and --extra_ids."
+        )
     source = sources.open_source(from_path, network)
     sources.complete_config(source)
     _check_complete(source)
@@ -81,12 +95,17 @@ def convert_checkpoint(
         print(f"{line} (--network FIELD=VALUE gives another)")
     if prompt_path is None and (unread := source.folder / formats.ADAPTER).exists():
         print(f"the soft prompt in {unread} is left out (--soft_prompt={unread} attaches it)")
+    tokenizer: Mapping[str, bytes] = {}
+    if to_format == "huggingface":
+        tokenizer, line = source_vocabulary.tokenizer(source, vocabulary, extra_ids)
+        print(line)
     if dry_run:
         print(_table(source, to_format))
         return
     with _removed_on_failure(folder):
         progress = _Progress("written", source.leaves)
         formats.write(folder, dataclasses.replace(source, leaves=progress.watched), to_format)
+        tokenizer_files.write(folder, tokenizer)
         progress.done()
         written = formats.written_leaves(folder, source.leaves)
         _compare(source.leaves, written)

@@ -1,4 +1,4 @@
-"""Shardings of an optimizer's state, derived from those of the parameters."""
+"""The leaves of an optimizer's state: their names, and their shardings, derived from those of the parameters."""
 
 from typing import Any
 
@@ -6,6 +6,17 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from promot_t5x.partitioning.partitioner import _shortest
+
+
+def by_path(state: Any) -> dict[str, Any]:
+    """The leaves of an optimizer's state by path, in the tree's order.
+
+    >>> import optax
+    >>> list(by_path(optax.sgd(0.1, momentum=0.9).init({"w": 0.0})))
+    ['0/trace/w']
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def slot_shardings(slots: Any, parameters: Any) -> Any:

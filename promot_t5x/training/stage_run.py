@@ -26,6 +26,7 @@ from promot_t5x.training import (
     optimizers,
     parameter_table,
     prompt_initializers,
+    restored_optimizer,
     run_folder,
     run_metrics,
     stages,
@@ -59,6 +60,7 @@ class RunSettings:
     validation: Validation | None
     frozen_weights_dtype: str | None
     export_dir: str | None
+    restore_optimizer: bool
     partitioner: Partitioner = dataclasses.field(metadata={"may_change": True})
 
 
@@ -77,6 +79,7 @@ def run_stage(
     partitioner: Partitioner = Partitioner(),
     frozen_weights_dtype: str | None = None,
     export_dir: Path | None = None,
+    restore_optimizer: bool = False,
     dry_run: bool = False,
     config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
@@ -100,6 +103,8 @@ def run_stage(
       frozen_weights_dtype: dtype of a model that does not train, during the run, "bfloat16" for half the memory; None
         keeps T5Config.param_dtype. The prompt, and everything that is stored, keeps its dtype.
       export_dir: the folder for the best parameters alone, without optimizer state, to start other runs from.
+      restore_optimizer: start with the optimizer's state of the T5X checkpoint in `initial_checkpoint_path`, see
+        `restored_optimizer`; False starts with a fresh one.
       dry_run: print the parameters that would train and stop, before anything is read or created.
       config_gin: returns the text of config.gin, for a run that gin configures; called when the run claims its folder.
 
@@ -131,6 +136,7 @@ def run_stage(
         validation=validation,
         frozen_weights_dtype=frozen_weights_dtype,
         export_dir=None if export_dir is None else os.fspath(export_dir),
+        restore_optimizer=restore_optimizer,
         partitioner=partitioner,
     )
     if (result := run_folder.finished(model_dir, settings)) is not None:
@@ -148,6 +154,7 @@ def _run(
 ) -> run_folder.RunResult:
     """Trains or resumes a run whose settings were checked and whose folder is held."""
     stage, model, partitioner = settings.stage, settings.model, settings.partitioner
+    optimizer_state = _stored_optimizer_state(settings, starts)
     params, base = initial_parameters.starting_parameters(
         model, stage, starts, settings.prompt_init, partitioner, settings.loop.seed
     )
@@ -160,11 +167,32 @@ def _run(
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(saving.RunCheckpoints(model_dir, settings.checkpoint)) as run_checkpoints:
         state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
+        if optimizer_state is not None and state.step == 0:
+            fresh = state.opt_state
+            state = dataclasses.replace(state, opt_state=restored_optimizer.restored(fresh, optimizer_state))
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < settings.loop.total_steps:
             logging.info("%s", _plan(settings, state.step))
             _train(settings, staged, state, frozen, save, model_dir)
     return run_folder.finish(model_dir, settings.export_dir)
+
+
+def _stored_optimizer_state(settings: RunSettings, starts: Sequence[str]) -> restored_optimizer.StoredState | None:
+    """The optimizer's state to start with, None for a fresh one.
+
+    Raises:
+      ValueError: no single T5X checkpoint holds one that fits.
+    """
+    if not settings.restore_optimizer:
+        return None
+    if len(starts) != 1:
+        start = f"averages {len(starts)} checkpoints" if starts else "is None"
+        raise ValueError(
+            f"RESTORE_OPTIMIZER is True, but INITIAL_CHECKPOINT_PATH {start}: give one checkpoint of T5X, or set "
+            "RESTORE_OPTIMIZER to False."
+        )
+    params = _abstract_params(settings.model, settings.stage)
+    return restored_optimizer.opened(starts[0], settings.optimizer, params, settings.stage)
 
 
 def _plan(settings: RunSettings, step: int) -> str:

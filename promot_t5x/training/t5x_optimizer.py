@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import Params
-from promot_t5x.partitioning.optimizer_slots import slot_shardings
+from promot_t5x.partitioning.optimizer_slots import by_path, slot_shardings
 from promot_t5x.training import optimizers, stages
 
 
@@ -96,7 +96,7 @@ class StagedOptimizer:
         A slot's name is its path in optax's state. Parts of that state without leaves are left out: T5X cannot store
         an empty dictionary.
         """
-        slots = parameter_names.unflatten(_by_path(state.param_states))
+        slots = parameter_names.unflatten(by_path(state.param_states))
         target_dict = flax.serialization.to_state_dict(target)
         return {"target": target_dict, "state": {"step": state.step, "param_states": slots}}
 
@@ -108,7 +108,7 @@ class StagedOptimizer:
         """
         target = flax.serialization.from_state_dict(opt_target, state_dict["target"])
         stored = parameter_names.flatten(state_dict["state"]["param_states"])
-        expected = _by_path(opt_state.param_states)
+        expected = by_path(opt_state.param_states)
         if differing := sorted(stored.keys() ^ expected.keys()):
             raise ValueError(
                 f"The checkpoint's optimizer state is not that of stage {self.staged.name}: {len(differing)} "
@@ -157,9 +157,3 @@ def mesh_in_force():
         mesh = pxla.thread_resources.env.physical_mesh
     with contextlib.nullcontext() if mesh.empty else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """Leaves by path, in the tree's order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

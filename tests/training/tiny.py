@@ -101,7 +101,7 @@ def registered_task():
     seqio.TaskRegistry.remove("tiny_runs")
 
 
-def train(folder, stage, task, initial=None, steps=6):
+def train(folder, stage, task, initial=None, steps=6, **settings):
     """A whole run as `train.train` makes it."""
     config = dataclasses.replace(ONE_LAYER, scan_layers=stage == "joint_tuning")
     prompt = {"prompt_init": lambda key, n, p, e: jax.random.uniform(key, (n, p, e.shape[1]))}
@@ -115,6 +115,7 @@ def train(folder, stage, task, initial=None, steps=6):
         saving.CheckpointConfig(period=2, keep_latest=1),
         initial_checkpoint_path=initial,
         **({} if stage == "fine_tuning" else prompt),
+        **settings,
     )
 
 

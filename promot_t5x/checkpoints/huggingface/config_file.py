@@ -261,7 +261,6 @@ def values_of(config: T5Config, model_type: str, dtype: str | None) -> dict[str,
         "is_encoder_decoder": True,
         "tie_word_embeddings": config.logits_via_embedding,
         "use_cache": True,
-        "tokenizer_class": "T5Tokenizer",
         **_IDS,
         **({} if dtype is None else {"torch_dtype": dtype}),  # the name that every version reads
     }

@@ -54,9 +54,7 @@ def write(
     """Writes a model that transformers' from_pretrained reads: weights, config.json and generation_config.json.
 
     One block of one tensor is in memory at a time. config.json, without which the folder is not a model, is written
-    last; only process 0 writes. The vocabulary is not written: for a tokenizer, copy spiece.model and
-    tokenizer_config.json (or tokenizer.json) from the folder of the model that this one was trained from, such as
-    google/mt5-small.
+    last; only process 0 writes. For the tokenizer see `tokenizer_files`.
 
     Args:
       folder: may exist, but must not hold a model.

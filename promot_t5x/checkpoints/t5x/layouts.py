@@ -8,7 +8,7 @@ Source: https://github.com/google-research/t5x, `examples/t5/network.py` and `ex
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.stored_leaves import Leaves, StoredLeaf
@@ -20,20 +20,31 @@ _OURS = re.compile(r"^(encoder|decoder)/layers/(.+)$")
 
 _BIAS = "relpos_bias/rel_embedding"
 
-_PROJECTIONS = ("query/kernel", "key/kernel", "value/kernel")
+PROJECTIONS = ("query/kernel", "key/kernel", "value/kernel")
+
+OUT = "out/kernel"
 
 
 class DifferentBiasesError(ValueError):
     """Layers that are to share a table of relative positions have different ones."""
 
 
-def is_scanned(names: Mapping) -> bool:
+def is_scanned(names: Iterable[str]) -> bool:
     """Whether names are those of `scalable_t5`.
 
     >>> is_scanned({"encoder/encoder/mlp/wo/kernel": 0}), is_scanned({"encoder/layers_0/mlp/wo/kernel": 0})
     (True, False)
     """
     return any(_SCANNED.match(name) for name in names)
+
+
+def our_stack(name: str) -> str:
+    """Our name of a stack of `scalable_t5`.
+
+    >>> our_stack("encoder/encoder/mlp/wo/kernel")
+    'encoder/layers/mlp/wo/kernel'
+    """
+    return _SCANNED.sub(r"\1/layers/\2", name)
 
 
 def from_scanned(leaves: Leaves) -> dict[str, StoredLeaf]:
@@ -48,18 +59,18 @@ def from_scanned(leaves: Leaves) -> dict[str, StoredLeaf]:
         if not match:
             return name, leaf
         side, rest = match.groups()
-        least = 4 if rest.endswith((*_PROJECTIONS, "out/kernel")) else 2
+        least = 4 if rest.endswith((*PROJECTIONS, OUT)) else 2
         if len(leaf.shape) < least:
             raise ValueError(
                 f"{leaf.source} has the shape {leaf.shape}, expected at least {least} dimensions with the layers on "
                 "the second: give a checkpoint of scalable_t5."
             )
         ours = stored_leaves.transposed(leaf, (1, 0, *range(2, len(leaf.shape))))
-        if rest.endswith(_PROJECTIONS):  # LxDxHxK
+        if rest.endswith(PROJECTIONS):  # LxDxHxK
             ours = stored_leaves.joined(ours, 2)
-        elif rest.endswith("out/kernel"):  # LxHxKxD
+        elif rest.endswith(OUT):  # LxHxKxD
             ours = stored_leaves.joined(ours, 1)
-        return f"{side}/layers/{rest}", ours
+        return our_stack(name), ours
 
     return dict(sorted(convert(name, leaf) for name, leaf in leaves.items()))
 
@@ -72,9 +83,9 @@ def to_scanned(leaves: Leaves, head_dim: int) -> dict[str, StoredLeaf]:
         if not match:
             return name, leaf
         side, rest = match.groups()
-        if rest.endswith(_PROJECTIONS):
+        if rest.endswith(PROJECTIONS):
             leaf = stored_leaves.split(leaf, 2, head_dim)
-        elif rest.endswith("out/kernel"):
+        elif rest.endswith(OUT):
             leaf = stored_leaves.split(leaf, 1, head_dim)
         return f"{side}/{side}/{rest}", stored_leaves.transposed(leaf, (1, 0, *range(2, len(leaf.shape))))
 

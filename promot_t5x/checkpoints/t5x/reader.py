@@ -3,7 +3,7 @@
 Legacy: a folder with a msgpack file `checkpoint` = {version: 3, optimizer: {state, target}}, in which a large leaf is a
 tensorstore spec that names a zarr folder next to the file, and a small leaf is stored inline. Orbax: a folder (or its
 subfolder `state`) with `_METADATA` and one array per leaf, usually inside an OCDBT key-value store. Only the parameters
-(`target`) are read, never the optimizer's state. Nothing is unpickled.
+(`target`) are read here, the optimizer's state in `optimizer_state`. Nothing is unpickled.
 
 Source: https://github.com/google-research/t5x, `checkpoints.py`, and the Orbax documentation.
 """
@@ -26,9 +26,9 @@ LEGACY_VERSION = 3
 
 LEGACY_FILE = "checkpoint"
 
-_PARAMETERS = "target"
+PARAMETERS = ("target",)
 
-_Leaves = dict[str, "StoredArray | np.ndarray"]
+Listed = dict[str, "StoredArray | np.ndarray"]
 
 
 def is_t5x_checkpoint(folder: epath.Path) -> bool:
@@ -67,16 +67,25 @@ def read(folder: epath.Path) -> dict[str, StoredLeaf]:
       ValueError: it is not a T5X checkpoint, has another version, or is damaged; a damaged chunk is noticed when it is
         read.
     """
-    leaves = _leaves(folder)
-    opened = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
+    by_name = opened(folder, listed(folder))
+    return layouts.from_scanned(by_name) if layouts.is_scanned(by_name) else by_name
+
+
+def opened(folder: epath.Path, leaves: Listed) -> dict[str, StoredLeaf]:
+    """Opens the arrays that `listed` returned, concurrently, reading their headers only.
+
+    Raises:
+      FileNotFoundError: an array does not exist.
+      ValueError: an array is damaged, or has another dtype than floating point.
+    """
+    in_files = arrays.opened({name: leaf for name, leaf in leaves.items() if isinstance(leaf, StoredArray)})
     inline = f"{folder / LEGACY_FILE}: "
-    by_name = {
+    return {
         name: stored_leaves.entering(stored_leaves.from_array(leaf, inline + name))
         if isinstance(leaf, np.ndarray)
-        else opened[name]
+        else in_files[name]
         for name, leaf in leaves.items()
     }
-    return layouts.from_scanned(by_name) if layouts.is_scanned(by_name) else by_name
 
 
 def _is_legacy(folder: epath.Path) -> bool:
@@ -97,21 +106,30 @@ def _orbax_folder(folder: epath.Path) -> epath.Path | None:
         if (candidate / arrays.ORBAX_FILE).is_file():
             files.check_not_lfs_pointer(candidate / arrays.ORBAX_FILE)
             # Searched as bytes, so that a damaged file is still recognised and reported as damaged.
-            listed = (candidate / arrays.ORBAX_FILE).read_bytes()
-            return candidate if f"('{_PARAMETERS}',".encode() in listed else None
+            content = (candidate / arrays.ORBAX_FILE).read_bytes()
+            return candidate if f"('{PARAMETERS[0]}',".encode() in content else None
     return None
 
 
-def _leaves(folder: epath.Path) -> _Leaves:
-    """The parameters as listed by the checkpoint's index, sorted by name."""
+def listed(folder: epath.Path, part: tuple[str, ...] = PARAMETERS) -> Listed:
+    """The leaves in a part of the checkpoint as its index lists them, sorted by name; nothing is opened.
+
+    Args:
+      folder: as for `read`.
+      part: the path of the part, such as ("state", "param_states"); any but the parameters may be missing.
+
+    Raises:
+      FileNotFoundError: the folder does not exist.
+      ValueError: it is not a T5X checkpoint, has another version, or its index is damaged.
+    """
     if not folder.exists():
         raise FileNotFoundError(f"The T5X checkpoint folder {folder} does not exist: check the path.")
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a T5X checkpoint folder such as checkpoint_1000000.")
     if _is_legacy(folder):
-        leaves = _legacy_leaves(folder)
+        leaves = _legacy_leaves(folder, part)
     elif (state := _orbax_folder(folder)) is not None:
-        leaves = arrays.of_orbax(state, (_PARAMETERS,))
+        leaves = arrays.of_orbax(state, part)
     else:
         raise ValueError(_not_a_checkpoint(folder))
     return dict(sorted(leaves.items()))
@@ -122,11 +140,11 @@ def _not_a_checkpoint(folder: epath.Path) -> str:
         return f"{folder} is not a checkpoint but holds {len(names)} of them, {', '.join(names)}: give the path of one."
     return (
         f"{folder} is not a T5X checkpoint: expected a msgpack file `{LEGACY_FILE}` of T5X, or an Orbax "
-        f"`{arrays.ORBAX_FILE}` (here or in `state`) that lists parameters under `{_PARAMETERS}`."
+        f"`{arrays.ORBAX_FILE}` (here or in `state`) that lists parameters under `{PARAMETERS[0]}`."
     )
 
 
-def _legacy_leaves(folder: epath.Path) -> _Leaves:
+def _legacy_leaves(folder: epath.Path, part: tuple[str, ...]) -> Listed:
     index = folder / LEGACY_FILE
     try:
         content: Any = serialization.msgpack_restore(index.read_bytes())
@@ -135,11 +153,14 @@ def _legacy_leaves(folder: epath.Path) -> _Leaves:
     version = content.get("version") if isinstance(content, dict) else None
     if version != LEGACY_VERSION:
         raise ValueError(f"{index} has version {version}, expected {LEGACY_VERSION}: save it again with a current T5X.")
-    optimizer = content.get("optimizer")
-    target = optimizer.get(_PARAMETERS) if isinstance(optimizer, dict) else None
-    if not isinstance(target, dict) or not target:
-        raise ValueError(arrays.damaged(index, f"it has no parameters under optimizer/{_PARAMETERS}"))
-    flat = traverse_util.flatten_dict(target, is_leaf=lambda _, node: "driver" in node, sep="/")
+    tree = content.get("optimizer")
+    for key in part:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(tree, dict) or not tree:
+        if part != PARAMETERS:
+            return {}
+        raise ValueError(arrays.damaged(index, f"it has no parameters under optimizer/{PARAMETERS[0]}"))
+    flat = traverse_util.flatten_dict(tree, is_leaf=lambda _, node: "driver" in node, sep="/")
     return {name: _legacy_leaf(folder, name, leaf) for name, leaf in flat.items()}
 
 
