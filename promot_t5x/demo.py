@@ -5,7 +5,6 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from etils import epy
 
@@ -15,7 +14,7 @@ from promot_t5x.runtime.files import absolute
 with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.recipes import from_command
 
-CHECKPOINT = Path(__file__).resolve().parent / "demo_checkpoint"
+CHECKPOINT = absolute("promot_t5x/demo_checkpoint")
 
 
 def parser() -> argparse.ArgumentParser:

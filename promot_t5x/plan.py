@@ -113,6 +113,8 @@ def parse(argv: Sequence[str]) -> flags.Invocation:
 def main(argv: Sequence[str]) -> None:
     """Plans what the gin files and flags describe."""
     invocation = parse(argv)
+    if invocation.extra["json"] is not None:
+        files.writable_file(invocation.extra["json"], "--json")
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
     planned = configured(invocation, topology.devices())
     if invocation.dry_run:
@@ -127,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
             ranked = search.search(training, topology)
             print(f"\n{stage} on {topology}, fastest bound first\n{tables.comparison(ranked)}", flush=True)
             written["search"][stage] = [tables.candidate_json(*pair) for pair in ranked]
-    if invocation.extra["json"]:
+    if invocation.extra["json"] is not None:
         files.write_json(files.absolute(invocation.extra["json"]), written)
 
 

@@ -82,6 +82,11 @@ def entries(
             task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
         elif registered and not registered.shots:
             task, prompting = registered.task, registered.prompting
+        elif max(shots):
+            raise ValueError(
+                f"catalog.entries.shots is {tuple(shots)}, but task {name!r} makes its own prompts and takes no "
+                "exemplars; set SHOTS=(0,), or score it on its own."
+            )
         elif registered:
             listed.append(Entry(registered.task.name, registered.shots, registered.seed, name))
             continue

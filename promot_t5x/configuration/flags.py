@@ -149,6 +149,37 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
     )
 
 
+# The flags that set an attribute of Invocation.
+_CONFIGURATION = {
+    "gin_files": "--gin_file",
+    "gin_bindings": "--gin.NAME, --gin_bindings or --data_dir",
+    "gin_search_paths": "--gin_search_paths",
+    "tfds_data_dir": "--tfds_data_dir",
+    "dry_run": "--dry_run",
+    "processes": "--multiprocess and its options",
+}
+
+
+def refuse_configuration(invocation: Invocation, verb: str, but: Sequence[str] = ()) -> None:
+    """Refuses the flags that a verb without gin files would ignore.
+
+    Args:
+      invocation: the parsed command line.
+      verb: the verb.
+      but: attributes of the invocation that it does use.
+
+    Raises:
+      ConfigError: names the flag and its value.
+    """
+    for attribute, flag in _CONFIGURATION.items():
+        if attribute not in but and (value := getattr(invocation, attribute)):
+            shown = ", ".join(value) if isinstance(value, tuple) else ""
+            raise ConfigError(
+                f"promot-t5x {verb} reads no gin configuration, so {flag}{f' ({shown})' if shown else ''} would change "
+                "nothing; leave it out"
+            )
+
+
 def _raise_flag_error(message: str) -> Any:
     raise ConfigError(f"{message[:1].lower()}{message[1:]}; --help lists the flags")
 

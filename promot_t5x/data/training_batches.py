@@ -71,12 +71,13 @@ class DatasetConfig:
         if self.module is not None:
             registration.import_module(self.module, "training_batches.DatasetConfig.module")
         features.check_lengths(self.task_feature_lengths, "training_batches.DatasetConfig.task_feature_lengths")
-        for name, least in (("batch_size", 1), ("shards", 1), ("seed", 0), ("soft_prompt_id", -1)):
+        for name, least in (("batch_size", 1), ("shards", 1), ("soft_prompt_id", -1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(
                     f"training_batches.DatasetConfig.{name} is {value!r}, expected a whole number of at least {least}."
                 )
+        arguments.check_seed(self.seed, "training_batches.DatasetConfig.seed")
         if self.batch_size % self.shards:
             raise ValueError(
                 f"training_batches.DatasetConfig.batch_size={self.batch_size} is not a multiple of "

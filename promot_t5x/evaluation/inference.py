@@ -53,7 +53,9 @@ def infer(
       ValueError: a row without a text `input` or with a `prediction`, an input file that would be overwritten, a file
         that is not a vocabulary, or another network's vocabulary or checkpoint.
     """
-    folder = files.absolute(output_dir)
+    folder = files.writable_folder(output_dir, "INFER_OUTPUT_DIR")
+    for name in (_PREDICTIONS, _ANSWERS):
+        files.writable_file(folder / f"{name}.jsonl", "INFER_OUTPUT_DIR")
     _check_not_replaced(inputs, folder)
     rows = read_inputs(inputs)[: config.limit]
     vocabularies.open_vocabulary(vocabulary)

@@ -28,6 +28,8 @@ CHECKPOINT_MODES = ("best", "all")
 
 """Which checkpoints of a run's folder are scored."""
 
+_SCORES = "scores.json"
+
 _DECIDE_ANSWERS = ("jax", "flax", "promot_t5x")
 
 
@@ -119,7 +121,8 @@ def evaluate_suite(
       ValueError: an unknown or empty split, another network's vocabulary or checkpoint, a prompt that the checkpoint
         lacks, or mode "all" for a path that is not a run's folder.
     """
-    folder, checkpoint_path = files.absolute(output_dir), os.fspath(checkpoint_path)
+    folder, checkpoint_path = files.writable_folder(output_dir, "EVAL_OUTPUT_DIR"), os.fspath(checkpoint_path)
+    files.writable_file(folder / _SCORES, "EVAL_OUTPUT_DIR")
     if checkpoint_mode not in CHECKPOINT_MODES:
         raise ValueError(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' or 'all' (checkpoints of a run's folder)."
@@ -153,8 +156,8 @@ def evaluate_suite(
         origins.append(checkpoint.origin)
         del checkpoint  # frees its parameters on the devices before the next ones are loaded
     summary = results.contents(rows, config=_config(model, suite), checkpoints=origins, versions=versions())
-    files.write_json(folder / "scores.json", summary)
-    print(f"\n{scores.text_table(summary)}\n\nResults: {folder / 'scores.json'}")
+    files.write_json(folder / _SCORES, summary)
+    print(f"\n{scores.text_table(summary)}\n\nResults: {folder / _SCORES}")
     return summary
 
 

@@ -73,7 +73,7 @@ def run_recipe(
     decided_by, config = (_as_json(values, name) for values, name in ((decided_by, "decided_by"), (config, "config")))
     if check := getattr(train, "check", None):
         check(runs)
-    folder = files.absolute(work_dir)
+    folder = files.writable_folder(work_dir, "WORK_DIR")
     base = str(folder / RANDOM_WEIGHTS if initial_checkpoint_path is None else files.absolute(initial_checkpoint_path))
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
         random = initial_parameters.random_parameters(model, partitioner, seed=0)

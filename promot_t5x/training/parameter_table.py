@@ -10,6 +10,8 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime.text import aligned
 from promot_t5x.training import stages
 
+_LEGEND = "sharding: the mesh axes over which each dimension is divided, - for none; -xmodel divides only the second"
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -72,7 +74,7 @@ def parameter_table(params: Any, stage: stages.Stage, partitioner: Partitioner, 
     rows += [(g.name, g.state, f"{g.count:,}", f"{g.bytes / 2**20:,.2f}", g.dtype, g.sharding) for g in groups]
     totals = {state: sum(g.count for g in groups if g.state == state) for state in ("trained", "frozen")}
     total = f"stage {stage.name}: {totals['trained']:,} parameters train, {totals['frozen']:,} are frozen"
-    return f"{aligned(rows)}\n{total}"
+    return f"{aligned(rows)}\n{_LEGEND}\n{total}"
 
 
 def _axes(axes: Any) -> str:

@@ -112,7 +112,7 @@ def run_stage(
     """
     stage = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
-    model_dir = str(files.absolute(model_dir))
+    model_dir = str(files.absolute(model_dir) if dry_run else files.writable_folder(model_dir, "MODEL_DIR"))
     _check_frozen_dtype(model, stage, frozen_weights_dtype)
     if dry_run:
         print(parameter_table.parameter_table(_abstract_params(model, stage), stage, partitioner, model))
@@ -137,8 +137,12 @@ def run_stage(
         return result
     validations.check(validation, stage, model, partitioner)
     _check_export(settings.export_dir, model_dir, starts)
-    with folder_lock.held(model_dir):
-        return _run(settings, starts, model_dir, config_gin)
+    try:
+        with folder_lock.held(model_dir):
+            return _run(settings, starts, model_dir, config_gin)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(run_folder.how_to_resume(model_dir))
+        raise
 
 
 def _run(
@@ -258,8 +262,8 @@ def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str])
     """Said before training: an export deletes what it replaces."""
     if export_dir is None:
         return
+    export = files.writable_folder(export_dir, "EXPORT_DIR")
     saving.check_replaceable(export_dir)
-    export = files.absolute(export_dir)
     for name, path in (("MODEL_DIR", model_dir), *(("INITIAL_CHECKPOINT_PATH", start) for start in starts)):
         if export in (files.absolute(path), *files.absolute(path).parents):
             raise ValueError(

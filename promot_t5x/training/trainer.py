@@ -75,6 +75,7 @@ class LoopConfig:
                 f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, "
                 f"eval_period={self.eval_period}, num_microbatches={self.num_microbatches}: expected at least 1."
             )
+        arguments.check_seed(self.seed, "trainer.LoopConfig.seed")
 
     def check_eval_period(self, save_period: int) -> None:
         """Raises ValueError unless every checkpoint comes with a validation."""
@@ -211,6 +212,7 @@ def train(
     progress = Progress(config.total_steps, config.log_period, state.step, writer)
     profile = profiler(profile_dir if config.profile and processes.speaks() else None, state.step, config.total_steps)
     eval_period = config.eval_period or save_period
+    step = state.step
     try:
         with partitioner.context():
             for step in range(state.step, config.total_steps):
@@ -227,6 +229,9 @@ def train(
                     if saves:
                         writer.flush()  # first, so that the metrics up to a checkpoint are on disk when it is
                         save(TrainState(done, trainable, opt_state), score)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"it was in step {step + 1} of {config.total_steps}")
+        raise
     finally:
         writer.flush()
     return TrainState(config.total_steps, trainable, opt_state)
