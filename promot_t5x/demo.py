@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
             "promot-t5x demo --gin_file=recipes/demo_seeds.gin --out=out/demo_seeds",
         ),
     )
+    flags.add_data_flag(result)
     result.add_argument("--out", default="out/demo", help="folder of the results and the report (default: out/demo)")
     return result
 

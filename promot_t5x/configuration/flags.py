@@ -97,6 +97,22 @@ def flag_parser(
     return parser
 
 
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data` for a command whose dry run can also open data; see `opens_data`."""
+    parser.add_argument("--data", action="store_true", help="with --dry_run: also open data and vocabularies")
+
+
+def opens_data(invocation: Invocation) -> bool:
+    """Whether a dry run is to open data.
+
+    Raises:
+      ConfigError: `--data` without `--dry_run`.
+    """
+    if invocation.extra["data"] and not invocation.dry_run:
+        raise ConfigError("--data says what a dry run opens: add --dry_run, or leave --data out")
+    return invocation.extra["data"]
+
+
 def _epilog(macros: Mapping[str, str], examples: Sequence[str]) -> str:
     """The end of a command's help: macros and examples, one flag per line."""
     paragraphs = []

@@ -42,10 +42,16 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
     return invocation
 
 
-def configure(invocation: Invocation) -> None:
-    """Joins the processes and parses the gin files of a command line; the second half of `start`."""
+def configure(invocation: Invocation, *, has_runs: bool = False) -> None:
+    """Joins the processes and parses the gin files of a command line; the second half of `start`.
+
+    Args:
+      invocation: the parsed command line.
+      has_runs: the files are a recipe's, and flags may also name modules that only the files of its runs import.
+    """
     processes.start(invocation.processes)
-    gin_files.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
+    files_and_flags = invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths
+    gin_files.parse(*files_and_flags, skip_not_imported=has_runs)
     gin_checks.check_macros()
     if invocation.dry_run:
         print(gin_files.resolved_config())

@@ -269,7 +269,7 @@ def training_batches(
     rows: Sequence[int] | np.ndarray | None = None,
     with_cuts: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The endless, shuffled batches of a run; each example occurs once per epoch of its shard.
+    """The endless, shuffled batches of a run; each example occurs once per epoch of its shard. See also `opened`.
 
     A split whose source cannot be read in pieces (most functions, a single file) is read once by every process and kept
     in memory if it has at most 100,000 examples; every shard reads all of a larger one.
@@ -294,23 +294,39 @@ def training_batches(
       ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, the
         preprocessors leave a shard empty, a row is outside the batch, or a vocabulary file cannot be read.
     """
+    if start_batch < 0:
+        raise ValueError(f"start_batch is {start_batch}, expected the number of batches consumed so far, at least 0.")
+    return opened(config, rows=rows, with_cuts=with_cuts)(start_batch)
+
+
+def opened(
+    config: DatasetConfig, *, rows: Sequence[int] | np.ndarray | None = None, with_cuts: bool = False
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    """Opens and checks the data and vocabularies of a run, before its first batch is known.
+
+    Args, Raises:
+      See `training_batches`.
+
+    Returns:
+      The function of the number of batches to skip that returns the others.
+    """
     rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
         raise ValueError(
             f"rows are {rows.tolist()}, expected at least one, each from 0 to {config.batch_size - 1}, "
             "training_batches.DatasetConfig.batch_size minus one."
         )
-    if start_batch < 0:
-        raise ValueError(f"start_batch is {start_batch}, expected the number of batches consumed so far, at least 0.")
     shards, position = np.unique(rows % config.shards, return_inverse=True)
     streams = _TrainingStreams(config)
     streams.check(shards.tolist())
-    zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
-    stacked = zipped.map(lambda *batches: {k: tf.stack([b[k] for b in batches]) for k in batches[0]})
-    iterator = features.as_numpy(stacked.prefetch(8))
 
     def of_rows(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         taken = {k: v[position, rows // config.shards] for k, v in batch.items()}
         return features.converted(taken) | ({cuts.FEATURE: taken[cuts.FEATURE]} if with_cuts else {})
 
-    return (of_rows(batch) for batch in iterator)
+    def batches(start_batch: int) -> Iterator[dict[str, np.ndarray]]:
+        zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
+        stacked = zipped.map(lambda *parts: {k: tf.stack([part[k] for part in parts]) for k in parts[0]})
+        return (of_rows(batch) for batch in features.as_numpy(stacked.prefetch(8)))
+
+    return batches

@@ -133,7 +133,7 @@ def evaluate_suite(
             f"EVAL_OUTPUT_DIR is {output_dir}, the run's own folder, whose checkpoints would get files of answers "
             "among their own; give another folder."
         )
-    _check(suite, model)
+    check(suite, model)
     rows: list[Row] = []
     origins: list[Mapping[str, Any]] = []
     examples: dict[str, EvaluationExamples] = {}
@@ -212,8 +212,12 @@ def _step(folder: epath.Path) -> int | None:
     return saving.best_step(folder) if saving.all_steps(folder) else None
 
 
-def _check(suite: Suite, model: EncoderDecoderModel) -> None:
-    """Finds mistakes in the suite before the checkpoint is read."""
+def check(suite: Suite, model: EncoderDecoderModel) -> None:
+    """Finds mistakes in the suite before the checkpoint is read: opens its vocabularies, reads an example of each task.
+
+    Raises:
+      FileNotFoundError, ValueError: see `evaluate_suite`.
+    """
     for entry in suite.entries:
         vocabulary = _vocabulary(entry)
         vocabularies.open_vocabulary(vocabulary)

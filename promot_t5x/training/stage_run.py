@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from clu import metric_writers
 
-from promot_t5x.checkpoints import networks, saving
+from promot_t5x.checkpoints import networks, saving, sources
 from promot_t5x.data import features, training_batches, vocabularies
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -78,6 +78,7 @@ def run_stage(
     frozen_weights_dtype: str | None = None,
     export_dir: Path | None = None,
     dry_run: bool = False,
+    dry_run_data: bool = False,
     config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
     """Trains one stage; resumes an interrupted run, and returns at once if the run is finished.
@@ -101,6 +102,7 @@ def run_stage(
         keeps T5Config.param_dtype. The prompt, and everything that is stored, keeps its dtype.
       export_dir: the folder for the best parameters alone, without optimizer state, to start other runs from.
       dry_run: print the parameters that would train and stop, before anything is read or created.
+      dry_run_data: before a dry run stops, open the vocabularies, the training data and the validation split.
       config_gin: returns the text of config.gin, for a run that gin configures; called when the run claims its folder.
 
     Returns:
@@ -116,7 +118,8 @@ def run_stage(
     _check_frozen_dtype(model, stage, frozen_weights_dtype)
     if dry_run:
         print(parameter_table.parameter_table(_abstract_params(model, stage), stage, partitioner, model))
-        return None
+        if not dry_run_data:
+            return None
     starts = _paths(initial_checkpoint_path)
     settings = RunSettings(
         stage=stage,
@@ -133,9 +136,18 @@ def run_stage(
         export_dir=None if export_dir is None else os.fspath(export_dir),
         partitioner=partitioner,
     )
+    if dry_run:
+        _check(settings)
+        _open_data(settings)
+        print(
+            f"opened: {', '.join(settings.tasks)}, training split {dataset.split}, and their vocabularies", flush=True
+        )
+        return None
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
-    validations.check(validation, stage, model, partitioner)
+    _check(settings)
+    for path in starts:
+        sources.existing(path)
     _check_export(settings.export_dir, model_dir, starts)
     try:
         with folder_lock.held(model_dir):
@@ -150,6 +162,7 @@ def _run(
 ) -> run_folder.RunResult:
     """Trains or resumes a run whose settings were checked and whose folder is held."""
     stage, model, partitioner = settings.stage, settings.model, settings.partitioner
+    batches, evaluate = _open_data(settings)  # before the weights, which take minutes where the model is large
     params, base = initial_parameters.starting_parameters(
         model, stage, starts, settings.prompt_init, partitioner, settings.loop.seed
     )
@@ -165,7 +178,7 @@ def _run(
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < settings.loop.total_steps:
             logging.info("%s", _plan(settings, state.step))
-            _train(settings, staged, state, frozen, save, model_dir)
+            _train(settings, staged, state, frozen, save, model_dir, batches(state.step), evaluate)
     return run_folder.finish(model_dir, settings.export_dir)
 
 
@@ -179,7 +192,17 @@ def _plan(settings: RunSettings, step: int) -> str:
     )
 
 
-def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str) -> None:
+def _open_data(settings: RunSettings) -> tuple[Callable[[int], trainer.Batches], Callable[..., float | None]]:
+    """(the function from the batches consumed to the next ones, the function that scores parameters)."""
+    stage, model, partitioner, dataset = settings.stage, settings.model, settings.partitioner, settings.dataset
+    opened = training_batches.opened(dataset, rows=partitioner.rows(dataset.batch_size), with_cuts=True)
+    evaluate = validations.evaluator(settings.validation, stage, model, partitioner)
+    return lambda start_batch: _checked(opened(start_batch), stage, model), evaluate
+
+
+def _train(
+    settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str, batches, evaluate
+) -> None:
     """Runs the training loop with this run's batches, validation and writers."""
     stage, model, partitioner, validation = settings.stage, settings.model, settings.partitioner, settings.validation
     trainer.train(
@@ -187,12 +210,12 @@ def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, sav
         staged,
         state,
         frozen,
-        _batches(settings.dataset, stage, state.step, model, partitioner),
+        batches,
         settings.loop,
         partitioner=partitioner,
         batch_size=settings.dataset.batch_size,
         save_period=settings.checkpoint.period,
-        evaluate=validations.evaluator(validation, stage, model, partitioner),
+        evaluate=evaluate,
         save=save,
         writer=_writer(model_dir, state.step),
         validation_loss=validations.loss(validation, stage, model, partitioner),
@@ -246,12 +269,34 @@ def _abstract_params(model: EncoderDecoderModel, stage: stages.Stage) -> dict[st
     return params if stage.attaches_prompt else parameter_names.split_adapters(params)[0]
 
 
+def _check(settings: RunSettings) -> None:
+    """Raises ValueError for settings that do not fit together, which would only be noticed in the first step."""
+    stage, model, dataset, partitioner = settings.stage, settings.model, settings.dataset, settings.partitioner
+    validations.check(settings.validation, stage, model, partitioner)
+    trainer.check_microbatches(dataset.batch_size, settings.loop.num_microbatches)
+    partitioner.check_rows(dataset.batch_size // settings.loop.num_microbatches)
+    prompt, prompts = dataset.soft_prompt_id, model.config.num_prompts
+    if stage.attaches_prompt and prompt >= prompts:
+        raise ValueError(
+            f"training_batches.DatasetConfig.soft_prompt_id is {prompt}, expected the number of a soft prompt of the "
+            f"model, which has {prompts}, counted from 0, or -1 for none."
+        )
+    if prompt < 0 and not initial_parameters.trains_model(model, stage):
+        task = features.find(dataset.mixture_or_task_name, "training_batches.DatasetConfig.mixture_or_task_name")
+        if features.SOFT_PROMPT_IDS not in task.output_features:
+            raise ValueError(
+                f"training_batches.DatasetConfig.soft_prompt_id is {prompt}, so no row has a soft prompt, but "
+                f"the stage {stage.name} trains nothing else; set it to the number of a soft prompt, such as 0."
+            )
+
+
 def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: str | None) -> None:
     """Raises ValueError if the model is to have another dtype although the run's checkpoints store it."""
     stages.held_in({}, dtype)
-    params = _abstract_params(model, stage)
-    frozen_model, _ = parameter_names.split_adapters(stages.partition(params, stage)[1])
-    if dtype is not None and initial_parameters.trains_model(model, stage) and jax.tree.leaves(frozen_model):
+    if dtype is None or not initial_parameters.trains_model(model, stage):
+        return
+    frozen_model, _ = parameter_names.split_adapters(stages.partition(_abstract_params(model, stage), stage)[1])
+    if jax.tree.leaves(frozen_model):
         raise ValueError(
             f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
             "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
@@ -271,16 +316,11 @@ def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str])
             )
 
 
-def _batches(
-    dataset: training_batches.DatasetConfig,
-    stage: stages.Stage,
-    start_batch: int,
-    model: EncoderDecoderModel,
-    partitioner: Partitioner,
-):
-    rows = partitioner.rows(dataset.batch_size)
-    for batch in training_batches.training_batches(dataset, start_batch=start_batch, rows=rows, with_cuts=True):
-        if not stage.attaches_prompt:
-            del batch[features.SOFT_PROMPT_IDS]
-        features.check_ids(batch, model.config.vocab_size, model.config.num_prompts)
-        yield batch
+def _checked(batches: trainer.Batches, stage: stages.Stage, model: EncoderDecoderModel) -> trainer.Batches:
+    """Batches whose ids the network has, without soft prompts for a stage that attaches none."""
+    for batch in batches:
+        features_of_batch = {
+            name: rows for name, rows in batch.items() if stage.attaches_prompt or name != features.SOFT_PROMPT_IDS
+        }
+        features.check_ids(features_of_batch, model.config.vocab_size, model.config.num_prompts)
+        yield features_of_batch

@@ -1,4 +1,4 @@
-"""Runs command lines in forks of one process, which has imported the program once: an import takes seconds, a fork none.
+"""Runs command lines in forks of one process that has imported the program: an import takes seconds, a fork none.
 
 `Server` is what tests use; the module, run as a program, is its process. That process must not start JAX's or
 TensorFlow's threads, which would not survive a fork.

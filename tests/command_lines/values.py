@@ -1,0 +1,138 @@
+"""Every argument that is a number or a name, times what can be wrong with it."""
+
+from collections.abc import Iterator
+
+from tests.command_lines.cases import (
+    CONVERT_DEMO,
+    EVAL_DATA,
+    EVAL_DEMO,
+    INFER_DEMO,
+    PIPELINE_DEMO,
+    PLAN,
+    TRAIN_DATA,
+    TRAIN_DEMO,
+    Case,
+)
+
+BEYOND_64_BITS = 10**30
+
+INFER_BEAM = f"{INFER_DEMO} --gin.encoder_decoder.EncoderDecoderModel.decoding=@encoder_decoder.DecodingConfig()"
+
+# (name, command line, the values that are refused); each is refused by a sentence that has the value or the name.
+NUMBERS = (
+    ("TRAIN_STEPS", TRAIN_DEMO, (0, -1, "nan", "word", BEYOND_64_BITS)),
+    ("BATCH_SIZE", TRAIN_DEMO, (0, -8, 12, "nan", "word", BEYOND_64_BITS)),
+    ("RANDOM_SEED", TRAIN_DEMO, (-1, "nan", "word", 2**32, BEYOND_64_BITS)),
+    ("LEARNING_RATE", TRAIN_DEMO, (0, -1.0, "nan", "1e400", "word")),
+    ("CHECKPOINT_PERIOD", TRAIN_DEMO, (0, -1, "word")),
+    ("EVAL_PERIOD", TRAIN_DEMO, (0, 3, "word")),
+    ("STATS_PERIOD", TRAIN_DEMO, (0, -1, "word")),
+    ("NUM_MICROBATCHES", TRAIN_DEMO, (0, 3, "word")),
+    ("EVAL_BATCH_SIZE", TRAIN_DEMO, (0, -1, "word")),
+    ("EVAL_STEPS", TRAIN_DEMO, (-1, "word")),
+    ("NUM_PARTITIONS", TRAIN_DEMO, (0, 3, "word", BEYOND_64_BITS)),
+    ("LABEL_SMOOTHING", TRAIN_DEMO, (-0.1, 1.0, "nan", "word")),
+    ("DROPOUT_RATE", TRAIN_DEMO, (-0.1, 1.0, "nan", "word")),
+    ("TASK_FEATURE_LENGTHS", TRAIN_DEMO, ("{'inputs':0,'targets':4}", "{'inputs':-1,'targets':4}", "{}", "10")),
+    ("training_batches.DatasetConfig.shards", TRAIN_DEMO, (0, 7, "word", BEYOND_64_BITS)),
+    ("training_batches.DatasetConfig.soft_prompt_id", TRAIN_DEMO, (-2, 1, "word")),
+    ("train.Validation.prompt_id", TRAIN_DEMO, (-1, 1, "word")),
+    ("optimizers.adafactor.decay_rate", TRAIN_DEMO, (-1, "nan", "word")),
+    ("optimizers.adafactor.weight_decay_rate", TRAIN_DEMO, (-1, "nan", "word")),
+    ("encoder_decoder.EncoderDecoderModel.z_loss", TRAIN_DEMO, (-1, "nan", "word")),
+    ("saving.CheckpointConfig.keep_latest", TRAIN_DEMO, (0, -1, "word")),
+    ("architecture.T5Config.embed_dim", TRAIN_DEMO, (0, -1, "word", BEYOND_64_BITS)),
+    ("architecture.T5Config.vocab_size", TRAIN_DEMO, (0, "word", BEYOND_64_BITS)),
+    ("architecture.T5Config.prompt_length", TRAIN_DEMO, (0, -1, "word", BEYOND_64_BITS)),
+    ("architecture.T5Config.num_encoder_layers", TRAIN_DEMO, (-1, "word")),
+    ("SHOTS", EVAL_DATA + " --data_dir=data", ("(-1,)", "('word',)", "2")),
+    ("SEEDS", EVAL_DATA + " --data_dir=data --gin.SHOTS='(1,)'", ("(-1,)", "('word',)", "2")),
+    ("EVAL_BATCH_SIZE", EVAL_DATA + " --data_dir=data", (0, -1, "word")),
+    ("scoring.EvaluationConfig.limit", INFER_BEAM, (0, -1, "word")),
+    ("PROMPT_ID", INFER_BEAM, (-1, 1, "word")),
+    ("encoder_decoder.DecodingConfig.num_beams", INFER_BEAM, (0, -1, "word")),
+    ("encoder_decoder.DecodingConfig.alpha", INFER_BEAM, ("nan", "word")),
+    ("encoder_decoder.DecodingConfig.temperature", INFER_BEAM, (0, -1, "nan", "word")),
+    ("encoder_decoder.DecodingConfig.top_k", INFER_BEAM, (-1, "word")),
+    ("encoder_decoder.DecodingConfig.top_p", INFER_BEAM, (0, 1.5, "nan", "word")),
+    ("pipeline.Recipe.learning_rates", PIPELINE_DEMO, ("(0.0,)", "(-1.0,)", "(1e-3,1.00000001e-3)", "1e-3", "()")),
+    ("pipeline.Recipe.seeds", PIPELINE_DEMO, ("(-1,)", "(1,1)", f"({BEYOND_64_BITS},)", "3", "()")),
+)
+
+# (name, command line without the value, refused values)
+FLAGS = (
+    (
+        "--limit",
+        "eval --gin_file=models/toy.gin --gin_file=suites/toy_in_context.gin --gin.CHECKPOINT_PATH=x "
+        "--gin.EVAL_OUTPUT_DIR=scores",
+        (0, -1, "word"),
+    ),
+    ("--show", EVAL_DEMO, (0, -1, "word")),
+    ("--slices", PLAN, (0, -1, "word")),
+    ("--process_count", f"{TRAIN_DEMO} --coordinator_address=localhost:9 --process_index=0", (0, -1, "word")),
+    ("--process_index", f"{TRAIN_DEMO} --coordinator_address=localhost:9 --process_count=2", (-1, 2, "word")),
+    (
+        "--coordinator_address",
+        f"{TRAIN_DEMO} --process_count=2 --process_index=0",
+        ("localhost", "localhost:", ":1", "localhost:0", "localhost:99999", "localhost:word", "localhost:-1"),
+    ),
+    ("--multiprocess_timeout", f"{TRAIN_DEMO} --multiprocess", (0, -1, "word")),
+    ("--dry_run", TRAIN_DEMO, ("maybe",)),
+    (
+        "--topology",
+        "plan --gin_file=recipes/promot_rte.gin",
+        ("v4", "v4:", "v4:0x1x1", "v4:3x3x3", "v9:2x2x1", "v4:-2x2x1", "''"),
+    ),
+    ("--network", CONVERT_DEMO, ("dropout=0.1", "dropout_rate=2", "dropout_rate=word", "mlp_activations=geluu", "''")),
+    ("--to_format", "convert --from=promot_t5x/demo_checkpoint --to=new", ("huggingfac", "''")),
+    ("--programs", PLAN, ("prompt_tunin",)),
+)
+
+# (name, command line, refused values): misspelt and empty ones
+NAMES = (
+    ("MIXTURE_OR_TASK_NAME", TRAIN_DEMO, ("toy_enf", "''")),
+    ("MIXTURE_OR_TASK_MODULE", TRAIN_DEMO, ("no_such_module", "broken_module", "wrong_module", "''")),
+    ("TRAIN_SPLIT", TRAIN_DEMO, ("trian", "''")),
+    ("VALIDATION_SPLIT", TRAIN_DEMO, ("validaton", "''")),
+    ("VALIDATION_TASK", TRAIN_DEMO, ("toy_enf", "''")),
+    ("STAGE", TRAIN_DEMO, ("prompt_tunin", "''")),
+    ("PRESET", TRAIN_DEMO, ("mixd", "''")),
+    ("OPTIMIZER", TRAIN_DEMO, ("@optimizers.adafactor", "@optimizers.adafacto()", "adafactor", "None")),
+    ("FROZEN_WEIGHTS_DTYPE", TRAIN_DEMO, ("bfloat61", "''")),
+    ("PROFILE", TRAIN_DEMO, ("maybe", "true")),
+    ("architecture.T5Config.mlp_activations", TRAIN_DEMO, ("('geluu',)", "()")),
+    ("architecture.T5Config.dtype", TRAIN_DEMO, ("float16", "''")),
+    ("architecture.T5Config.remat", TRAIN_DEMO, ("som", "''")),
+    ("train.train.prompt_init", TRAIN_DEMO, ("uniform", "@prompt_initializers.random_unifor()")),
+    ("TRAIN_STEP", TRAIN_DEMO, (5,)),
+    ("trainer.LoopConfig.log_perio", TRAIN_DEMO, (5,)),
+    ("trainr.LoopConfig.log_period", TRAIN_DEMO, (5,)),
+    ("trainer.LoopConfi.log_period", TRAIN_DEMO, (5,)),
+    ("TASKS", EVAL_DEMO, ("('toy_wi',)", "('',)", "()", "toy_wic")),
+    ("MIXTURE_OR_TASK_SPLIT", EVAL_DEMO, ("tset", "''")),
+    ("PROMPTS", EVAL_DEMO, ("('remove',)", "()", "removed")),
+    ("ANSWERING", EVAL_DEMO, ("generat", "''")),
+    ("CHECKPOINT_MODE", EVAL_DEMO, ("al", "''")),
+    ("encoder_decoder.DecodingConfig.method", INFER_BEAM, ("bea", "''")),
+    ("encoder_decoder.DecodingConfig.method", INFER_DEMO, ("beam",)),
+    ("pipeline.Recipe.methods", PIPELINE_DEMO, ("('promt',)", "()", "promot", "('promot','promot')", "('promot',)")),
+    ("pipeline.Recipe.target", PIPELINE_DEMO, ("toy_enf", "''")),
+    ("pipeline.Recipe.in_context", PIPELINE_DEMO, ("('toy_wi',)", "('toy_wic','toy_wic')", "toy_wic")),
+    ("pipeline.Recipe.target_split", PIPELINE_DEMO, ("tset", "''")),
+    ("pipeline.Recipe.stage_files", PIPELINE_DEMO, ("{'promt':()}", "{'promot':('absent.gin',)}")),
+    ("pipeline.Recipe.headline", PIPELINE_DEMO, ("('promot',)", "('promt','fine_tuning','pretrained')")),
+    ("jsonl.jsonl_task.metric", TRAIN_DATA + " --data_dir=data", ("accurac", "''")),
+    ("jsonl.jsonl_task.input_column", TRAIN_DATA + " --data_dir=data", ("inpt", "''")),
+    ("jsonl.jsonl_task.choices_column", TRAIN_DATA + " --data_dir=data", ("choices",)),
+    ("TASK_NAME", TRAIN_DATA + " --data_dir=data", ("'my task'", "''")),
+)
+
+
+def cases() -> Iterator[Case]:
+    """One case for each argument and value."""
+    for name, command, values in (*NUMBERS, *NAMES):
+        for value in values:
+            yield Case(f"{name}={value}", f'{command} --gin.{name}="{value}"', "")
+    for name, command, values in FLAGS:
+        for value in values:
+            yield Case(f"{name}={value}", f"{command} {name}={value}", "")
