@@ -73,9 +73,10 @@ class DatasetConfig:
         features.check_lengths(self.task_feature_lengths, "training_batches.DatasetConfig.task_feature_lengths")
         for name, least in (("batch_size", 1), ("shards", 1), ("soft_prompt_id", -1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
                 raise ValueError(
-                    f"training_batches.DatasetConfig.{name} is {value!r}, expected a whole number of at least {least}."
+                    f"training_batches.DatasetConfig.{name} is {value!r}, expected a whole number of at least {least}"
+                    f"{'.' if value < 2**31 else ' and below 2^31.'}"
                 )
         arguments.check_seed(self.seed, "training_batches.DatasetConfig.seed")
         if self.batch_size % self.shards:

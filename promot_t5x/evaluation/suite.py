@@ -218,11 +218,17 @@ def check(suite: Suite, model: EncoderDecoderModel) -> None:
     Raises:
       FileNotFoundError, ValueError: see `evaluate_suite`.
     """
+    ways: dict[str, str] = {}
     for entry in suite.entries:
         vocabulary = _vocabulary(entry)
         vocabularies.open_vocabulary(vocabulary)
         vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
-        suite.read(entry, limit=1)
+        ways[entry.task] = answering.ways(suite.read(entry, limit=1), suite.config.answering)
+    if suite.config.answering not in ways.values():
+        raise ValueError(
+            f"ANSWERING is {suite.config.answering!r}, but no task has choices to rank: {', '.join(ways)}; set "
+            "ANSWERING='generate'."
+        )
 
 
 def _vocabulary(entry: catalog.Entry) -> seqio.Vocabulary:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from clu import metric_writers
 
@@ -275,14 +276,16 @@ def _check(settings: RunSettings) -> None:
     validations.check(settings.validation, stage, model, partitioner)
     trainer.check_microbatches(dataset.batch_size, settings.loop.num_microbatches)
     partitioner.check_rows(dataset.batch_size // settings.loop.num_microbatches)
-    prompt, prompts = dataset.soft_prompt_id, model.config.num_prompts
-    if stage.attaches_prompt and prompt >= prompts:
-        raise ValueError(
-            f"training_batches.DatasetConfig.soft_prompt_id is {prompt}, expected the number of a soft prompt of the "
-            f"model, which has {prompts}, counted from 0, or -1 for none."
-        )
+    initial_parameters.check_starts(model, stage, _paths(settings.initial_checkpoint_path))
+    task = features.find(dataset.mixture_or_task_name, "training_batches.DatasetConfig.mixture_or_task_name")
+    vocabulary = task.output_features["inputs"].vocabulary
+    vocabularies.open_vocabulary(vocabulary)
+    vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
+    prompt = dataset.soft_prompt_id
+    if stage.attaches_prompt:
+        prompt_ids_B = np.array([prompt])
+        features.check_ids({features.SOFT_PROMPT_IDS: prompt_ids_B}, model.config.vocab_size, model.config.num_prompts)
     if prompt < 0 and not initial_parameters.trains_model(model, stage):
-        task = features.find(dataset.mixture_or_task_name, "training_batches.DatasetConfig.mixture_or_task_name")
         if features.SOFT_PROMPT_IDS not in task.output_features:
             raise ValueError(
                 f"training_batches.DatasetConfig.soft_prompt_id is {prompt}, so no row has a soft prompt, but "
