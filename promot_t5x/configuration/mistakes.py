@@ -53,7 +53,8 @@ def sentence(error: BaseException) -> str | None:
 def is_from_library(error: BaseException) -> bool:
     """Whether the message is a library's, which may not say enough."""
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, (ValueError, OSError)) and not raised_in.startswith(_PACKAGE) and not _of_path(error)
+    is_reported = isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is not None)
+    return is_reported and not raised_in.startswith(_PACKAGE) and not _of_path(error)
 
 
 def _of_path(error: BaseException) -> str | None:

@@ -183,13 +183,12 @@ class _TrainingStreams:
         tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
         if self._mixture:  # as seqio does, a task without the split is left out of the mixture
             tasks = [task for task in tasks if config.split in task.splits] or tasks
-        self._tasks = []
+        self._tasks, self._counts = [], []
         for task in tasks:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
             self._tasks.append(cuts.noting(_sharded(task, config)))
-            if count := task.num_input_examples(config.split):
-                logging.info("%s/%s has %s examples", task.name, config.split, f"{count:,}")
+            self._counts.append(task.num_input_examples(config.split))
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
 
@@ -243,6 +242,12 @@ class _TrainingStreams:
             try_in_mem_cache=False,  # a cache would freeze the first epoch's order
         )
         return examples.map(lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), cuts.FEATURE: cuts.of(ex)})
+
+    def log_counts(self) -> None:
+        """Logs how many examples each task has, if its source knows."""
+        for task, count in zip(self._tasks, self._counts, strict=True):
+            if count:
+                logging.info("%s/%s has %s examples", task.name, self._config.split, f"{count:,}")
 
     def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
         """The padded rows of one shard, B/S at a time, starting at a batch."""
@@ -326,6 +331,7 @@ def opened(
         return features.converted(taken) | ({cuts.FEATURE: taken[cuts.FEATURE]} if with_cuts else {})
 
     def batches(start_batch: int) -> Iterator[dict[str, np.ndarray]]:
+        streams.log_counts()
         zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
         stacked = zipped.map(lambda *parts: {k: tf.stack([part[k] for part in parts]) for k in parts[0]})
         return (of_rows(batch) for batch in features.as_numpy(stacked.prefetch(8)))

@@ -70,7 +70,7 @@ class GinRuns:
                 not_for_run = self.configure(run, model_dir="not read", starts=("not read",))
                 skipped = tuple(binding for binding in skipped if binding in not_for_run)
                 used_in_run, unused_in_run = gin_checks.flags_by_use("train.train")
-                used, unused = used | used_in_run, {**unused_in_run, **unused}
+                used, unused = used | used_in_run, {**unused, **unused_in_run}
             if skipped:
                 gin_files.parse(self.files, skipped, self.search_paths)  # raises ConfigError
             gin_checks.refuse({name: sentence for name, sentence in unused.items() if name not in {*used, *_OF_RUN}})

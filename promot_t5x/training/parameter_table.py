@@ -10,7 +10,9 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime.text import aligned
 from promot_t5x.training import stages
 
-_LEGEND = "sharding: the mesh axes over which each dimension is divided, - for none; -xmodel divides only the second"
+LEGEND = "sharding: the mesh axis that divides each dimension, - for none; so -xmodel divides the second of two"
+
+"""What to print below the table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def parameter_table(params: Any, stage: stages.Stage, partitioner: Partitioner, 
     rows += [(g.name, g.state, f"{g.count:,}", f"{g.bytes / 2**20:,.2f}", g.dtype, g.sharding) for g in groups]
     totals = {state: sum(g.count for g in groups if g.state == state) for state in ("trained", "frozen")}
     total = f"stage {stage.name}: {totals['trained']:,} parameters train, {totals['frozen']:,} are frozen"
-    return f"{aligned(rows)}\n{_LEGEND}\n{total}"
+    return f"{aligned(rows)}\n{total}"
 
 
 def _axes(axes: Any) -> str:

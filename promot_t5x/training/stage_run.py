@@ -118,7 +118,7 @@ def run_stage(
     model_dir = str(files.absolute(model_dir) if dry_run else files.writable_folder(model_dir, "MODEL_DIR"))
     _check_frozen_dtype(model, stage, frozen_weights_dtype)
     if dry_run:
-        print(parameter_table.parameter_table(_abstract_params(model, stage), stage, partitioner, model))
+        _print_parameters(_abstract_params(model, stage), stage, partitioner, model)
         if not dry_run_data:
             return None
     starts = _paths(initial_checkpoint_path)
@@ -170,7 +170,7 @@ def _run(
     trainable, frozen = stages.partition(params, stage)
     frozen = stages.held_in(frozen, settings.frozen_weights_dtype)
     params = stages.combine(trainable, frozen)
-    print(parameter_table.parameter_table(params, stage, partitioner, model), flush=True)
+    _print_parameters(params, stage, partitioner, model)
     staged = optimizers.staged_optimizer(settings.optimizer, params, stage)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
     # Closed also after an error, so that the checkpoint being written then is kept.
@@ -181,6 +181,11 @@ def _run(
             logging.info("%s", _plan(settings, state.step))
             _train(settings, staged, state, frozen, save, model_dir, batches(state.step), evaluate)
     return run_folder.finish(model_dir, settings.export_dir)
+
+
+def _print_parameters(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel) -> None:
+    print(parameter_table.parameter_table(params, stage, partitioner, model))
+    print(parameter_table.LEGEND, flush=True)
 
 
 def _plan(settings: RunSettings, step: int) -> str:

@@ -31,8 +31,11 @@ CONVERT_DEMO = f"{CONVERT} --from=promot_t5x/demo_checkpoint"
 PLAN = "plan --gin_file=recipes/promot_rte.gin --topology=v4:2x2x1"
 
 
+CLOSED = {"unreadable": 0o000, "unreadable_folder": 0o000, "read_only": 0o555}  # and their permissions
+
+
 class Case(NamedTuple):
-    """A command line, `promot-t5x` left out, and a part of the one sentence that it is answered with."""
+    """A command line, `promot-t5x` left out, and a part of the one sentence that it is answered with; `|` is "or"."""
 
     name: str
     command: str
@@ -86,5 +89,5 @@ def make_files(here: pathlib.Path) -> None:
     np.save(here / "nan.npy", np.full((4, 128), np.nan, np.float32))
     (here / "read_only").mkdir()
     (here / "unreadable_folder").mkdir()
-    for name, mode in (("unreadable", 0o000), ("unreadable_folder", 0o000), ("read_only", 0o555)):
+    for name, mode in CLOSED.items():
         (here / name).chmod(mode)

@@ -327,7 +327,7 @@ def test_run_main(write, library, capsys, monkeypatch, tmp_path):
     def opens(argv):
         open(tmp_path / "absent")
 
-    assert run_and_read(opens, capsys) == (1, f"error: No such file or directory: '{tmp_path / 'absent'}'\n")
+    assert run_and_read(opens, capsys) == (1, f"error: {tmp_path / 'absent'} does not exist; check the path\n")
     gin_files.parse([write(HEADER + "core.run.steps = %ABSENT\ncore.run.config = 0\n")])
     sentence = "error: macro ABSENT is used but defined nowhere: pass --gin.ABSENT=VALUE\n"
     assert run_and_read(lambda argv: gin_files.configurable(library.run)(), capsys) == (1, sentence)

@@ -385,14 +385,19 @@ class _Stopped(Exception):
 
 def test_a_resumed_run_may_have_other_partitioner_settings(world, tmp_path, steps, monkeypatch, capsys):
     flags = _flags(world, "prompt_tuning", tmp_path / "run")
-    original = training_batches.training_batches
+    original = training_batches.opened
 
     def three_batches(*args, **kwargs):
-        yield from itertools.islice(original(*args, **kwargs), 3)
-        raise _Stopped
+        batches = original(*args, **kwargs)
+
+        def at_most_three(start_batch):
+            yield from itertools.islice(batches(start_batch), 3)
+            raise _Stopped
+
+        return at_most_three
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_batches, "training_batches", three_batches)
+        patch.setattr(training_batches, "opened", three_batches)
         with pytest.raises(_Stopped):
             _run(flags, capsys)
     assert saving.all_steps(tmp_path / "run") == [2] and len(steps) == 3
