@@ -69,10 +69,10 @@ def entries(
     >>> [entry.name for entry in entries(("toy_in_context",))][:2]
     ['toy_nli3', 'toy_wic']
     """
-    if not tasks or not shots or not seeds or min(shots) < 0:
+    if not tasks or not shots or not seeds or min(*shots, *seeds) < 0:
         raise ValueError(
             f"catalog.entries has tasks={tasks!r}, shots={shots!r}, seeds={seeds!r}: expected at least one of each, "
-            "and no negative number of exemplars."
+            "and no negative number."
         )
     if module is not None:
         registration.import_module(module, "catalog.entries.module")

@@ -19,6 +19,7 @@ from tests.command_lines.cases import (
 _TRAIN_DATA = f"{TRAIN_DATA} --data_dir=data"
 _EVAL_DATA = f"{EVAL_DATA} --data_dir=data"
 _NO_PROMPT = "--gin.training_batches.DatasetConfig.soft_prompt_id=-1"
+_RECIPE = f"{PIPELINE_DEMO} --gin.pipeline.Recipe"
 _EIGHT_SHARDS = "--gin.training_batches.DatasetConfig.shards=8"
 _SECOND_STAGE = TRAIN_DEMO.replace("prompt_tuning", "model_tuning")
 _TO_PEFT = "convert --from=promot_t5x/demo_checkpoint --to=adapter --to_format=peft"
@@ -60,6 +61,8 @@ CASES = (
     ("a module that raises", "train --gin_file=raising.gin", "failed: ZeroDivisionError: division by zero"),
     ("a search path", "train --gin_file=x.gin --gin_search_paths=absent", "was not found in"),
     # settings that do not fit together
+    ("equal learning rates", f"{_RECIPE}.learning_rates='(1e-3,1.00000001e-3)'", "would share"),
+    ("a method's file", f"{_RECIPE}.stage_files=\"{{'promot':('absent.gin',)}}\"", "'absent.gin'"),
     ("a prompt that no row has", f"{TRAIN_DEMO} {_NO_PROMPT}", "no row has a soft prompt"),
     ("batches and devices", f"{TRAIN_DEMO} --gin.NUM_PARTITIONS=2", "2"),
     ("an export over the run", f"{TRAIN_DEMO} --gin.train.train.export_dir=run", "which an export would delete"),
