@@ -1,5 +1,9 @@
 """Wrong command lines: each is answered within seconds by exit code 1 and one sentence, and changes no file."""
 
+import json
+import re
+import shlex
+
 import pytest
 
 from tests.command_lines import cases, others, paths, server, values
@@ -47,6 +51,29 @@ def test_a_right_command_line_is_no_mistake(programs, here):
     outcome = programs.run([*cases.Case("", cases.TRAIN_DEMO, "").argv, "--dry_run"], here, {}, _SECONDS)
     assert (outcome.code, outcome.stderr) == (0, "")
     assert "stage prompt_tuning: 1,024 parameters train" in outcome.stdout
+
+
+def test_the_docs_task_of_your_own(programs, tmp_path):
+    """The example in results.md; `my_tasks` is a module of the current folder, which python -m would find, too."""
+    page = (server.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r'^```python\n("""my_tasks.py.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_tasks.py").write_text(example)
+    (tmp_path / "my_data").mkdir()
+    rows = [json.dumps({"english": f"{word} dog", "french": f"{word} chien"}) + "\n" for word in "abcdefghijklmnop"]
+    for split in ("train", "validation", "test"):
+        (tmp_path / "my_data" / f"{split}.jsonl").write_text("".join(rows))
+    typed = re.findall(r"^    promot-t5x (.*my_tasks.*)$", page.replace("\\\n", " "), re.MULTILINE)
+    train, evaluate = (shlex.split(command) for command in typed)
+    outcome = programs.run([*train, "--dry_run", "--data"], tmp_path, {}, _SECONDS)
+    assert outcome.code == 0, outcome.stderr
+    assert "opened: my_mixture, my_translation, training split train" in outcome.stdout
+    outcome = programs.run([*evaluate, "--limit=2"], tmp_path, {}, 4 * _SECONDS)
+    assert outcome.code == 0, outcome.stderr
+    scores = json.loads((tmp_path / "out" / "my_scores" / "scores.json").read_text())
+    assert [(row["task"], row["k"], row["metric"]) for row in scores["rows"]] == [
+        ("my_translation", 0, "first_word"),
+        ("my_translation", 2, "first_word"),
+    ]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ALL])
