@@ -2,11 +2,12 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import promot_t5x
-from promot_t5x.configuration import gin_files, program
+from promot_t5x.configuration import flags, gin_files, program
 from promot_t5x.runtime.text import did_you_mean
 
 _VERBS = {
@@ -36,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ...
     0
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    return program.run_main(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int | None:
     if not argv or argv[0] in ("--help", "-h", "help"):
         print("usage: promot-t5x VERB ...\n")
         for verb, (_, summary) in _VERBS.items():
@@ -50,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(gin_files.listing())
         return 0
     if argv[0] == "--completion":
-        return program.run_main(_print_completion, argv[1:])
+        return _print_completion(argv[1:])
     if argv[0] not in _VERBS:
         hint = did_you_mean(argv[0], _VERBS)
-        print(f"error: promot-t5x has no verb {argv[0]!r}{hint}; it has {', '.join(_VERBS)}.", file=sys.stderr)
-        return 1
-    command = importlib.import_module(_VERBS[argv[0]][0])  # a verb imports only what it needs
-    return program.run_main(command.main, argv[1:])
+        raise flags.ConfigError(f"promot-t5x has no verb {argv[0]!r}{hint}; it has {', '.join(_VERBS)}.")
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.insert(0, folder)  # as `python -m` does, so that gin files can import modules of the user's own
+    return importlib.import_module(_VERBS[argv[0]][0]).main(argv[1:])  # a verb imports only what it needs
 
 
 def _print_completion(argv: Sequence[str]) -> None:

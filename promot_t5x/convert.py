@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses the flags and converts."""
     invocation = flags.parse_flags(sys.argv[1:] if argv is None else argv, parser())
+    flags.refuse_configuration(invocation, "convert", but=("dry_run",))
     extra = invocation.extra
     paths = extra["source"], extra["target"], extra["to_format"]
     if extra["to_format"] in checkpoints.SOFT_PROMPT_FORMATS:

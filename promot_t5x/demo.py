@@ -5,7 +5,6 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from etils import epy
 
@@ -15,7 +14,7 @@ from promot_t5x.runtime.files import absolute
 with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.recipes import from_command
 
-CHECKPOINT = Path(__file__).resolve().parent / "demo_checkpoint"
+CHECKPOINT = absolute("promot_t5x/demo_checkpoint")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
             "promot-t5x demo --gin_file=recipes/demo_seeds.gin --out=out/demo_seeds",
         ),
     )
+    flags.add_data_flag(result)
     result.add_argument("--out", default="out/demo", help="folder of the results and the report (default: out/demo)")
     return result
 

@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Prints versions, the data folder and the folder of the gin files at once, then the devices."""
     invocation = flags.parse_flags(argv, parser())
+    flags.refuse_configuration(invocation, "doctor", but=("tfds_data_dir",))
     for name, version in versions().items():
         _show(name, version)
     _show("machine", f"{platform.platform()}, {os.cpu_count()} CPU cores")

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="print all tasks and suites, with sizes and sources, and stop")
     add("--limit", type=int, metavar="N", help="score only the first N examples of every task")
     add("--show", type=int, metavar="N", help="print the first N prompts of every task, and stop")
+    flags.add_data_flag(result)
     return result
 
 
@@ -70,7 +71,11 @@ def main(argv: Sequence[str]) -> None:
         print(catalog.listing())
         return
     program.configure(invocation)
-    gin_checks.check_flags()
+    gin_checks.check_flags("eval.evaluate", "eval.Suite")
+    if flags.opens_data(invocation):
+        bound = gin_files.bound_arguments(suite.evaluate_suite, "eval.evaluate")
+        suite.check(bound["suite"], bound["model"])
+        print(f"opened: {', '.join(entry.name for entry in bound['suite'].entries)}, and their vocabularies")
     if invocation.dry_run:
         return
     if invocation.extra["show"] is not None:

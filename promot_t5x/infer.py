@@ -21,7 +21,7 @@ with epy.lazy_api_imports(globals()):  # gin files say infer.infer, as T5X's do
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    return flags.flag_parser(
+    result = flags.flag_parser(
         "promot-t5x infer",
         "Answers the inputs of a JSONL file.",
         {
@@ -36,12 +36,18 @@ def parser() -> argparse.ArgumentParser:
             "--gin.CHECKPOINT_PATH=/path/to/run --gin.INPUTS=in.jsonl --gin.INFER_OUTPUT_DIR=out/answers",
         ),
     )
+    flags.add_data_flag(result)
+    return result
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs `infer.infer` as the gin files and flags say."""
     invocation = program.start(argv, parser())
-    gin_checks.check_flags()
+    gin_checks.check_flags("infer.infer")
+    if flags.opens_data(invocation):
+        bound = gin_files.bound_arguments(inference.infer, "infer.infer")
+        rows = inference.check(bound["inputs"], bound["output_dir"], bound["vocabulary"], bound["model"])
+        print(f"opened: {len(rows)} rows of {bound['inputs']}, and the vocabulary")
     if not invocation.dry_run:
         gin_files.configurable(inference.infer, "infer.infer")()
 

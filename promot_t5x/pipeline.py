@@ -18,7 +18,7 @@ with epy.lazy_api_imports(globals()):  # gin files say pipeline.run and pipeline
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    return flags.flag_parser(
+    result = flags.flag_parser(
         "promot-t5x pipeline",
         "Runs a recipe: stage 1, stage 2, baselines, evaluations, report.",
         {
@@ -32,6 +32,8 @@ def parser() -> argparse.ArgumentParser:
             "--gin.VOCABULARY_FILE=spm/t5_cc_all_32000.model --gin.WORK_DIR=out/trial",
         ),
     )
+    flags.add_data_flag(result)
+    return result
 
 
 def main(argv: Sequence[str]) -> None:

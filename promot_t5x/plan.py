@@ -39,9 +39,11 @@ def configured(invocation: flags.Invocation, devices: tuple[Any, ...]) -> search
     # A plan does not use these folders, so they need no value; a value on the command line still overrides this one.
     unread = tuple(f"{name} = 'not read'" for name in _FOLDERS)
     invocation = dataclasses.replace(invocation, gin_bindings=(*unread, *invocation.gin_bindings))
-    program.configure(invocation)
+    program.configure(invocation, has_runs=True)
     if not gin_files.is_configured(running.run_recipe):
-        gin_checks.check_flags(gin_checks.unused_flag_macros() - set(_FOLDERS))
+        program.configure(invocation)  # which refuses what a recipe's runs could use
+        _, unused = gin_checks.flags_by_use("train.train")
+        gin_checks.refuse({name: sentence for name, sentence in unused.items() if name not in _FOLDERS})
         bound = gin_files.bound_arguments(stage_run.run_stage, "train.train")
         training, validation = _training(bound, devices), bound.get("validation")
         return search.Planned(
@@ -113,6 +115,8 @@ def parse(argv: Sequence[str]) -> flags.Invocation:
 def main(argv: Sequence[str]) -> None:
     """Plans what the gin files and flags describe."""
     invocation = parse(argv)
+    if invocation.extra["json"] is not None:
+        files.writable_file(invocation.extra["json"], "--json")
     topology = chips.topology(invocation.extra["topology"], invocation.extra["slices"])
     planned = configured(invocation, topology.devices())
     if invocation.dry_run:
@@ -127,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
             ranked = search.search(training, topology)
             print(f"\n{stage} on {topology}, fastest bound first\n{tables.comparison(ranked)}", flush=True)
             written["search"][stage] = [tables.candidate_json(*pair) for pair in ranked]
-    if invocation.extra["json"]:
+    if invocation.extra["json"] is not None:
         files.write_json(files.absolute(invocation.extra["json"]), written)
 
 

@@ -5,6 +5,7 @@ import argparse
 from etils import epy
 
 from promot_t5x.configuration import flags
+from promot_t5x.runtime.files import writable_folder
 
 with epy.lazy_imports():  # --help needs no matplotlib
     from promot_t5x.reports import comparison, page, scores, tables
@@ -26,7 +27,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> None:
     """Writes the report of a comparison, or the table of an evaluation's scores, into --out."""
-    extra = flags.parse_flags(argv, parser()).extra
+    invocation = flags.parse_flags(argv, parser())
+    flags.refuse_configuration(invocation, "report")
+    extra = invocation.extra
+    writable_folder(extra["out"], "--out")
     if extra["scores"] is not None:
         evaluated = scores.read(extra["scores"])
         written = scores.write_markdown(evaluated, extra["out"])

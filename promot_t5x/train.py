@@ -22,7 +22,7 @@ with epy.lazy_api_imports(globals()):  # gin files say train.train and train.Val
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    return flags.flag_parser(
+    result = flags.flag_parser(
         "promot-t5x train",
         "Trains one stage of ProMoT, or a baseline.",
         {
@@ -37,14 +37,16 @@ def parser() -> argparse.ArgumentParser:
             "--gin_file=stages/model_tuning.gin --gin.MODEL_DIR=gs://bucket/stage2 --gin.INITIAL_CHECKPOINT_PATH=gs://bucket/stage1",
         ),
     )
+    flags.add_data_flag(result)
+    return result
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs `train.train` as the gin files and flags configure it."""
     invocation = program.start(argv, parser())
-    gin_checks.check_flags()
+    gin_checks.check_flags("train.train")
     run = gin_files.configurable(stage_run.run_stage, "train.train")
-    run(dry_run=invocation.dry_run, config_gin=gin_files.operative_config)
+    run(dry_run=invocation.dry_run, dry_run_data=flags.opens_data(invocation), config_gin=gin_files.operative_config)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import seqio
+from absl import logging
 
 from promot_t5x.runtime.text import aligned, nearest
 from promot_t5x.tasks import few_shot, paper, registration, toy_world
@@ -68,27 +69,30 @@ def entries(
     >>> [entry.name for entry in entries(("toy_in_context",))][:2]
     ['toy_nli3', 'toy_wic']
     """
-    if not tasks or not shots or not seeds or min(shots) < 0:
+    if not tasks or not shots or not seeds or min(*shots, *seeds) < 0:
         raise ValueError(
             f"catalog.entries has tasks={tasks!r}, shots={shots!r}, seeds={seeds!r}: expected at least one of each, "
-            "and no negative number of exemplars."
+            "and no negative number."
         )
     if module is not None:
         registration.import_module(module, "catalog.entries.module")
-    listed = []
+    listed, with_own_prompts = [], []
     for name in dict.fromkeys(_expand(tasks)):
         registered = few_shot.registered(name)
         if name in paper.TASKS and vocabulary is not None:
             task, prompting = paper.text_task(name, data_dir, splits), few_shot.Prompting(vocabulary, sentinels)
         elif registered and not registered.shots:
             task, prompting = registered.task, registered.prompting
-        elif registered:
-            listed.append(Entry(registered.task.name, registered.shots, registered.seed, name))
-            continue
-        elif name in paper.TASKS:
+        elif name in paper.TASKS and not registered:
             raise ValueError(f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's.")
+        elif min(shots):
+            raise ValueError(
+                f"catalog.entries.shots is {tuple(shots)}, but task {name!r} makes its own prompts and takes no "
+                "exemplars; set SHOTS=(0,), or score it on its own."
+            )
         else:
-            listed.append(Entry(name, None, None, name))
+            with_own_prompts.append(name)
+            listed.append(entry(name))
             continue
         if exemplars is not None:
             prompting = dataclasses.replace(prompting, exemplars=exemplars)
@@ -96,6 +100,8 @@ def entries(
             for seed in dict.fromkeys(seeds) if k else (None,):
                 seqio_name = few_shot.register(task, prompting, k, seed or 0)
                 listed.append(Entry(name, k, seed, seqio_name))
+    if with_own_prompts and max(shots):
+        logging.warning("SHOTS does not apply to %s, which make their own prompts", ", ".join(with_own_prompts))
     return tuple(listed)
 
 

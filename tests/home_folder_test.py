@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import seqio
 
+import promot_t5x
 from promot_t5x import cli, eval, infer
 from promot_t5x.configuration import program
 from promot_t5x.evaluation import inference
@@ -84,3 +85,9 @@ def test_of_the_demo_and_of_tfds(home, monkeypatch):
     monkeypatch.setattr(seqio, "set_tfds_data_dir_override", seen.append)
     program.configure(invocation)
     assert seen[1:] == [os.fspath(home / "tfds")]
+
+
+def test_of_a_soft_prompt(home):
+    promot_t5x.save_soft_prompt("~/prompt", np.ones((1, 2, 3), np.float32), {"task": "rte"})
+    assert promot_t5x.load_soft_prompt("~/prompt").shape == (1, 2, 3)
+    assert (home / "prompt" / "soft_prompt.json").exists()

@@ -155,7 +155,7 @@ def save(folder: str | os.PathLike[str], prompt_NxPxD: np.ndarray | jax.Array, d
     Raises:
       ValueError: what `load` would refuse, or a description that JSON cannot hold; nothing is written then.
     """
-    folder, prompt_NxPxD = epath.Path(folder), np.asarray(prompt_NxPxD)
+    folder, prompt_NxPxD = files.absolute(folder), np.asarray(prompt_NxPxD)
     _check(prompt_NxPxD, folder / WEIGHTS)
     sizes = dict(zip(("prompts", "length", "embed"), prompt_NxPxD.shape, strict=True))
     files.write_json(folder / DESCRIPTION, {**sizes, **description, **sizes})  # first: it may have no JSON form
@@ -171,7 +171,7 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
       FileNotFoundError: the file does not exist.
       ValueError: the file does not hold a prompt, or holds numbers that are not finite.
     """
-    file = epath.Path(path)
+    file = files.absolute(path)
     if file.is_dir():
         file = file / WEIGHTS
     if not file.exists():

@@ -109,6 +109,18 @@ def open_source(path: epath.PathLike, given: Mapping[str, Any] | None = None) ->
     return _with_given(source, given) if given else source
 
 
+def existing(path: epath.PathLike) -> epath.Path:
+    """The absolute path of a checkpoint, which is recorded as a base: a later run may have another working folder.
+
+    Raises:
+      FileNotFoundError: the path does not exist.
+    """
+    folder = absolute(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"There is no checkpoint at {path}; check {_WHERE}.")
+    return folder
+
+
 def _opened(path: epath.PathLike, prompts: tuple[epath.Path, ...]) -> Source:
     """A checkpoint with what it states itself.
 
@@ -116,9 +128,7 @@ def _opened(path: epath.PathLike, prompts: tuple[epath.Path, ...]) -> Source:
       path: as for `open_source`.
       prompts: the checkpoints of soft prompts alone that led here; each names the next one as its model.
     """
-    folder = absolute(path)  # recorded as the base; a later run may have another working directory
-    if not folder.exists():
-        raise FileNotFoundError(f"There is no checkpoint at {path}; check {_WHERE}.")
+    folder = existing(path)
     if steps := saving.all_steps(folder):
         best = saving.best_step(folder)
         logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)

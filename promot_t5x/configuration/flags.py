@@ -97,6 +97,22 @@ def flag_parser(
     return parser
 
 
+def add_data_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--data` for a command whose dry run can also open data; see `opens_data`."""
+    parser.add_argument("--data", action="store_true", help="with --dry_run: also open data and vocabularies")
+
+
+def opens_data(invocation: Invocation) -> bool:
+    """Whether a dry run is to open data.
+
+    Raises:
+      ConfigError: `--data` without `--dry_run`.
+    """
+    if invocation.extra["data"] and not invocation.dry_run:
+        raise ConfigError("--data says what a dry run opens: add --dry_run, or leave --data out")
+    return invocation.extra["data"]
+
+
 def _epilog(macros: Mapping[str, str], examples: Sequence[str]) -> str:
     """The end of a command's help: macros and examples, one flag per line."""
     paragraphs = []
@@ -147,6 +163,37 @@ def parse_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = No
         processes=Processes(address, count, index, timeout) if multiprocess else None,
         extra=values,
     )
+
+
+# The flags that set an attribute of Invocation.
+_CONFIGURATION = {
+    "gin_files": "--gin_file",
+    "gin_bindings": "--gin.NAME, --gin_bindings or --data_dir",
+    "gin_search_paths": "--gin_search_paths",
+    "tfds_data_dir": "--tfds_data_dir",
+    "dry_run": "--dry_run",
+    "processes": "--multiprocess and its options",
+}
+
+
+def refuse_configuration(invocation: Invocation, verb: str, but: Sequence[str] = ()) -> None:
+    """Refuses the flags that a verb without gin files would ignore.
+
+    Args:
+      invocation: the parsed command line.
+      verb: the verb.
+      but: attributes of the invocation that it does use.
+
+    Raises:
+      ConfigError: names the flag and its value.
+    """
+    for attribute, flag in _CONFIGURATION.items():
+        if attribute not in but and (value := getattr(invocation, attribute)):
+            shown = ", ".join(value) if isinstance(value, tuple) else ""
+            raise ConfigError(
+                f"promot-t5x {verb} reads no gin configuration, so {flag}{f' ({shown})' if shown else ''} would change "
+                "nothing; leave it out"
+            )
 
 
 def _raise_flag_error(message: str) -> Any:

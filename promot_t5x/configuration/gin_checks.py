@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gin import config as gin_config
@@ -47,34 +47,47 @@ def check_macros() -> None:
         raise ConfigError("; ".join(dict.fromkeys(problems)))
 
 
-def unused_flag_macros() -> set[str]:
-    """The macros that flags set and nothing uses."""
-    used = _used_macros()
-    return {
-        macro
-        for (macro, selector, _), origin, _ in _bound()
-        if selector == "gin.macro" and origin.from_flag and macro not in used
-    }
+def flags_by_use(*called: str) -> tuple[set[str], dict[str, str]]:
+    """What flags set: macros, and parameters of configurables.
+
+    Args:
+      called: the configurables that the command calls, as gin files spell them.
+
+    Returns:
+      (the names of those that something uses; the sentence about each of the others, to which no binding refers).
+    """
+    macros, configurables = _used_macros(), _used_configurables()
+    configurables |= {gin_statements.MENTIONED[name] for name in called if name in gin_statements.MENTIONED}
+    used, unused = set(), {}
+    for (scope, selector, _), origin, _ in _bound():
+        if not origin.from_flag:
+            continue
+        if selector == "gin.macro" and scope not in macros:
+            unused[scope] = f"{origin.where}: nothing uses {scope}{new_macro(scope) or did_you_mean(scope, macros)}"
+        elif selector != "gin.macro" and selector not in configurables:
+            name = origin.written.rpartition(".")[0]
+            unused[origin.written] = f"{origin.where}: nothing uses {name}: bind it somewhere, as @{name}()"
+        else:
+            used.add(origin.written)
+    return used, unused
 
 
-def check_flags(unused: Iterable[str] | None = None) -> None:
+def check_flags(*called: str) -> None:
     """Refuses flags that change nothing, most of which are misspelt.
 
     Args:
-      unused: macros that nothing uses; None for those of `unused_flag_macros`.
+      called: see `flags_by_use`.
 
     Raises:
-      ConfigError: one sentence with every such macro and the most similar name.
+      ConfigError: one sentence with every such flag and the most similar name.
     """
-    unused = unused_flag_macros() if unused is None else unused
-    others = _macros() - set(unused)
-    problems = [
-        f"{gin_statements.ORIGINS[macro, 'gin.macro', 'value'].where}: nothing uses {macro}"
-        f"{new_macro(macro) or did_you_mean(macro, others)}"
-        for macro in sorted(unused)
-    ]
-    if problems:
-        raise ConfigError("; ".join(problems))
+    refuse(flags_by_use(*called)[1])
+
+
+def refuse(unused: Mapping[str, str]) -> None:
+    """Raises ConfigError with the sentences of `flags_by_use`, if there are any."""
+    if unused:
+        raise ConfigError("; ".join(sentence for _, sentence in sorted(unused.items())))
 
 
 def with_macros_resolved(value: Any, seen: tuple[str, ...] = ()) -> Any:
@@ -124,6 +137,15 @@ def _used_macros() -> set[str]:
         for _, _, value in _bound()
         for reference in gin_config.iterate_references({"": value})
         if reference.selector == "gin.macro"
+    }
+
+
+def _used_configurables() -> set[str]:
+    return {
+        reference.configurable.selector
+        for _, _, value in _bound()
+        for reference in gin_config.iterate_references({"": value})
+        if reference.configurable is not None
     }
 
 

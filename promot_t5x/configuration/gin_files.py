@@ -83,7 +83,13 @@ def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
     raise FileNotFoundError(f"gin file {name!r} was not found{f' in {tried}' if tried else ''}{hint}")
 
 
-def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequence[str] = ()) -> None:
+def parse(
+    files: Iterable[str],
+    bindings: Iterable[str] = (),
+    search_paths: Sequence[str] = (),
+    *,
+    skip_not_imported: bool = False,
+) -> tuple[str, ...]:
     """Replaces gin's configuration by that of the files, overridden by the bindings.
 
     Args:
@@ -91,6 +97,10 @@ def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequ
       bindings: gin statements, which override the files. They may use all names that the files import, and the ends of
         names that the files use (`T5Config.embed_dim` for `architecture.T5Config.embed_dim`).
       search_paths: folders for `resolve`, for the files and their includes.
+      skip_not_imported: skip bindings that name a module which no file imports, as one for another file's run does.
+
+    Returns:
+      The bindings that were skipped.
 
     Raises:
       FileNotFoundError: a file does not exist.
@@ -98,18 +108,24 @@ def parse(files: Iterable[str], bindings: Iterable[str] = (), search_paths: Sequ
     """
     find = functools.partial(resolve, search_paths=search_paths)
     gin_statements.clear()
-    paths = [find(name) for name in files]
+    paths, skipped = [find(name) for name in files], []
     try:
         imports = [statement for path in paths for statement in gin_statements.parse_file(path, find)]
         with gin_config._parse_scope() as context:
             for statement in _import_order(imports):
                 context.process_import(statement)
             for binding in bindings:
-                gin_statements.run_statements(binding, None, context, find)
+                try:
+                    gin_statements.run_statements(binding, None, context, find)
+                except gin_statements.NotImportedError:
+                    if not skip_not_imported:
+                        raise
+                    skipped.append(binding)
             gin_config._IMPORTS.update(context.imports)
     except BaseException:
         gin_statements.clear()
         raise
+    return tuple(skipped)
 
 
 def _import_order(imports: Sequence[config_parser.ImportStatement]) -> list[config_parser.ImportStatement]:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import tokenize
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,11 @@ class Origin(NamedTuple):
 ORIGINS: dict[tuple[str, str, str], Origin] = {}  # scope, gin's full selector, parameter -> its last binding
 
 MENTIONED: dict[str, str] = {}  # selector as written in a file or flag -> gin's full selector
+
+
+_NOT_IMPORTED = re.compile(r"'(.*)' was not provided by an import statement")
+
+_LONG = 200  # characters of a flag that are quoted in an error
 
 
 def clear() -> None:
@@ -64,6 +70,10 @@ def separate() -> Iterator[None]:
         gin_config._set_config_is_locked(was_locked)
 
 
+class NotImportedError(ConfigError):
+    """A flag names a module that no gin file imports; those of a recipe's runs may import it."""
+
+
 def parse_file(path: Path, find: Callable[[str], Path], parents: tuple[Path, ...] = ()) -> list[Any]:
     """Executes one file, with its own symbol table.
 
@@ -79,7 +89,7 @@ def parse_file(path: Path, find: Callable[[str], Path], parents: tuple[Path, ...
       ConfigError: the file is not text, or a statement is wrong; the sentence has the file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin files with a byte order mark
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a gin file: its bytes are not UTF-8 text") from error
     with gin_config._parse_scope() as context:
@@ -109,7 +119,7 @@ def run_statements(
     included: list[Any] = []
 
     def where(line: int) -> str:
-        return f"{path}:{line}" if path else f"flag {text.strip()!r}"
+        return f"{path}:{line}" if path else f"flag {text.strip() if len(text) < _LONG else text[:_LONG] + '…'!r}"
 
     for statement in _statements(text, where, context):
         place = where(statement.location.line_num)
@@ -134,6 +144,8 @@ def _statements(text: str, where: Callable[[int], str], context: Any) -> Iterato
     """Yields a text's gin statements; syntax errors and unknown references become ConfigErrors."""
     try:
         yield from config_parser.ConfigParser(text, gin_config.ParserDelegate())
+    except RecursionError as error:
+        raise ConfigError(f"{where(1)}: gin syntax error: brackets are nested too deeply") from error
     except SyntaxError as error:
         token = re.search(r"Failed to parse token '(.*)'", error.msg, re.DOTALL)
         message = f"{token[1]!r} is not a gin value (a string needs quotes)" if token else error.msg.rstrip(".")
@@ -147,7 +159,7 @@ def _statements(text: str, where: Callable[[int], str], context: Any) -> Iterato
         number = int(line_number[1]) if line_number else 1
         references = re.findall(r"@(?:[\w/]*/)?([\w.]+)", text.split("\n")[number - 1])
         renamed = "".join(dict.fromkeys(map(new_name, references)))
-        raise ConfigError(f"{where(number)}: {_explain(error, context)}{renamed}") from error
+        raise _error_class(error)(f"{where(number)}: {_explain(error, context)}{renamed}") from error
 
 
 def _import(statement: config_parser.ImportStatement, place: str, context: Any) -> None:
@@ -160,6 +172,10 @@ def _import(statement: config_parser.ImportStatement, place: str, context: Any) 
         ) from error
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"{place}: `{statement.format()}` failed: {' '.join(str(error.args[0]).split())}") from error
+    except Exception as error:  # the module may be the user's, and raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        raise ConfigError(f"{place}: `{statement.format()}` failed: {reason}") from error
 
 
 def _look_up(selector: str, place: str, context: Any) -> Any:
@@ -167,7 +183,7 @@ def _look_up(selector: str, place: str, context: Any) -> Any:
     try:
         record = context.get_configurable(selector)
     except (NameError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{place}: {_explain(error, context)}{new_name(selector)}") from error
+        raise _error_class(error)(f"{place}: {_explain(error, context)}{new_name(selector)}") from error
     if not record:
         raise ConfigError(
             f"{place}: nothing called {selector!r} is known: import its module after "
@@ -206,12 +222,16 @@ def _bind(statement: config_parser.BindingStatement, place: str, context: Any, *
     ORIGINS[scope, record.selector, parameter] = Origin(place, written, from_flag)
 
 
+def _error_class(error: Exception) -> type[ConfigError]:
+    return NotImportedError if _NOT_IMPORTED.match(str(error)) else ConfigError
+
+
 def _explain(error: Exception, context: Any) -> str:
     """Says, from gin's message, which name of a selector is unknown and which one is similar."""
     message = str(error).split("\n  In ")[0].rstrip(".")
     imports = {statement.bound_name(): statement for statement in context.imports}
     imports.pop("dynamic_registration", None)
-    if unknown := re.match(r"'(.*)' was not provided by an import statement", message):
+    if unknown := _NOT_IMPORTED.match(message):
         imported = f"imported are {', '.join(sorted(imports))}" if imports else "nothing is imported"
         return f"{unknown[1]!r} is not an imported module{did_you_mean(unknown[1], imports)}; {imported}"
     if unresolved := re.match(r"Couldn't resolve selector ([\w.]+);", message):

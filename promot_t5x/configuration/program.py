@@ -6,7 +6,6 @@ import argparse
 import functools
 import logging as python_logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,11 +15,13 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging
 
-from promot_t5x.configuration import gin_checks, gin_files, quiet_imports
+from promot_t5x.configuration import gin_checks, gin_files, mistakes, quiet_imports
 from promot_t5x.configuration.flags import Invocation, parse_flags
-from promot_t5x.runtime import arguments, compiled_programs, files, processes
+from promot_t5x.runtime import compiled_programs, files, processes
 
-_PACKAGE = str(Path(__file__).parents[1])  # as records and tracebacks name it, so not resolved
+_PACKAGE = str(Path(__file__).parents[1])  # as records name it, so not resolved
+
+_INTERRUPTED = 130  # a shell's code for a program that was stopped by ctrl-C
 
 
 def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
@@ -41,11 +42,17 @@ def start(argv: Sequence[str], parser: argparse.ArgumentParser) -> Invocation:
     return invocation
 
 
-def configure(invocation: Invocation) -> None:
-    """Joins the processes and parses the gin files of a command line; the second half of `start`."""
+def configure(invocation: Invocation, *, has_runs: bool = False) -> None:
+    """Joins the processes and parses the gin files of a command line; the second half of `start`.
+
+    Args:
+      invocation: the parsed command line.
+      has_runs: the files are a recipe's, and flags may also name modules that only the files of its runs import.
+    """
     compiled_programs.keep()
     processes.start(invocation.processes)
-    gin_files.parse(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
+    files_and_flags = invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths
+    gin_files.parse(*files_and_flags, skip_not_imported=has_runs)
     gin_checks.check_macros()
     if invocation.dry_run:
         print(gin_files.resolved_config())
@@ -63,27 +70,30 @@ def run_main(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
       argv: the arguments; None for those of the process.
 
     Returns:
-      The exit code. Errors of the program itself keep their traceback, and with PROMOT_TRACEBACK=1 all errors do.
+      The exit code. An interrupt (ctrl-C) prints its notes, which say how to continue, and gives 130. Errors of the
+      program itself keep their traceback, and with PROMOT_TRACEBACK=1 all errors do.
     """
     show_progress()
     quiet_imports.hide_notices()
     try:
-        return main(sys.argv[1:] if argv is None else argv) or 0
+        code = main(sys.argv[1:] if argv is None else argv) or 0
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted{'; '.join(['', *getattr(interrupt, '__notes__', ())])}", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # as in `promot-t5x plan … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it when it exits
+        return 1
     except Exception as error:
-        sentence = _user_error(error)
+        sentence = mistakes.sentence(error)
         if sentence is None:
             raise
         if os.environ.get("PROMOT_TRACEBACK") == "1":
             traceback.print_exc()
-        hint = " (PROMOT_TRACEBACK=1 shows where it was raised)" if _is_from_library(error) else ""
+        hint = " (PROMOT_TRACEBACK=1 shows where it was raised)" if mistakes.is_from_library(error) else ""
         print(f"error: {sentence}{hint}", file=sys.stderr)
         return 1
-
-
-def _is_from_library(error: Exception) -> bool:
-    """Whether the message is a library's, which may not say enough."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, ValueError) and not raised_in.startswith(_PACKAGE)
 
 
 def show_progress() -> None:
@@ -113,32 +123,3 @@ def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> 
     """Drops the traceback of a read that Orbax had not finished when a damaged checkpoint stopped it."""
     if str(unraisable.exc_value) != "Event loop is closed":
         following(unraisable)
-
-
-_MISTAKES = (
-    *(ValueError, FloatingPointError),
-    *(FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, files.NoRoomError),
-    *(TimeoutError, arguments.WrongTypeError),
-)
-
-
-def _user_error(error: Exception) -> str | None:
-    """The sentence for a user's mistake, without gin's additions; None for any other error."""
-    text = str(error)
-    message = re.split(r"\n  (?:In call to configurable|No values supplied by Gin)", text)[0]
-    unset = re.match(
-        r"(?:.*\.)?(?!__init__|__new__)(\w+?)(?:\.__init__|\.__new__)?\(\) missing \d+ required .*?: (.*)", message
-    )
-    inside = re.search(
-        r"In call to configurable '(.*?)' \(<(?:function|class) '?([\w.]+).*?\)(?: in scope '(.*)')?", text
-    )
-    if isinstance(error, TypeError) and unset and inside and unset[1] == inside[2].split(".")[-1]:
-        if inside[1] == "macro":
-            return f"macro {inside[3]} is used but defined nowhere: pass --gin.{inside[3]}=VALUE"
-        return gin_files.value_needed(inside[1], re.findall(r"'(\w+)'", unset[2]))
-    if isinstance(error, RuntimeError):
-        required = re.match(r"Required bindings for `(.*)` not provided in config: (.*)", message)
-        return gin_files.value_needed(required[1], re.findall(r"'(\w+)'", required[2])) if required else None
-    if isinstance(error, _MISTAKES):
-        return re.sub(r"^\[Errno \d+\] ", "", message)
-    return None

@@ -71,12 +71,14 @@ class DatasetConfig:
         if self.module is not None:
             registration.import_module(self.module, "training_batches.DatasetConfig.module")
         features.check_lengths(self.task_feature_lengths, "training_batches.DatasetConfig.task_feature_lengths")
-        for name, least in (("batch_size", 1), ("shards", 1), ("seed", 0), ("soft_prompt_id", -1)):
+        for name, least in (("batch_size", 1), ("shards", 1), ("soft_prompt_id", -1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
                 raise ValueError(
-                    f"training_batches.DatasetConfig.{name} is {value!r}, expected a whole number of at least {least}."
+                    f"training_batches.DatasetConfig.{name} is {value!r}, expected a whole number of at least {least}"
+                    f"{'.' if value < 2**31 else ' and below 2^31.'}"
                 )
+        arguments.check_seed(self.seed, "training_batches.DatasetConfig.seed")
         if self.batch_size % self.shards:
             raise ValueError(
                 f"training_batches.DatasetConfig.batch_size={self.batch_size} is not a multiple of "
@@ -181,13 +183,12 @@ class _TrainingStreams:
         tasks = list(provider.tasks) if isinstance(provider, seqio.Mixture) else [provider]
         if self._mixture:  # as seqio does, a task without the split is left out of the mixture
             tasks = [task for task in tasks if config.split in task.splits] or tasks
-        self._tasks = []
+        self._tasks, self._counts = [], []
         for task in tasks:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
             self._tasks.append(cuts.noting(_sharded(task, config)))
-            if count := task.num_input_examples(config.split):
-                logging.info("%s/%s has %s examples", task.name, config.split, f"{count:,}")
+            self._counts.append(task.num_input_examples(config.split))
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
 
@@ -243,6 +244,12 @@ class _TrainingStreams:
         )
         return examples.map(lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), cuts.FEATURE: cuts.of(ex)})
 
+    def log_counts(self) -> None:
+        """Logs how many examples each task has, if its source knows."""
+        for task, count in zip(self._tasks, self._counts, strict=True):
+            if count:
+                logging.info("%s/%s has %s examples", task.name, self._config.split, f"{count:,}")
+
     def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
         """The padded rows of one shard, B/S at a time, starting at a batch."""
         config = self._config
@@ -269,7 +276,7 @@ def training_batches(
     rows: Sequence[int] | np.ndarray | None = None,
     with_cuts: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The endless, shuffled batches of a run; each example occurs once per epoch of its shard.
+    """The endless, shuffled batches of a run; each example occurs once per epoch of its shard. See also `opened`.
 
     A split whose source cannot be read in pieces (most functions, a single file) is read once by every process and kept
     in memory if it has at most 100,000 examples; every shard reads all of a larger one.
@@ -294,23 +301,40 @@ def training_batches(
       ValueError: the task, mixture or split is unknown, the split has fewer examples than there are shards, the
         preprocessors leave a shard empty, a row is outside the batch, or a vocabulary file cannot be read.
     """
+    if start_batch < 0:
+        raise ValueError(f"start_batch is {start_batch}, expected the number of batches consumed so far, at least 0.")
+    return opened(config, rows=rows, with_cuts=with_cuts)(start_batch)
+
+
+def opened(
+    config: DatasetConfig, *, rows: Sequence[int] | np.ndarray | None = None, with_cuts: bool = False
+) -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    """Opens and checks the data and vocabularies of a run, before its first batch is known.
+
+    Args, Raises:
+      See `training_batches`.
+
+    Returns:
+      The function of the number of batches to skip that returns the others.
+    """
     rows = np.arange(config.batch_size) if rows is None else np.asarray(rows)
     if not len(rows) or rows.min() < 0 or rows.max() >= config.batch_size:
         raise ValueError(
             f"rows are {rows.tolist()}, expected at least one, each from 0 to {config.batch_size - 1}, "
             "training_batches.DatasetConfig.batch_size minus one."
         )
-    if start_batch < 0:
-        raise ValueError(f"start_batch is {start_batch}, expected the number of batches consumed so far, at least 0.")
     shards, position = np.unique(rows % config.shards, return_inverse=True)
     streams = _TrainingStreams(config)
     streams.check(shards.tolist())
-    zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
-    stacked = zipped.map(lambda *batches: {k: tf.stack([b[k] for b in batches]) for k in batches[0]})
-    iterator = features.as_numpy(stacked.prefetch(8))
 
     def of_rows(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         taken = {k: v[position, rows // config.shards] for k, v in batch.items()}
         return features.converted(taken) | ({cuts.FEATURE: taken[cuts.FEATURE]} if with_cuts else {})
 
-    return (of_rows(batch) for batch in iterator)
+    def batches(start_batch: int) -> Iterator[dict[str, np.ndarray]]:
+        streams.log_counts()
+        zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
+        stacked = zipped.map(lambda *parts: {k: tf.stack([part[k] for part in parts]) for k in parts[0]})
+        return (of_rows(batch) for batch in features.as_numpy(stacked.prefetch(8)))
+
+    return batches

@@ -120,6 +120,10 @@ class Answers:
                 for numbers, answers in answer(missing):
                     self.add(numbers, answers)
                     bar.update(len(numbers))
+            except KeyboardInterrupt as interrupt:
+                done = f"{len(self.by_number)} of {len(self._keys)} answers of {description}"
+                interrupt.add_note(f"{done} are kept; the same command continues after them")
+                raise
             finally:
                 self.flush()
         return [self.by_number[number] for number in range(len(self._keys))]

@@ -53,10 +53,7 @@ def infer(
       ValueError: a row without a text `input` or with a `prediction`, an input file that would be overwritten, a file
         that is not a vocabulary, or another network's vocabulary or checkpoint.
     """
-    folder = files.absolute(output_dir)
-    _check_not_replaced(inputs, folder)
-    rows = read_inputs(inputs)[: config.limit]
-    vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
+    rows, folder = check(inputs, output_dir, vocabulary, model)[: config.limit], files.absolute(output_dir)
     lengths = config.task_feature_lengths
     texts = [row["input"] for row in rows]
     arrays, truncated = generation.encoder_features(texts, vocabulary, lengths["inputs"], lengths["targets"])
@@ -89,6 +86,19 @@ def infer(
     cut = f"; inputs cut to {lengths['inputs']} tokens: {truncated}" if truncated else ""
     print(f"{len(lines)} predictions in {outputs}{cut}")
     return len(lines)
+
+
+def check(
+    inputs: str, output_dir: str, vocabulary: seqio.Vocabulary, model: EncoderDecoderModel
+) -> list[dict[str, Any]]:
+    """Checks everything but the checkpoint; returns the rows of the input file. Takes and raises what `infer` does."""
+    folder = files.writable_folder(output_dir, "INFER_OUTPUT_DIR")
+    for name in (_PREDICTIONS, _ANSWERS):
+        files.writable_file(folder / f"{name}.jsonl", "INFER_OUTPUT_DIR")
+    _check_not_replaced(inputs, folder)
+    rows = read_inputs(inputs)
+    vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)
+    return rows
 
 
 def _check_not_replaced(inputs: str, folder: epath.Path) -> None:

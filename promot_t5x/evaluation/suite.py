@@ -28,6 +28,8 @@ CHECKPOINT_MODES = ("best", "all")
 
 """Which checkpoints of a run's folder are scored."""
 
+_SCORES = "scores.json"
+
 _DECIDE_ANSWERS = ("jax", "flax", "promot_t5x")
 
 
@@ -119,7 +121,8 @@ def evaluate_suite(
       ValueError: an unknown or empty split, another network's vocabulary or checkpoint, a prompt that the checkpoint
         lacks, or mode "all" for a path that is not a run's folder.
     """
-    folder, checkpoint_path = files.absolute(output_dir), os.fspath(checkpoint_path)
+    folder, checkpoint_path = files.writable_folder(output_dir, "EVAL_OUTPUT_DIR"), os.fspath(checkpoint_path)
+    files.writable_file(folder / _SCORES, "EVAL_OUTPUT_DIR")
     if checkpoint_mode not in CHECKPOINT_MODES:
         raise ValueError(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' or 'all' (checkpoints of a run's folder)."
@@ -130,7 +133,7 @@ def evaluate_suite(
             f"EVAL_OUTPUT_DIR is {output_dir}, the run's own folder, whose checkpoints would get files of answers "
             "among their own; give another folder."
         )
-    _check(suite, model)
+    check(suite, model)
     rows: list[Row] = []
     origins: list[Mapping[str, Any]] = []
     examples: dict[str, EvaluationExamples] = {}
@@ -153,8 +156,8 @@ def evaluate_suite(
         origins.append(checkpoint.origin)
         del checkpoint  # frees its parameters on the devices before the next ones are loaded
     summary = results.contents(rows, config=_config(model, suite), checkpoints=origins, versions=versions())
-    files.write_json(folder / "scores.json", summary)
-    print(f"\n{scores.text_table(summary)}\n\nResults: {folder / 'scores.json'}")
+    files.write_json(folder / _SCORES, summary)
+    print(f"\n{scores.text_table(summary)}\n\nResults: {folder / _SCORES}")
     return summary
 
 
@@ -209,11 +212,21 @@ def _step(folder: epath.Path) -> int | None:
     return saving.best_step(folder) if saving.all_steps(folder) else None
 
 
-def _check(suite: Suite, model: EncoderDecoderModel) -> None:
-    """Finds mistakes in the suite before the checkpoint is read."""
+def check(suite: Suite, model: EncoderDecoderModel) -> None:
+    """Finds mistakes in the suite before the checkpoint is read: opens its vocabularies, reads an example of each task.
+
+    Raises:
+      FileNotFoundError, ValueError: see `evaluate_suite`.
+    """
+    ways: dict[str, str] = {}
     for entry in suite.entries:
         vocabularies.check_task(entry.name, "eval.Suite.entries", model.config.vocab_size)
-        suite.read(entry, limit=1)
+        ways[entry.task] = answering.ways(suite.read(entry, limit=1), suite.config.answering)
+    if suite.config.answering not in ways.values():
+        raise ValueError(
+            f"ANSWERING is {suite.config.answering!r}, but no task has choices to rank: {', '.join(ways)}; set "
+            "ANSWERING='generate'."
+        )
 
 
 def _vocabulary(entry: catalog.Entry) -> seqio.Vocabulary:

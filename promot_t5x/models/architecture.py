@@ -74,8 +74,9 @@ class T5Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name == "prompt_length" else 1
-            if field.type is int and value < least:
-                raise ValueError(f"T5Config.{field.name} is {value}: expected at least {least}.")
+            if field.type is int and not least <= value < 2**31:
+                limit = f"at least {least}" if value < least else "below 2^31"
+                raise ValueError(f"T5Config.{field.name} is {value}: expected {limit}.")
         choices = {
             "relative_bias": ("shared", "per_layer"),
             "remat": ("none", "minimal", "full"),

@@ -5,6 +5,7 @@ feature runs the program of the plain (m)T5. Params are the plain nested diction
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -49,6 +50,16 @@ class DecodingConfig:
     def __post_init__(self):
         if self.method not in ("greedy", "beam", "sample"):
             raise ValueError(f"DecodingConfig.method is {self.method!r}: expected greedy, beam or sample.")
+        if min(self.num_beams, self.top_k + 1, self.eos_id) < 1:
+            raise ValueError(
+                f"DecodingConfig has num_beams={self.num_beams}, top_k={self.top_k}, eos_id={self.eos_id}: expected at "
+                "least 1, 0 and 1."
+            )
+        if not (math.isfinite(self.alpha) and 0 < self.temperature < math.inf and 0 < self.top_p <= 1):
+            raise ValueError(
+                f"DecodingConfig has alpha={self.alpha}, temperature={self.temperature}, top_p={self.top_p}: expected "
+                "a finite number, a positive one, and one above 0 and up to 1."
+            )
 
 
 @arguments.checked
@@ -72,6 +83,11 @@ class EncoderDecoderModel:
     decoding: DecodingConfig = DecodingConfig()
 
     def __post_init__(self):
+        if not (0 <= self.label_smoothing < 1 and 0 <= self.z_loss < math.inf):
+            raise ValueError(
+                f"EncoderDecoderModel has label_smoothing={self.label_smoothing}, z_loss={self.z_loss}: expected a "
+                "probability below 1, and a number of at least 0."
+            )
         factor = self.loss_normalizing_factor
         if factor not in (None, "NUM_REAL_TARGET_TOKENS") and (isinstance(factor, str) or not factor > 0):
             raise ValueError(

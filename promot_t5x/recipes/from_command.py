@@ -3,14 +3,17 @@
 from etils import epath
 
 from promot_t5x.configuration import flags, gin_files, program
-from promot_t5x.recipes import running
+from promot_t5x.recipes import run_scores, running
 from promot_t5x.recipes.gin_runs import GinRuns
 from promot_t5x.recipes.recipe import Recipe, planned_runs
 from promot_t5x.runtime import files
 from promot_t5x.training import stage_run
 
-# The recipe's own settings do not affect a single run's scores, and the mesh does not affect numbers.
-_DECIDE_NO_SCORE = ("pipeline.", "partitioner.", "methods.Method.")
+# The recipe's own settings do not affect a single run's scores; the mesh, logs and kept checkpoints affect no numbers.
+_DECIDE_NO_SCORE = (
+    *("pipeline.", "partitioner.", "methods.Method."),
+    *("saving.CheckpointConfig.keep_latest", "trainer.LoopConfig.log_period", "trainer.LoopConfig.profile"),
+)
 
 
 def follow(invocation: flags.Invocation) -> None:
@@ -23,14 +26,17 @@ def follow(invocation: flags.Invocation) -> None:
       ConfigError, FileNotFoundError: a mistake in a flag or gin file.
       ValueError: see `running.run_recipe`.
     """
-    program.configure(invocation)
+    with_data = flags.opens_data(invocation)
+    program.configure(invocation, has_runs=True)
     settings = settings_of_scores(gin_files.bindings(gin_files.resolved_config()))
     arguments = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
     train = GinRuns(invocation.gin_files, invocation.gin_bindings, invocation.gin_search_paths)
     if invocation.dry_run:
         train.check(planned_runs(arguments["recipe"]))
         folder = files.absolute(arguments["work_dir"])
-        _print_runs(train, arguments["recipe"], folder, arguments["initial_checkpoint_path"])
+        _print_runs(train, arguments["recipe"], folder, arguments["initial_checkpoint_path"], with_data)
+        if with_data:
+            run_scores.check(arguments["recipe"], arguments["model"], arguments["evaluation_config"])
         return
     config = {"gin_files": list(invocation.gin_files), "bindings": list(invocation.gin_bindings)}
     running.run_recipe(**arguments, train=train, config=config, decided_by={"settings": settings})
@@ -49,12 +55,12 @@ def settings_of_scores(bindings: list[str]) -> list[str]:
     return [line for line, name in names.items() if "." in name and not name.startswith(_DECIDE_NO_SCORE)]
 
 
-def _print_runs(train: GinRuns, recipe: Recipe, folder: epath.Path, base: str | None) -> None:
-    """Prints every run's configuration and parameter table; reads and creates nothing."""
+def _print_runs(train: GinRuns, recipe: Recipe, folder: epath.Path, base: str | None, with_data: bool) -> None:
+    """Prints every run's configuration and parameter table; creates nothing, and reads nothing but data."""
     for run in planned_runs(recipe):
         print(f"\n=== {run.name}")
         if run.trains:
             starts = running.starts(run, folder, base or str(folder / running.RANDOM_WEIGHTS))
             train.configure(run, str(folder / run.name), starts)
             print(gin_files.resolved_config())
-            gin_files.configurable(stage_run.run_stage, "train.train")(dry_run=True)
+            gin_files.configurable(stage_run.run_stage, "train.train")(dry_run=True, dry_run_data=with_data)

@@ -32,5 +32,5 @@ def from_gin(
     with gin_statements.separate():
         gin_files.parse(files, gin_files.statements(bindings or {}), search_paths)
         gin_checks.check_macros()
-        gin_checks.check_flags()
+        gin_checks.check_flags("encoder_decoder.EncoderDecoderModel")
         return gin_files.configurable(EncoderDecoderModel)()

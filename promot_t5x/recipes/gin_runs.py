@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promot_t5x.configuration import gin_checks, gin_files, gin_statements
+from promot_t5x.configuration.flags import ConfigError
 from promot_t5x.recipes.recipe import PlannedRun
 from promot_t5x.runtime import arguments
 from promot_t5x.training import run_folder, stage_run
+
+_OF_RUN = ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "RANDOM_SEED", "LEARNING_RATE")  # macros that each run sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +34,11 @@ class GinRuns:
             train = gin_files.configurable(stage_run.run_stage, "train.train")
             return train(config_gin=gin_files.operative_config)
 
-    def configure(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> None:
+    def configure(self, run: PlannedRun, model_dir: str, starts: Sequence[str]) -> tuple[str, ...]:
         """Sets gin's configuration to that of one run.
+
+        Returns:
+          The bindings that are not for this run: its files do not import the module that they name.
 
         Raises:
           FileNotFoundError: a gin file does not exist.
@@ -46,24 +52,31 @@ class GinRuns:
         ]
         if run.learning_rate is not None:
             bindings.append(f"LEARNING_RATE = {run.learning_rate!r}")
-        gin_files.parse([*run.gin_files, *self.files], bindings, self.search_paths)
+        skipped = gin_files.parse([*run.gin_files, *self.files], bindings, self.search_paths, skip_not_imported=True)
         gin_checks.check_macros()
+        return skipped
 
     def check(self, runs: Sequence[PlannedRun]) -> None:
-        """Configures all runs, and checks that every macro of the bindings is used by one of them or by the files.
+        """Configures all runs, and checks that every binding is used by one of them or by the files.
 
         Raises:
           FileNotFoundError: a gin file does not exist.
-          ConfigError: a mistake in a file or binding, or macros that change nothing, all named.
+          ConfigError: a mistake in a file or binding, or bindings that change nothing, all named.
         """
         with gin_statements.separate():
-            gin_files.parse(self.files, self.bindings, self.search_paths)
-            unused = gin_checks.unused_flag_macros()
-            for run in runs:
-                if run.trains:
-                    self.configure(run, model_dir="not read", starts=("not read",))
-                    unused &= gin_checks.unused_flag_macros()
-            gin_checks.check_flags(unused)
+            skipped = gin_files.parse(self.files, self.bindings, self.search_paths, skip_not_imported=True)
+            used, unused = gin_checks.flags_by_use("pipeline.run")
+            for run in (run for run in runs if run.trains):
+                not_for_run = self.configure(run, model_dir="not read", starts=("not read",))
+                skipped = tuple(binding for binding in skipped if binding in not_for_run)
+                used_in_run, unused_in_run = gin_checks.flags_by_use("train.train")
+                used, unused = used | used_in_run, {**unused, **unused_in_run}
+            if skipped:
+                gin_files.parse(self.files, skipped, self.search_paths)  # raises ConfigError
+            gin_checks.refuse({name: sentence for name, sentence in unused.items() if name not in {*used, *_OF_RUN}})
+            seeds = [binding for binding in self.bindings if binding.startswith("RANDOM_SEED = ")]
+            if seeds:
+                raise ConfigError(f"flag {seeds[0]!r}: a recipe's runs have its own seeds: set pipeline.Recipe.seeds")
 
 
 @arguments.checked

@@ -78,8 +78,10 @@ class Recipe:
             raise ValueError("Recipe.methods, Recipe.learning_rates and Recipe.seeds need at least one entry each.")
         if wrong := [rate for rate in self.learning_rates if not 0 < rate < math.inf]:
             raise ValueError(f"Recipe.learning_rates has {wrong[0]!r}; expected positive numbers.")
-        if wrong := [seed for seed in self.seeds if seed < 0]:
-            raise ValueError(f"Recipe.seeds has {wrong[0]!r}; expected whole numbers from 0 on.")
+        if wrong := [seed for seed in self.seeds if seed not in arguments.SEEDS]:
+            raise ValueError(
+                f"Recipe.seeds has {wrong[0]!r}; expected whole numbers from 0 on, at most {arguments.SEEDS[-1]}."
+            )
         if repeated := _repeated(self.in_context):
             raise ValueError(f"Recipe.in_context has {', '.join(repeated)} more than once; name each task once.")
         if repeated := _repeated(run.name for run in planned_runs(self)):

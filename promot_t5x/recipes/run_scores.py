@@ -12,7 +12,7 @@ from promot_t5x.data import features
 from promot_t5x.evaluation import results, scoring, suite
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.recipes.recipe import PlannedRun, Recipe
+from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison
 from promot_t5x.reports import scores as scores_file
 from promot_t5x.runtime import files, settings
@@ -101,6 +101,13 @@ def _questions(
     for prompt in dict.fromkeys((None, planned.prompt)):
         for task in recipe.in_context:
             yield suite.Suite([catalog.entry(task)], recipe.in_context_split, config, role="other"), prompt
+
+
+def check(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> None:
+    """Opens the tasks and vocabularies that a recipe's runs are scored on; raises what `suite.check` raises."""
+    unscored = planned_runs(recipe)[0]
+    for questions_suite, _ in _questions(recipe, unscored, config):
+        suite.check(questions_suite, model)
 
 
 def comparison_run(planned: PlannedRun, run_scores: Mapping[str, Any]) -> comparison.Run:

@@ -76,7 +76,7 @@ def run_recipe(
         check(runs)
     for task in (recipe.target, *recipe.in_context):
         vocabularies.check_task(task, "pipeline.Recipe", model.config.vocab_size)
-    folder = files.absolute(work_dir)
+    folder = files.writable_folder(work_dir, "WORK_DIR")
     base = str(folder / RANDOM_WEIGHTS if initial_checkpoint_path is None else files.absolute(initial_checkpoint_path))
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
         random = initial_parameters.random_parameters(model, partitioner, seed=0)

@@ -12,6 +12,11 @@ from typing import Any, TypeVar
 _Checked = TypeVar("_Checked", bound=Callable[..., Any])
 
 
+SEEDS = range(2**32)
+
+"""The seeds that JAX distinguishes; of a larger number, it takes the last 32 bits."""
+
+
 class WrongTypeError(TypeError):
     """An argument of another type than its annotation says, as one sentence."""
 
@@ -60,6 +65,17 @@ def _advice(value: Any, hint: Any) -> str:
     if isinstance(value, type):
         return f"; call it, as in {value.__name__}(...)"
     return ""
+
+
+def check_seed(seed: Any, name: str) -> None:
+    """Raises ValueError for a seed outside `SEEDS`.
+
+    >>> check_seed(2**32, "LoopConfig.seed")
+    Traceback (most recent call last):
+    ValueError: LoopConfig.seed is 4294967296, expected a whole number from 0 to 4294967295.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed not in SEEDS:
+        raise ValueError(f"{name} is {seed!r}, expected a whole number from 0 to {SEEDS[-1]}.")
 
 
 def hint_name(hint: Any) -> str:

@@ -12,6 +12,10 @@ from promot_t5x.runtime import processes, strict_json
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
+_PACKAGE = epath.Path(__file__).resolve().parents[1]
+
+_DEMO_CHECKPOINT = "promot_t5x/demo_checkpoint"
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -22,8 +26,10 @@ class NoRoomError(OSError):
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """A path that means the same from any working folder, as Orbax demands; one in a bucket (gs://…) stays as it is.
 
+    `promot_t5x/demo_checkpoint` is the one in the package, from any working folder.
+
     Raises:
-      ValueError: an empty path, which would be the working folder.
+      ValueError: an empty path, which would be the working folder, or an address such as http://….
 
     >>> absolute("gs://bucket/run/")
     PosixGPath('gs://bucket/run')
@@ -32,8 +38,74 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
         raise ValueError(
             "An empty path was given where a file or folder is expected; give its path, '.' for this folder."
         )
-    # epath's own resolve() would take gs://bucket for a folder here.
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+    if os.path.normpath(path) == _DEMO_CHECKPOINT:
+        return _PACKAGE.parent / _DEMO_CHECKPOINT
+    if "://" not in str(path):  # epath's own resolve() would take gs://bucket for a folder here
+        return epath.Path(path).expanduser().resolve()
+    try:
+        return epath.Path(path)
+    except KeyError as error:
+        raise ValueError(
+            f"{os.fspath(path)} is no path: expected a local one, or one in a bucket (gs://…); download it first."
+        ) from error
+
+
+def writable_folder(path: str | os.PathLike[str], name: str) -> epath.Path:
+    """The absolute path of a folder for results, checked before the work that they come from; nothing is created.
+
+    Args:
+      path: the folder; it may be missing.
+      name: the flag or macro that gives it.
+
+    Raises:
+      ValueError: the folder, or one above it, is a file.
+      OSError: it can be neither created nor written to.
+    """
+    folder = absolute(path)
+    if "://" in os.fspath(folder):
+        folder.exists()  # raises if the bucket cannot be reached
+        return folder
+    there = _existing(folder)
+    if not there.is_dir():
+        raise ValueError(f"{name} is {os.fspath(path)}, but {there} is a file, expected a folder; give another path.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+    return folder
+
+
+def writable_file(path: str | os.PathLike[str], name: str) -> epath.Path:
+    """The absolute path of a file to write, checked as by `writable_folder`.
+
+    Raises:
+      ValueError: it is a folder, or a folder above it is a file.
+      OSError: it cannot be written.
+    """
+    file = absolute(path)
+    writable_folder(file.parent, name)
+    if file.is_dir():
+        raise ValueError(f"{name} is to write {file}, which is a folder; give another path, or delete the folder.")
+    if "://" not in os.fspath(file):
+        _existing(file)
+    return file
+
+
+def _existing(path: epath.Path) -> epath.Path:
+    """The path itself, or the nearest one above it that exists.
+
+    Raises:
+      OSError: it cannot exist, as one of its names is too long, or may not be looked at.
+    """
+    missing: list[str] = []
+    for there in (path, *path.parents):
+        try:
+            os.stat(there)
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(there.name)
+            continue
+        if any(len(os.fsencode(name)) > os.pathconf(there, "PC_NAME_MAX") for name in missing):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+        return there
+    return path
 
 
 def cache_folder() -> epath.Path:
@@ -47,9 +119,9 @@ def check_not_lfs_pointer(path: str | os.PathLike[str]) -> None:
     Raises:
       ValueError: it is such a pointer.
     """
-    if not epath.Path(path).is_file():  # whoever opens it says so
+    if not absolute(path).is_file():  # whoever opens it says so
         return
-    with epath.Path(path).open("rb") as stream:
+    with absolute(path).open("rb") as stream:
         start = stream.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
         raise ValueError(

@@ -43,10 +43,16 @@ class Processes:
                     "Several processes need all of --coordinator_address, --process_count and --process_index, or "
                     "--multiprocess alone where the cluster knows them."
                 )
-            if ":" not in self.coordinator_address or not 0 <= self.index < self.count:
+            host, _, port = self.coordinator_address.rpartition(":")
+            if not host or not 0 <= self.index < self.count:
                 raise ValueError(
                     f"--coordinator_address={self.coordinator_address} --process_count={self.count} --process_index="
                     f"{self.index}: expected HOST:PORT and an index from 0 to the count minus one."
+                )
+            if not port.isdecimal() or not 0 < int(port[:9]) < 2**16:
+                raise ValueError(
+                    f"--coordinator_address={self.coordinator_address} has the port {port!r}: expected a number from 1 "
+                    "to 65535."
                 )
         if self.timeout < 1:
             raise ValueError(f"--multiprocess_timeout is {self.timeout}: expected at least 1 second.")

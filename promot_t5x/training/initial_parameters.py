@@ -39,12 +39,7 @@ def starting_parameters(
       ValueError: the stage trains no weights of the model, and no single checkpoint holds them; or there is no prompt
         to attach.
     """
-    if len(paths) != 1 and not trains_model(model, stage):
-        start = f"averages {len(paths)} checkpoints" if paths else "is None"
-        raise ValueError(
-            f"Stage {stage.name} stores no weights of the model, so later readers need a checkpoint that holds them, "
-            f"but INITIAL_CHECKPOINT_PATH {start}: give the path of one pretrained model."
-        )
+    check_starts(model, stage, paths)
     if not paths:
         params, base = random_parameters(model, partitioner, seed), None
     else:
@@ -60,6 +55,16 @@ def starting_parameters(
             "train.train.prompt_init."
         )
     return params, base
+
+
+def check_starts(model: EncoderDecoderModel, stage: stages.Stage, paths: Sequence[str]) -> None:
+    """Raises ValueError if a stage stores no weights of the model, and no single checkpoint holds them."""
+    if len(paths) != 1 and not trains_model(model, stage):
+        start = f"averages {len(paths)} checkpoints" if paths else "is None"
+        raise ValueError(
+            f"Stage {stage.name} stores no weights of the model, so later readers need a checkpoint that holds them, "
+            f"but INITIAL_CHECKPOINT_PATH {start}: give the path of one pretrained model."
+        )
 
 
 def trains_model(model: EncoderDecoderModel, stage: stages.Stage) -> bool:

@@ -136,6 +136,12 @@ class adafactor:
 
     def __post_init__(self):
         _check_rate("adafactor", self.learning_rate)
+        decay, weight_decay = self.decay_rate, self.weight_decay_rate or 0.0
+        if not (0 <= decay < math.inf and 0 <= weight_decay < math.inf):
+            raise ValueError(
+                f"adafactor has decay_rate={decay}, weight_decay_rate={self.weight_decay_rate}: expected numbers of at "
+                "least 0."
+            )
 
     def build(self) -> optax.GradientTransformation:
         """The optax transformation."""

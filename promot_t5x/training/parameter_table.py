@@ -10,6 +10,10 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime.text import aligned
 from promot_t5x.training import stages
 
+LEGEND = "sharding: the mesh axis that divides each dimension, - for none; so -xmodel divides the second of two"
+
+"""What to print below the table."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:

@@ -137,6 +137,14 @@ def restored(
     return trainer.TrainState(step, trainable, run_checkpoints.restore_opt_state(step, fresh.opt_state))
 
 
+def how_to_resume(folder: str) -> str:
+    """The clause that tells whoever interrupts a run what is kept of it."""
+    steps = saving.all_steps(folder)
+    if not steps:
+        return f"{folder} has no checkpoint yet, so the same command starts again"
+    return f"the newest checkpoint is {saving.checkpoint_folder(folder, steps[-1])}; the same command resumes from it"
+
+
 def finish(folder: str, export_dir: str | None) -> RunResult:
     """Chooses the best checkpoint, writes the prompt file and the export, and marks the run as finished, last.
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from clu import metric_writers
 
-from promot_t5x.checkpoints import networks, saving
+from promot_t5x.checkpoints import networks, saving, sources
 from promot_t5x.data import features, training_batches, vocabularies
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -81,6 +82,7 @@ def run_stage(
     export_dir: Path | None = None,
     restore_optimizer: bool = False,
     dry_run: bool = False,
+    dry_run_data: bool = False,
     config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
     """Trains one stage; resumes an interrupted run, and returns at once if the run is finished.
@@ -106,6 +108,7 @@ def run_stage(
       restore_optimizer: start with the optimizer's state of the T5X checkpoint in `initial_checkpoint_path`, see
         `restored_optimizer`; False starts with a fresh one.
       dry_run: print the parameters that would train and stop, before anything is read or created.
+      dry_run_data: before a dry run stops, open the vocabularies, the training data and the validation split.
       config_gin: returns the text of config.gin, for a run that gin configures; called when the run claims its folder.
 
     Returns:
@@ -117,11 +120,12 @@ def run_stage(
     """
     stage = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
-    model_dir = str(files.absolute(model_dir))
+    model_dir = str(files.absolute(model_dir) if dry_run else files.writable_folder(model_dir, "MODEL_DIR"))
     _check_frozen_dtype(model, stage, frozen_weights_dtype)
     if dry_run:
-        print(parameter_table.parameter_table(_abstract_params(model, stage), stage, partitioner, model))
-        return None
+        _print_parameters(_abstract_params(model, stage), stage, partitioner, model)
+        if not dry_run_data:
+            return None
     starts = _paths(initial_checkpoint_path)
     settings = RunSettings(
         stage=stage,
@@ -139,14 +143,25 @@ def run_stage(
         restore_optimizer=restore_optimizer,
         partitioner=partitioner,
     )
+    if dry_run:
+        _check(settings)
+        _open_data(settings)
+        print(
+            f"opened: {', '.join(settings.tasks)}, training split {dataset.split}, and their vocabularies", flush=True
+        )
+        return None
     if (result := run_folder.finished(model_dir, settings)) is not None:
         return result
-    for name, parameter in _task_parameters(dataset, validation).items():
-        vocabularies.check_task(name, parameter, model.config.vocab_size)
-    validations.check(validation, stage, model, partitioner)
+    _check(settings)
+    for path in starts:
+        sources.existing(path)
     _check_export(settings.export_dir, model_dir, starts)
-    with folder_lock.held(model_dir):
-        return _run(settings, starts, model_dir, config_gin)
+    try:
+        with folder_lock.held(model_dir):
+            return _run(settings, starts, model_dir, config_gin)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(run_folder.how_to_resume(model_dir))
+        raise
 
 
 def _run(
@@ -155,13 +170,14 @@ def _run(
     """Trains or resumes a run whose settings were checked and whose folder is held."""
     stage, model, partitioner = settings.stage, settings.model, settings.partitioner
     optimizer_state = _stored_optimizer_state(settings, starts)
+    batches, evaluate = _open_data(settings)  # before the weights, which take minutes where the model is large
     params, base = initial_parameters.starting_parameters(
         model, stage, starts, settings.prompt_init, partitioner, settings.loop.seed
     )
     trainable, frozen = stages.partition(params, stage)
     frozen = stages.held_in(frozen, settings.frozen_weights_dtype)
     params = stages.combine(trainable, frozen)
-    print(parameter_table.parameter_table(params, stage, partitioner, model), flush=True)
+    _print_parameters(params, stage, partitioner, model)
     staged = optimizers.staged_optimizer(settings.optimizer, params, stage)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
     # Closed also after an error, so that the checkpoint being written then is kept.
@@ -173,7 +189,7 @@ def _run(
         save = trainer.saver(run_checkpoints, frozen, _description(settings, base))
         if state.step < settings.loop.total_steps:
             logging.info("%s", _plan(settings, state.step))
-            _train(settings, staged, state, frozen, save, model_dir)
+            _train(settings, staged, state, frozen, save, model_dir, batches(state.step), evaluate)
     return run_folder.finish(model_dir, settings.export_dir)
 
 
@@ -195,6 +211,11 @@ def _stored_optimizer_state(settings: RunSettings, starts: Sequence[str]) -> res
     return restored_optimizer.opened(starts[0], settings.optimizer, params, settings.stage)
 
 
+def _print_parameters(params: Any, stage: stages.Stage, partitioner: Partitioner, model: EncoderDecoderModel) -> None:
+    print(parameter_table.parameter_table(params, stage, partitioner, model))
+    print(parameter_table.LEGEND, flush=True)
+
+
 def _plan(settings: RunSettings, step: int) -> str:
     """What will be trained, on what, for how long, and at what rate, as one line."""
     dataset, rate = settings.dataset, getattr(settings.optimizer, "learning_rate", None)
@@ -205,7 +226,17 @@ def _plan(settings: RunSettings, step: int) -> str:
     )
 
 
-def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str) -> None:
+def _open_data(settings: RunSettings) -> tuple[Callable[[int], trainer.Batches], Callable[..., float | None]]:
+    """(the function from the batches consumed to the next ones, the function that scores parameters)."""
+    stage, model, partitioner, dataset = settings.stage, settings.model, settings.partitioner, settings.dataset
+    opened = training_batches.opened(dataset, rows=partitioner.rows(dataset.batch_size), with_cuts=True)
+    evaluate = validations.evaluator(settings.validation, stage, model, partitioner)
+    return lambda start_batch: _checked(opened(start_batch), stage, model), evaluate
+
+
+def _train(
+    settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str, batches, evaluate
+) -> None:
     """Runs the training loop with this run's batches, validation and writers."""
     stage, model, partitioner, validation = settings.stage, settings.model, settings.partitioner, settings.validation
     trainer.train(
@@ -213,12 +244,12 @@ def _train(settings: RunSettings, staged, state: trainer.TrainState, frozen, sav
         staged,
         state,
         frozen,
-        _batches(settings.dataset, stage, state.step, model, partitioner),
+        batches,
         settings.loop,
         partitioner=partitioner,
         batch_size=settings.dataset.batch_size,
         save_period=settings.checkpoint.period,
-        evaluate=validations.evaluator(validation, stage, model, partitioner),
+        evaluate=evaluate,
         save=save,
         writer=_writer(model_dir, state.step),
         validation_loss=validations.loss(validation, stage, model, partitioner),
@@ -273,12 +304,35 @@ def _abstract_params(model: EncoderDecoderModel, stage: stages.Stage) -> dict[st
     return params if stage.attaches_prompt else parameter_names.split_adapters(params)[0]
 
 
+def _check(settings: RunSettings) -> None:
+    """Raises ValueError for settings that do not fit together, which would only be noticed in the first step."""
+    stage, model, dataset, partitioner = settings.stage, settings.model, settings.dataset, settings.partitioner
+    validations.check(settings.validation, stage, model, partitioner)
+    trainer.check_microbatches(dataset.batch_size, settings.loop.num_microbatches)
+    partitioner.check_rows(dataset.batch_size // settings.loop.num_microbatches)
+    initial_parameters.check_starts(model, stage, _paths(settings.initial_checkpoint_path))
+    for name, parameter in _task_parameters(dataset, settings.validation).items():
+        vocabularies.check_task(name, parameter, model.config.vocab_size)
+    task = features.find(dataset.mixture_or_task_name, "training_batches.DatasetConfig.mixture_or_task_name")
+    prompt = dataset.soft_prompt_id
+    if stage.attaches_prompt:
+        prompt_ids_B = np.array([prompt])
+        features.check_ids({features.SOFT_PROMPT_IDS: prompt_ids_B}, model.config.vocab_size, model.config.num_prompts)
+    if prompt < 0 and not initial_parameters.trains_model(model, stage):
+        if features.SOFT_PROMPT_IDS not in task.output_features:
+            raise ValueError(
+                f"training_batches.DatasetConfig.soft_prompt_id is {prompt}, so no row has a soft prompt, but "
+                f"the stage {stage.name} trains nothing else; set it to the number of a soft prompt, such as 0."
+            )
+
+
 def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: str | None) -> None:
     """Raises ValueError if the model is to have another dtype although the run's checkpoints store it."""
     stages.held_in({}, dtype)
-    params = _abstract_params(model, stage)
-    frozen_model, _ = parameter_names.split_adapters(stages.partition(params, stage)[1])
-    if dtype is not None and initial_parameters.trains_model(model, stage) and jax.tree.leaves(frozen_model):
+    if dtype is None or not initial_parameters.trains_model(model, stage):
+        return
+    frozen_model, _ = parameter_names.split_adapters(stages.partition(_abstract_params(model, stage), stage)[1])
+    if jax.tree.leaves(frozen_model):
         raise ValueError(
             f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
             "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
@@ -289,8 +343,8 @@ def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str])
     """Said before training: an export deletes what it replaces."""
     if export_dir is None:
         return
+    export = files.writable_folder(export_dir, "EXPORT_DIR")
     saving.check_replaceable(export_dir)
-    export = files.absolute(export_dir)
     for name, path in (("MODEL_DIR", model_dir), *(("INITIAL_CHECKPOINT_PATH", start) for start in starts)):
         if export in (files.absolute(path), *files.absolute(path).parents):
             raise ValueError(
@@ -298,16 +352,11 @@ def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str])
             )
 
 
-def _batches(
-    dataset: training_batches.DatasetConfig,
-    stage: stages.Stage,
-    start_batch: int,
-    model: EncoderDecoderModel,
-    partitioner: Partitioner,
-):
-    rows = partitioner.rows(dataset.batch_size)
-    for batch in training_batches.training_batches(dataset, start_batch=start_batch, rows=rows, with_cuts=True):
-        if not stage.attaches_prompt:
-            del batch[features.SOFT_PROMPT_IDS]
-        features.check_ids(batch, model.config.vocab_size, model.config.num_prompts)
-        yield batch
+def _checked(batches: trainer.Batches, stage: stages.Stage, model: EncoderDecoderModel) -> trainer.Batches:
+    """Batches whose ids the network has, without soft prompts for a stage that attaches none."""
+    for batch in batches:
+        features_of_batch = {
+            name: rows for name, rows in batch.items() if stage.attaches_prompt or name != features.SOFT_PROMPT_IDS
+        }
+        features.check_ids(features_of_batch, model.config.vocab_size, model.config.num_prompts)
+        yield features_of_batch

@@ -75,6 +75,9 @@ class LoopConfig:
                 f"LoopConfig has total_steps={self.total_steps}, log_period={self.log_period}, "
                 f"eval_period={self.eval_period}, num_microbatches={self.num_microbatches}: expected at least 1."
             )
+        if self.total_steps >= 2**31:
+            raise ValueError(f"LoopConfig.total_steps is {self.total_steps}: expected a number below 2^31.")
+        arguments.check_seed(self.seed, "trainer.LoopConfig.seed")
 
     def check_eval_period(self, save_period: int) -> None:
         """Raises ValueError unless every checkpoint comes with a validation."""
@@ -140,12 +143,17 @@ def make_step(
 
 def _microbatches(rows: jax.Array, count: int) -> jax.Array:
     """[B, …] as [count, B / count, …]: part i has rows i, i + count, …, so that each device keeps the rows it has."""
-    if rows.shape[0] % count:
-        raise ValueError(
-            f"trainer.LoopConfig.num_microbatches is {count}, which does not divide the batch of {rows.shape[0]} rows; "
-            "choose a divisor."
-        )
+    check_microbatches(rows.shape[0], count)
     return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)
+
+
+def check_microbatches(rows: int, count: int) -> None:
+    """Raises ValueError unless the rows of a batch divide evenly over the microbatches."""
+    if rows % count:
+        raise ValueError(
+            f"trainer.LoopConfig.num_microbatches is {count}, which does not divide the batch of {rows} rows; choose a "
+            "divisor."
+        )
 
 
 def state_shardings(optimizer: optax.GradientTransformation, trainable: Params) -> tuple[Any, Any]:
@@ -211,6 +219,7 @@ def train(
     progress = Progress(config.total_steps, config.log_period, state.step, writer)
     profile = profiler(profile_dir if config.profile and processes.speaks() else None, state.step, config.total_steps)
     eval_period = config.eval_period or save_period
+    step = state.step
     try:
         with partitioner.context():
             for step in range(state.step, config.total_steps):
@@ -227,6 +236,9 @@ def train(
                     if saves:
                         writer.flush()  # first, so that the metrics up to a checkpoint are on disk when it is
                         save(TrainState(done, trainable, opt_state), score)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"it was in step {step + 1} of {config.total_steps}")
+        raise
     finally:
         writer.flush()
     return TrainState(config.total_steps, trainable, opt_state)

@@ -237,6 +237,22 @@ def test_syntax_errors(write):
     assert "flag 'A = @'" in parse_error([], ["A = @"])
 
 
+def test_a_byte_order_mark_is_no_syntax_error(tmp_path):
+    """Editors on Windows begin files with one."""
+    (tmp_path / "mark.gin").write_text("STEPS = 3\n", encoding="utf-8-sig")
+    gin_files.parse([str(tmp_path / "mark.gin")])
+    assert gin_files.bindings(gin_files.resolved_config()) == ["STEPS = 3"]
+
+
+def test_bindings_of_modules_that_no_file_imports_may_be_skipped(write, library):
+    bindings = ["other.Config.a = 1", "core.run.steps = 2", "X = @other.make()"]
+    with pytest.raises(gin_files.ConfigError, match="'other' is not an imported module"):
+        gin_files.parse([write(HEADER)], bindings)
+    assert gin_files.parse([write(HEADER)], bindings, skip_not_imported=True) == (bindings[0], bindings[2])
+    with pytest.raises(gin_files.ConfigError, match="core.run has no parameter 'step'"):
+        gin_files.parse([write(HEADER)], ["core.run.step = 2"], skip_not_imported=True)
+
+
 def test_a_file_that_is_not_text(tmp_path):
     path = tmp_path / "x.gin"
     path.write_bytes(b"\xff\xfe\x00")
@@ -327,7 +343,7 @@ def test_run_main(write, library, capsys, monkeypatch, tmp_path):
     def opens(argv):
         open(tmp_path / "absent")
 
-    assert run_and_read(opens, capsys) == (1, f"error: No such file or directory: '{tmp_path / 'absent'}'\n")
+    assert run_and_read(opens, capsys) == (1, f"error: {tmp_path / 'absent'} does not exist; check the path\n")
     gin_files.parse([write(HEADER + "core.run.steps = %ABSENT\ncore.run.config = 0\n")])
     sentence = "error: macro ABSENT is used but defined nowhere: pass --gin.ABSENT=VALUE\n"
     assert run_and_read(lambda argv: gin_files.configurable(library.run)(), capsys) == (1, sentence)

@@ -135,6 +135,17 @@ def test_what_was_answered_before_an_error_is_not_answered_again(together, again
     assert _kept(tmp_path).complete(answer, "third", together=together) == ANSWERS and asked == []
 
 
+def test_an_interrupt_says_what_is_kept(tmp_path):
+    def answer(missing):
+        yield [0, 1], ANSWERS[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        _kept(tmp_path).complete(answer, "run")
+    assert caught.value.__notes__ == ["2 of 3 answers of run are kept; the same command continues after them"]
+    assert _kept(tmp_path).by_number == {0: ANSWERS[0], 1: ANSWERS[1]}
+
+
 def test_answers_wait_a_few_seconds_for_their_part(tmp_path):
     kept = _kept(tmp_path)
     kept.add([0], [ANSWERS[0]])

@@ -80,3 +80,32 @@ def test_the_folder_of_caches_follows_the_environment(monkeypatch):
     assert str(files.cache_folder()).endswith("/elsewhere") and "~" not in str(files.cache_folder())
     monkeypatch.delenv("PROMOT_CACHE")
     assert str(files.cache_folder()).endswith("/.cache/promot_t5x")
+
+
+def test_the_packaged_checkpoint_has_one_name_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (files.absolute("promot_t5x/demo_checkpoint") / "_CHECKPOINT_METADATA").exists()
+    assert files.absolute("./promot_t5x/demo_checkpoint/") == files.absolute("promot_t5x/demo_checkpoint")
+    assert files.absolute("promot_t5x/other") == tmp_path / "promot_t5x" / "other"
+
+
+def test_an_address_is_no_path():
+    with pytest.raises(ValueError, match="http://host/x is no path: expected a local one, or one in a bucket"):
+        files.absolute("http://host/x")
+
+
+def test_a_folder_for_results_is_checked_before_them(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.json").mkdir()
+    assert files.writable_folder(tmp_path / "a" / "b", "--out") == tmp_path / "a" / "b"
+    assert files.writable_file(tmp_path / "a" / "b.json", "--json") == tmp_path / "a" / "b.json"
+    assert files.writable_file(tmp_path / "file", "--json") == tmp_path / "file"
+    for path in ("file", "file/x", "file/x/y"):
+        with pytest.raises(ValueError, match=f"--out is .*, but {tmp_path}/file is a file, expected a folder"):
+            files.writable_folder(tmp_path / path, "--out")
+    with pytest.raises(ValueError, match="--json is to write .*taken.json, which is a folder"):
+        files.writable_file(tmp_path / "taken.json", "--json")
+    for check in (files.writable_folder, files.writable_file):
+        with pytest.raises(OSError, match="too long"):
+            check(tmp_path / "a" / ("x" * 300), "--out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.json"], "nothing is created"

@@ -379,22 +379,28 @@ def test_a_validation_score_that_is_not_a_number_is_refused(world, tmp_path, mon
     assert code == 1 and sentence in stderr and not saving.all_steps(tmp_path / "run")
 
 
-class _Stopped(Exception):
-    pass
-
-
-def test_a_resumed_run_may_have_other_partitioner_settings(world, tmp_path, steps, monkeypatch, capsys):
+def test_an_interrupted_run_says_how_to_resume_and_may_resume_with_other_partitioner_settings(
+    world, tmp_path, steps, monkeypatch, capsys
+):
     flags = _flags(world, "prompt_tuning", tmp_path / "run")
-    original = training_batches.training_batches
+    original = training_batches.opened
 
     def three_batches(*args, **kwargs):
-        yield from itertools.islice(original(*args, **kwargs), 3)
-        raise _Stopped
+        batches = original(*args, **kwargs)
+
+        def at_most_three(start_batch):
+            yield from itertools.islice(batches(start_batch), 3)
+            raise KeyboardInterrupt
+
+        return at_most_three
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_batches, "training_batches", three_batches)
-        with pytest.raises(_Stopped):
-            _run(flags, capsys)
+        patch.setattr(training_batches, "opened", three_batches)
+        code, stderr = _run(flags, capsys)
+    assert code == 130 and stderr.endswith(
+        f"\ninterrupted; it was in step 4 of 4; the newest checkpoint is {tmp_path}/run/checkpoint_2; the same command "
+        "resumes from it\n"
+    )
     assert saving.all_steps(tmp_path / "run") == [2] and len(steps) == 3
     mesh = ["--gin.PRESET=tensor", "--gin.NUM_PARTITIONS=1", "--gin.partitioner.Partitioner.num_slices=1"]
     code, stderr = _run([*flags, *mesh], capsys)
