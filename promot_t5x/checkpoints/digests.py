@@ -1,7 +1,7 @@
 """Digests of the leaves of our own checkpoints: written with each checkpoint, compared whenever a block is read.
 
 A leaf is cut into the shards that it had when it was saved, and these into blocks of at most `_BLOCK` elements, each
-with a CRC-32 of its bytes. So every process hashes only what it holds, and a reader on another mesh, or of a part of
+with a CRC-32 (see `crc32`). So every process hashes only what it holds, and a reader on another mesh, or of a part of
 the leaf, compares every number that it reads. The checkpoint's metadata have
 
     "digests": {"params": {"encoder/layers_0/mlp/wo/kernel": {"shard": [2816, 1024], "block": [1024, 1024],
@@ -23,6 +23,8 @@ from promot_t5x.checkpoints.stored_leaves import Index, StoredLeaf
 from promot_t5x.runtime import processes
 
 _BLOCK = 2**20  # elements
+
+_ROWS, _WORDS = 32, 512  # of 64-bit words that are added up, 128 KiB: they stay in the processor's cache
 
 _DIGITS = 8  # of a CRC-32 in hexadecimal
 
@@ -80,7 +82,7 @@ def _crc32s(leaf: Any, shard: Sequence[int], edges: list[list[int]]) -> np.ndarr
     for number, index in enumerate(itertools.product(*map(_slices, edges))):
         corner = tuple(i.start - i.start % part for i, part in zip(index, shard, strict=True))
         if corner in own:
-            crcs[number] = _crc32(np.asarray(own[corner])[_moved(index, corner)])
+            crcs[number] = crc32(np.asarray(own[corner])[_moved(index, corner)])
     return crcs
 
 
@@ -97,8 +99,16 @@ def _moved(index: Index, origin: Sequence[int]) -> Index:
     return tuple(slice(i.start - at, i.stop - at) for i, at in zip(index, origin, strict=True))
 
 
-def _crc32(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+def crc32(block: np.ndarray) -> int:
+    """The CRC-32 of the sums of an array's 64-bit words, and of the bytes that are left.
+
+    Summed first, since a CRC of all bytes would take a fifth of the time of reading a checkpoint. Each piece of
+    _ROWS x _WORDS words becomes _WORDS sums modulo 2**64, so a changed bit always changes a sum.
+    """
+    data = np.ascontiguousarray(block).reshape(-1).view(np.uint8)
+    summed = data.size - data.size % (8 * _ROWS * _WORDS)
+    sums = data[:summed].view(np.uint64).reshape(-1, _ROWS, _WORDS).sum(axis=1)
+    return zlib.crc32(data[summed:].data, zlib.crc32(sums.data))
 
 
 def checked(name: str, leaf: StoredLeaf, described: Any) -> StoredLeaf:
@@ -122,7 +132,7 @@ def checked(name: str, leaf: StoredLeaf, described: Any) -> StoredLeaf:
         for numbers in itertools.product(*(range(p.start, p.stop) for p in parts)):
             at = tuple(slice(of_axis[n], of_axis[n + 1]) for of_axis, n in zip(edges, numbers, strict=True))
             number = int(np.ravel_multi_index(numbers, counts)) if counts else 0
-            if _crc32(array[_moved(at, _corner(whole))]) != crcs[number]:
+            if crc32(array[_moved(at, _corner(whole))]) != crcs[number]:
                 raise ValueError(
                     f"{leaf.source} is damaged: the numbers of {name} differ from those that were saved; copy the "
                     "checkpoint again."

@@ -1,22 +1,15 @@
 """promot_t5x.checkpoints.digests: what is read is what was saved, in any block, from any sharding; or it is refused."""
 
-import json
-import os
 import pathlib
 import random
 import shutil
-import subprocess
-import sys
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from promot_t5x.checkpoints import arrays, digests, saving, soft_prompts, sources, stored_leaves
+from promot_t5x.checkpoints import arrays, saving, stored_leaves
 from promot_t5x.models import parameter_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -89,7 +82,9 @@ def test_one_flipped_bit_of_an_array_is_refused_by_the_leafs_name(run_folder, tm
     assert refused > 40
 
 
-@pytest.mark.parametrize("item, leaf", [("params", "encoder/mlp/kernel"), ("params", "soft_prompt/embedding"), ("opt_state", "00001")])
+@pytest.mark.parametrize(
+    "item, leaf", [("params", "encoder/mlp/kernel"), ("params", "soft_prompt/embedding"), ("opt_state", "00001")]
+)
 def test_the_sentence_names_the_leaf_and_the_folder(run_folder, tmp_path, item, leaf, monkeypatch):
     read = arrays.unchecked
 
