@@ -128,7 +128,7 @@ class RunCheckpoints:
                 f"{only_wanted[:3]}; use the run's own configuration or a new MODEL_DIR."
             )
         read = _opened(folder, "opt_state") if leaves else {}
-        placing.compare(read, leaves, f"The optimizer state in {folder}", "is damaged", "copy the checkpoint again")
+        placing.compare(read, leaves, f"{folder}", "has another optimizer state than its metadata say", "copy it again")
         restored = placing.place(read, leaves)
         return jax.tree.unflatten(jax.tree.structure(opt_state_like), [restored[key] for key in leaves])
 
@@ -157,13 +157,20 @@ def is_checkpoint(folder: str | epath.Path) -> bool:
 
 def all_steps(run_folder: str | epath.Path) -> list[int]:
     """The steps of the complete checkpoints in a run's folder, ascending."""
+    return [step for step in listed_steps(run_folder) if is_checkpoint(checkpoint_folder(run_folder, step))]
+
+
+def listed_steps(run_folder: str | epath.Path) -> list[int]:
+    """The steps of all checkpoints in a run's folder that were completed, even if files are missing now; ascending."""
     folder = epath.Path(run_folder)
     if not folder.is_dir():
         return []
     # A checkpoint that is still being written has a longer name. In a bucket, where Orbax does not rename, it lacks the
-    # commit file that is_checkpoint looks for.
+    # commit file that is_path_finalized looks for.
     names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
-    return sorted(int(match[1]) for name, match in names.items() if match and is_checkpoint(folder / name))
+    return sorted(
+        int(match[1]) for name, match in names.items() if match and ocp.path.step.is_path_finalized(folder / name)
+    )
 
 
 def best_step(run_folder: str | epath.Path) -> int:
@@ -194,7 +201,7 @@ def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:
 
 def _opened(folder: epath.Path, item: str) -> dict[str, StoredLeaf]:
     """The leaves of a checkpoint's parameters or optimizer state, which are compared with their digests when read."""
-    what = {"params": "parameters", "opt_state": "optimizer state"}[item]
+    what = {"params": "parameters", "opt_state": "arrays of the optimizer state"}[item]
     described = read_metadata(folder).get("digests")
     try:
         leaves = arrays.unchecked(arrays.of_orbax(absolute(folder) / item))
@@ -202,8 +209,23 @@ def _opened(folder: epath.Path, item: str) -> dict[str, StoredLeaf]:
         raise ValueError(f"The {what} in {folder} cannot be read: {arrays.line(error)}.") from error
     if described is not None:  # older checkpoints have none
         of_item = described.get(item, {})
+        if lost := sorted(set(of_item) - set(leaves)):
+            raise ValueError(f"The {what} in {folder} are damaged: they lack {lost[0]}; copy the checkpoint again.")
         leaves = {name: digests.checked(name, leaf, of_item.get(name)) for name, leaf in leaves.items()}
     return dict(sorted(leaves.items()))
+
+
+def damage(folder: str | epath.Path) -> str | None:
+    """What is wrong with a checkpoint, as a sentence, after reading all of it; None if it is whole."""
+    try:
+        items = ["params", *(["opt_state"] if read_metadata(folder).get("opt_state") else [])]
+        for item in items:
+            for leaf in _opened(epath.Path(folder), item).values():
+                for index in stored_leaves.blocks(leaf.shape, stored_leaves.BLOCK):
+                    leaf.read(index)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:

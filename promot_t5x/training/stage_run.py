@@ -77,6 +77,7 @@ def run_stage(
     partitioner: Partitioner = Partitioner(),
     frozen_weights_dtype: str | None = None,
     export_dir: Path | None = None,
+    resume_from: int | None = None,
     dry_run: bool = False,
     config_gin: Callable[[], str] | None = None,
 ) -> run_folder.RunResult | None:
@@ -100,6 +101,8 @@ def run_stage(
       frozen_weights_dtype: dtype of a model that does not train, during the run, "bfloat16" for half the memory; None
         keeps T5Config.param_dtype. The prompt, and everything that is stored, keeps its dtype.
       export_dir: the folder for the best parameters alone, without optimizer state, to start other runs from.
+      resume_from: the step of an older checkpoint to continue from, if the newest one is damaged; the damaged ones are
+        renamed to `damaged_checkpoint_<step>`. None continues from the newest.
       dry_run: print the parameters that would train and stop, before anything is read or created.
       config_gin: returns the text of config.gin, for a run that gin configures; called when the run claims its folder.
 
@@ -133,11 +136,14 @@ def run_stage(
         export_dir=None if export_dir is None else os.fspath(export_dir),
         partitioner=partitioner,
     )
-    if (result := run_folder.finished(model_dir, settings)) is not None:
+    if resume_from is None and (result := run_folder.finished(model_dir, settings)) is not None:
         return result
     validations.check(validation, stage, model, partitioner)
     _check_export(settings.export_dir, model_dir, starts)
     with folder_lock.held(model_dir):
+        if resume_from is not None:
+            run_folder.set_aside_newer(model_dir, resume_from)
+        run_folder.check_metadata(model_dir)
         return _run(settings, starts, model_dir, config_gin)
 
 
