@@ -11,7 +11,6 @@ import functools
 import hashlib
 import heapq
 import json
-import os
 import random
 import unicodedata
 import uuid
@@ -22,7 +21,7 @@ import seqio
 from absl import logging
 from etils import epath
 
-from promot_t5x.runtime import strict_json
+from promot_t5x.runtime import files, strict_json
 from promot_t5x.tasks.wording import Example, Wording
 
 POOL_SIZE = 10_000
@@ -31,8 +30,8 @@ _FORMAT = 2  # format of the files; changing it discards the existing pools
 
 
 def cache_folder() -> epath.Path:
-    """The folder of the pools, in $PROMOT_CACHE or ~/.cache/promot_t5x."""
-    return epath.Path(os.environ.get("PROMOT_CACHE", "~/.cache/promot_t5x")).expanduser() / "exemplars"
+    """The folder of the pools, in `files.cache_folder()`."""
+    return files.cache_folder() / "exemplars"
 
 
 def pool(

@@ -7,6 +7,7 @@ soft_prompt.safetensors and soft_prompt.json; damaged_… what was set aside
 import contextlib
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -121,6 +122,8 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
     changed = settings.differences(before, settings.describe(run_settings), settings.may_change(run_settings))
     if changed:
         more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        if any(re.match(r"tasks\..*\.data\.", clause) for clause in changed):
+            more += " (what is under data are hashes of the files: put the old files back to resume)"
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(changed[:_SHOWN])}{more}; use a new MODEL_DIR or "
             "delete this one."

@@ -15,7 +15,7 @@ from absl import logging
 from clu import metric_writers
 
 from promot_t5x.checkpoints import networks, saving
-from promot_t5x.data import features, training_batches, vocabularies
+from promot_t5x.data import definitions, features, training_batches, vocabularies
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -222,10 +222,15 @@ def _paths(paths: Path | Sequence[Path] | None) -> tuple[str, ...]:
 
 
 def _tasks(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, Any]:
-    parameters = {dataset.mixture_or_task_name: "training_batches.DatasetConfig.mixture_or_task_name"}
-    if validation is not None:
-        parameters.setdefault(validation.task, "train.Validation.task")
-    return {name: features.made_of(name, parameter) for name, parameter in parameters.items()}
+    """What the tasks are made of; the data of the splits that are read, by their contents."""
+    task, parameter = dataset.mixture_or_task_name, "training_batches.DatasetConfig.mixture_or_task_name"
+    splits = [dataset.split]
+    if validation is None:
+        return {task: definitions.made_of(task, parameter, splits)}
+    if validation.task == task:
+        return {task: definitions.made_of(task, parameter, [*splits, validation.split])}
+    validated = definitions.made_of(validation.task, "train.Validation.task", [validation.split])
+    return {task: definitions.made_of(task, parameter, splits), validation.task: validated}
 
 
 def _vocabulary_description(task: str) -> dict[str, Any]:
