@@ -59,7 +59,8 @@ def of_arrays(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _shard_shape(leaf: Any) -> tuple[int, ...]:
     sharding = getattr(leaf, "sharding", None)
-    return tuple(np.shape(leaf) if sharding is None else sharding.shard_shape(np.shape(leaf)))
+    shape = np.shape(leaf) if sharding is None else sharding.shard_shape(np.shape(leaf))
+    return tuple(max(size, 1) for size in shape)  # so that an empty array has no blocks
 
 
 def _edges(shape: Sequence[int], shard: Sequence[int], block: Sequence[int] | None = None) -> list[list[int]]:
@@ -124,6 +125,8 @@ def checked(name: str, leaf: StoredLeaf, described: Any) -> StoredLeaf:
     """
     edges, crcs = _parsed(name, leaf, described)
     counts = [len(of_axis) - 1 for of_axis in edges]
+    if not crcs:  # an empty array
+        return leaf
 
     def read(index: Index) -> np.ndarray:
         parts = [_touched(of_axis, i) for of_axis, i in zip(edges, index, strict=True)]

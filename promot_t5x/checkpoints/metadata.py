@@ -7,11 +7,13 @@ from typing import Any
 
 from etils import epath
 
-from promot_t5x.runtime import strict_json
+from promot_t5x.runtime import files, strict_json
 
 FORMAT = "promot_t5x 1"
 
 _CHECKSUM = "crc32"
+
+_ORBAX_FILE = "_CHECKPOINT_METADATA"  # of Orbax, which opens it with the run's folder and does not expect damage
 
 _MISSING = object()
 
@@ -55,6 +57,8 @@ def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
             raise ValueError(f"{file} is damaged: {key} is {value}, expected {expected}; copy the checkpoint again.")
     if metadata.get(_CHECKSUM, (checksum := _checksum(metadata))) != checksum:
         raise ValueError(f"{file} is damaged: it does not have its checksum; copy the checkpoint again.")
+    if (orbax_file := epath.Path(folder) / _ORBAX_FILE).exists():
+        files.read_json(orbax_file)
     return metadata
 
 

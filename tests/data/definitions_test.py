@@ -57,14 +57,16 @@ def test_other_columns_or_slices_are_other_data(folder):
 def test_a_moved_vocabulary_is_the_same(tmp_path):
     text = tmp_path / "text"
     text.write_text("one two three four five\n" * 9)
-    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / "here"), vocab_size=20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "here"), vocab_size=16, minloglevel=2
+    )
     hashes = []
     for name in ("here", "moved"):
         vocabulary = seqio.SentencePieceVocabulary(str(tmp_path / f"{name}.model"))
         source = seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=["train"])
-        seqio.TaskRegistry.add(name, source, [], {"inputs": seqio.Feature(vocabulary)})
+        seqio.TaskRegistry.add(name, source, {"inputs": seqio.Feature(vocabulary)}, [])
         hashes.append(definitions.made_of(name, "task")[name]["vocabularies"])
-        (tmp_path / "here.model").rename(tmp_path / "moved.model") if name == "here" else None
+        (tmp_path / f"{name}.model").rename(tmp_path / "moved.model")
     assert hashes[0] == hashes[1]
 
 
