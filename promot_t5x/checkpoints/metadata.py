@@ -22,7 +22,7 @@ def sealed(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata as they are stored: with their format and checksum.
 
     >>> sealed({"step": 3, "score": None})
-    {'format': 'promot_t5x 1', 'step': 3, 'score': None, 'crc32': 'f9cd7ab8'}
+    {'format': 'promot_t5x 1', 'step': 3, 'score': None, 'crc32': 'b5aba018'}
     """
     described = {"format": FORMAT, **metadata}
     return {**described, _CHECKSUM: _checksum(json.loads(json.dumps(described)))}

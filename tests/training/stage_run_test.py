@@ -541,6 +541,22 @@ def test_a_damaged_checkpoint_is_one_sentence(part, world, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_resumes_from_an_older_checkpoint_if_the_newest_is_damaged(world, tmp_path, capsys):
+    flags = [*_flags(world, "prompt_tuning", tmp_path / "run"), "--gin.saving.CheckpointConfig.keep_latest=2"]
+    assert _run(flags, capsys)[0] == 0
+    (tmp_path / "run" / "finished.json").unlink()
+    last = _leaves(tmp_path / "run" / "checkpoint_4")
+    _randomise(tmp_path / "run" / "checkpoint_4", "params/d/")
+    sentence = _assert_one_sentence(*_run(flags, capsys))
+    assert "checkpoint_4" in sentence and "step 2 is whole, and --gin.train.train.resume_from=2 continues" in sentence
+    wrong = _assert_one_sentence(*_run([*flags, "--gin.train.train.resume_from=3"], capsys))
+    assert "train.train.resume_from is 3, but" in wrong and "the checkpoints of steps 2, 4; name one of these" in wrong
+    assert _run([*flags, "--gin.train.train.resume_from=2"], capsys)[0] == 0
+    assert (tmp_path / "run" / "damaged_checkpoint_4").is_dir()
+    for name, leaf in _leaves(tmp_path / "run" / "checkpoint_4").items():
+        np.testing.assert_array_equal(leaf, last[name])
+
+
 def test_random_bytes_are_no_checkpoint(world, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "folder" / "checkpoint", tmp_path / "file"):
