@@ -29,6 +29,11 @@ MODES = ("per_example", "fixed")
 _FORMAT = 2  # format of the files; changing it discards the existing pools
 
 
+def cache_folder() -> epath.Path:
+    """The folder of the pools, in `files.cache_folder()`."""
+    return files.cache_folder() / "exemplars"
+
+
 def pool(
     name: str, source: seqio.DataSource, split: str, wording: Wording, *, size: int = POOL_SIZE, seed: int = 0
 ) -> tuple[Example, ...]:
@@ -51,7 +56,7 @@ def pool(
     identity: Mapping[str, Any] = source.identity(split)  # pyright: ignore[reportAttributeAccessIssue]
     definition = {"format": _FORMAT, "task": name, "source": identity, "wording": dataclasses.asdict(wording)}
     definition = json.dumps({**definition, "size": size, "seed": seed}, sort_keys=True)
-    file = files.cache_folder() / "exemplars" / f"{name}-{_digest(definition)[:16]}.jsonl"
+    file = cache_folder() / f"{name}-{_digest(definition)[:16]}.jsonl"
     rows = _read(file, definition)
     if rows is None:
         logging.info("choosing the pool of exemplars of %s from its split %s", name, split)

@@ -36,7 +36,8 @@ class TextTask:
       wording: turns rows into questions and answers.
       metrics: the first one is the headline.
       aliases: whether the metrics take all accepted answers.
-      made_from: the arguments that made the task, to distinguish two tasks of the same name.
+      made_from: the arguments that made the task, to distinguish two tasks of the same name. Not recorded in settings,
+        which have the data's contents and not their path.
     """
 
     name: str
@@ -44,7 +45,7 @@ class TextTask:
     wording: Wording
     metrics: tuple[Metric, ...]
     aliases: bool = False
-    made_from: object = None
+    made_from: object = dataclasses.field(default=None, metadata={"recorded": False})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +240,12 @@ def _same(one: Prompting, other: Prompting) -> bool:
     """Whether two promptings are equal; opens no vocabulary."""
     same_vocabulary = vocabularies.identity(one.vocabulary) == vocabularies.identity(other.vocabulary)
     return same_vocabulary and dataclasses.replace(one, vocabulary=other.vocabulary) == other
+
+
+def exemplar_splits(name: str) -> tuple[str, ...]:
+    """The splits that a seqio task's exemplars are drawn from."""
+    arguments = registered(name)
+    return (EXEMPLAR_SPLIT,) if arguments is not None and arguments.shots else ()
 
 
 def registered(name: str) -> Registered | None:

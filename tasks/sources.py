@@ -6,7 +6,6 @@ Rows without a gold label (label -1, in files also "-") are left out. Nothing is
 """
 
 import functools
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -152,7 +151,7 @@ class JsonlRows(seqio.FunctionDataSource):
     def identity(self, split: str) -> dict[str, Any]:
         """What a split's rows are made of, so that something kept on disk can be told to be out of date."""
         file, part = self._file(split)
-        content = hashlib.sha256((self._folder / file).read_bytes()).hexdigest()
+        content = files.content_hash(self._folder / file)
         columns = {column: path for column, (path, _) in self._columns.items()}
         return {"jsonl": file, "content": content, "start": part.start, "stop": part.stop, "columns": columns}
 

@@ -71,6 +71,15 @@ def kvstore(folder: epath.Path) -> "str | dict[str, str]":
 
 
 def opened(arrays: Mapping[str, StoredArray]) -> dict[str, StoredLeaf]:
+    """Weights: `unchecked` arrays whose dtype, and numbers when they are read, are checked (`stored_leaves.entering`).
+
+    Raises:
+      FileNotFoundError, ValueError: as `unchecked`; or an array is of a dtype that weights do not have.
+    """
+    return {name: stored_leaves.entering(leaf) for name, leaf in unchecked(arrays).items()}
+
+
+def unchecked(arrays: Mapping[str, StoredArray]) -> dict[str, StoredLeaf]:
     """Opens arrays concurrently, reading their headers only, and compares them with the index.
 
     Raises:
@@ -117,7 +126,7 @@ def _leaf(name: str, array: StoredArray, future: Any) -> StoredLeaf:
             _check_downloaded(array.location)
             raise ValueError(damaged(array.location, f"the array cannot be read: {line(error)}")) from error
 
-    return stored_leaves.entering(StoredLeaf(shape, dtype, array.location, read))
+    return StoredLeaf(shape, dtype, array.location, read)
 
 
 def integer(array: "StoredArray | np.ndarray") -> int:

@@ -9,7 +9,7 @@ array is read.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from promot_t5x.checkpoints import arrays, placing
+from promot_t5x.checkpoints import arrays, digests, placing, stored_leaves
+from promot_t5x.checkpoints.metadata import read_metadata, sealed
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import arguments, strict_json
+from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
-
-FORMAT = "promot_t5x 1"
 
 _PREFIX = "checkpoint"
 
@@ -101,10 +100,12 @@ class RunCheckpoints:
           score: the validation score at this step, None without one.
         """
         leaves, names = _numbered(opt_state)
-        stored = {"format": FORMAT, "step": step, "score": score, "opt_state": names, **metadata}
+        flat = parameter_names.flatten(params)
+        digests_of = {"params": digests.of_arrays(flat), "opt_state": digests.of_arrays(leaves)}
+        described = {"step": step, "score": score, "opt_state": names, "digests": digests_of, **metadata}
         items = {
-            "params": ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
-            "metadata": ocp.args.JsonSave(stored),
+            "params": ocp.args.StandardSave(parameter_names.unflatten(flat)),
+            "metadata": ocp.args.JsonSave(sealed(described)),
         }
         if leaves:  # plain gradient descent has none, and Orbax refuses to save an empty tree
             items["opt_state"] = ocp.args.StandardSave(leaves)
@@ -115,7 +116,7 @@ class RunCheckpoints:
         """The optimizer's state of a checkpoint, in the structure and sharding of `opt_state_like`.
 
         Raises:
-          ValueError: it belongs to another optimizer or other parameters.
+          ValueError: it belongs to another optimizer or other parameters, or is damaged.
         """
         folder = checkpoint_folder(self.folder, step)
         leaves, names = _numbered(opt_state_like)
@@ -126,8 +127,10 @@ class RunCheckpoints:
                 f"The optimizer state in {folder} is another optimizer's: it has {only_stored[:3]} where this run has "
                 f"{only_wanted[:3]}; use the run's own configuration or a new MODEL_DIR."
             )
-        restored = _restore(folder / "opt_state", leaves) if leaves else {}
-        return jax.tree.unflatten(jax.tree.structure(opt_state_like), [restored[key] for key in sorted(restored)])
+        read = _opened(folder, "opt_state") if leaves else {}
+        placing.compare(read, leaves, f"{folder}", "has another optimizer state than its metadata say", "copy it again")
+        restored = placing.place(read, leaves)
+        return jax.tree.unflatten(jax.tree.structure(opt_state_like), [restored[key] for key in leaves])
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -154,13 +157,20 @@ def is_checkpoint(folder: str | epath.Path) -> bool:
 
 def all_steps(run_folder: str | epath.Path) -> list[int]:
     """The steps of the complete checkpoints in a run's folder, ascending."""
+    return [step for step in listed_steps(run_folder) if is_checkpoint(checkpoint_folder(run_folder, step))]
+
+
+def listed_steps(run_folder: str | epath.Path) -> list[int]:
+    """The steps of all checkpoints in a run's folder that were completed, even if files are missing now; ascending."""
     folder = epath.Path(run_folder)
     if not folder.is_dir():
         return []
     # A checkpoint that is still being written has a longer name. In a bucket, where Orbax does not rename, it lacks the
-    # commit file that is_checkpoint looks for.
+    # commit file that is_path_finalized looks for.
     names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
-    return sorted(int(match[1]) for name, match in names.items() if match and is_checkpoint(folder / name))
+    return sorted(
+        int(match[1]) for name, match in names.items() if match and ocp.path.step.is_path_finalized(folder / name)
+    )
 
 
 def best_step(run_folder: str | epath.Path) -> int:
@@ -179,58 +189,43 @@ def _scores(run_folder: str | epath.Path) -> dict[int, float | None]:
     return {step: read_metadata(checkpoint_folder(run_folder, step))["score"] for step in all_steps(run_folder)}
 
 
-def read_metadata(folder: str | epath.Path) -> dict[str, Any]:
-    """A checkpoint's metadata: format, step, score, stage, base (path and fingerprint), network, batches consumed.
-
-    Raises:
-      ValueError: the folder is not a checkpoint of this format, or is damaged.
-    """
-    file = epath.Path(folder) / "metadata" / "metadata"
-    try:
-        metadata = strict_json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a readable checkpoint: {type(error).__name__} reading {file}.") from error
-    stored_format = metadata.get("format") if isinstance(metadata, dict) else None
-    if stored_format != FORMAT:
-        raise ValueError(f"{folder} has the checkpoint format {stored_format!r}; expected {FORMAT!r}.")
-    for key, (fits, expected) in _FIELDS.items():
-        if not fits(metadata.get(key, _MISSING)):
-            value = repr(metadata[key]) if key in metadata else "missing"
-            raise ValueError(f"{file} is damaged: {key} is {value}, expected {expected}; copy the checkpoint again.")
-    return metadata
-
-
-_MISSING = object()
-
-
-def _names(*keys: str) -> Callable[[Any], bool]:
-    """A check that a value is null, missing, or an object with a string under each of these keys."""
-    return lambda value: (
-        value in (None, _MISSING) or isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
-    )
-
-
-# The metadata that are read again: whether a value is valid, and what is expected.
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "step": (lambda value: type(value) is int and value >= 0, "a number of steps"),
-    "score": (lambda value: value is None or type(value) in (int, float), "a number or null"),
-    "base": (_names("path", "fingerprint"), "null or an object with path and fingerprint"),
-    "network": (_names("class"), "null or an object with a class"),
-    "token_ids": (_names(), "null or an object"),
-    "vocabulary": (_names("name", "hash"), "null or an object with name and hash"),
-}
-
-
 def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:
     """The parameters of a checkpoint by their flat names; reads only their headers.
 
     Raises:
       ValueError: they cannot be read.
     """
+    leaves = _opened(epath.Path(folder), "params")
+    return {name: stored_leaves.entering(leaf) for name, leaf in leaves.items()}
+
+
+def _opened(folder: epath.Path, item: str) -> dict[str, StoredLeaf]:
+    """The leaves of a checkpoint's parameters or optimizer state, which are compared with their digests when read."""
+    what = {"params": "parameters", "opt_state": "arrays of the optimizer state"}[item]
+    described = read_metadata(folder).get("digests")
     try:
-        return dict(sorted(arrays.opened(arrays.of_orbax(absolute(folder) / "params")).items()))
+        leaves = arrays.unchecked(arrays.of_orbax(absolute(folder) / item))
     except (OSError, ValueError) as error:
-        raise ValueError(f"The parameters in {folder} cannot be read: {arrays.line(error)}.") from error
+        raise ValueError(f"The {what} in {folder} cannot be read: {arrays.line(error)}.") from error
+    if described is not None:  # older checkpoints have none
+        of_item = described.get(item, {})
+        if lost := sorted(set(of_item) - set(leaves)):
+            raise ValueError(f"The {what} in {folder} are damaged: they lack {lost[0]}; copy the checkpoint again.")
+        leaves = {name: digests.checked(name, leaf, of_item.get(name)) for name, leaf in leaves.items()}
+    return dict(sorted(leaves.items()))
+
+
+def damage(folder: str | epath.Path) -> str | None:
+    """What is wrong with a checkpoint, as a sentence, after reading all of it; None if it is whole."""
+    try:
+        items = ["params", *(["opt_state"] if read_metadata(folder).get("opt_state") else [])]
+        for item in items:
+            for leaf in _opened(epath.Path(folder), item).values():
+                for index in stored_leaves.blocks(leaf.shape, stored_leaves.BLOCK):
+                    leaf.read(index)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def shapes(folder: str | epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
@@ -279,36 +274,14 @@ def export(folder: str | epath.Path, params: Mapping[str, Any], metadata: dict[s
       ValueError: the folder holds anything other than an export.
     """
     check_replaceable(folder)
-    stored = {"format": FORMAT, "score": None, **metadata}
+    flat = parameter_names.flatten(params)
+    stored = sealed({"score": None, "digests": {"params": digests.of_arrays(flat)}, **metadata})
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
             absolute(folder),
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(parameter_names.unflatten(parameter_names.flatten(params))),
+                params=ocp.args.StandardSave(parameter_names.unflatten(flat)),
                 metadata=ocp.args.JsonSave(stored),
             ),
             force=True,  # replaces what an interrupted run has written
         )
-
-
-def _restore(folder: epath.Path, like: Any) -> Any:
-    def abstract(leaf):
-        if sharding := getattr(leaf, "sharding", None):
-            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-        return np.broadcast_to(np.zeros((), leaf.dtype), np.shape(leaf))  # allocates a single number
-
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(absolute(folder), jax.tree.map(abstract, like))
-    except Exception as error:  # Orbax has no common error class for a damaged checkpoint
-        if _out_of_memory(error):
-            raise
-        raise ValueError(
-            f"{folder} cannot be read, one of its files is missing or damaged: {arrays.line(error)}."
-        ) from error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether the error means that the machine is too small, not that the checkpoint is damaged."""
-    on_device = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-    return on_device or isinstance(error, MemoryError)

@@ -12,13 +12,15 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from promot_t5x.checkpoints import stored_leaves
+from promot_t5x.checkpoints import digests, stored_leaves
 from promot_t5x.checkpoints.huggingface import peft, safetensors_file
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import arguments, files
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
+
+_CHECKSUM = "crc32"  # in the metadata of the file
 
 
 def is_prompt(path: epath.Path) -> bool:
@@ -160,7 +162,8 @@ def save(folder: str | os.PathLike[str], prompt_NxPxD: np.ndarray | jax.Array, d
     sizes = dict(zip(("prompts", "length", "embed"), prompt_NxPxD.shape, strict=True))
     files.write_json(folder / DESCRIPTION, {**sizes, **description, **sizes})  # first: it may have no JSON form
     tensors = {parameter_names.PROMPT: np.ascontiguousarray(prompt_NxPxD)}
-    files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors))
+    checksum = {_CHECKSUM: f"{digests.crc32(prompt_NxPxD):08x}"}
+    files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors, metadata=checksum))
 
 
 @arguments.checked
@@ -182,12 +185,16 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
             with file.open("rb") as stream:
                 prompt = np.lib.format.read_array(stream, allow_pickle=False)  # np.load would also accept archives
         else:
+            content = file.read_bytes()
             # Not safetensors.numpy.load, which does not support bfloat16.
-            tensors = dict(safetensors.deserialize(file.read_bytes()))
+            tensors = dict(safetensors.deserialize(content))
             stored = tensors.pop(parameter_names.PROMPT)
             if tensors:
                 raise ValueError(f"it also holds {', '.join(sorted(tensors)[:3])}, expected a prompt alone")
             prompt = np.frombuffer(stored["data"], safetensors_file.DTYPES[stored["dtype"]]).reshape(stored["shape"])
+            checksum = safetensors_file.metadata(content).get(_CHECKSUM)
+            if checksum not in (None, f"{digests.crc32(prompt):08x}"):  # files of earlier versions have none
+                raise ValueError("its numbers differ from those that were saved; copy it again")
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
     if prompt.ndim == 2:

@@ -25,7 +25,7 @@ DTYPES = tuple(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32, np.flo
 
 _CHECKED_AT_ONCE = 2**16  # elements, few enough to stay in the processor's cache
 
-_BLOCK = 2**24  # elements that are read at once if a leaf is not needed as a whole
+BLOCK = 2**24  # elements that are read at once if a leaf is not needed as a whole
 
 _ALIGNMENT = 64  # bytes
 
@@ -289,11 +289,11 @@ def equal(one: StoredLeaf, other: StoredLeaf) -> bool:
     """Whether two leaves hold the same bits, compared block by block."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    return all(one.read(index).tobytes() == other.read(index).tobytes() for index in blocks(one.shape, _BLOCK))
+    return all(one.read(index).tobytes() == other.read(index).tobytes() for index in blocks(one.shape, BLOCK))
 
 
 def bit_sum(leaf: StoredLeaf) -> int:
     """The sum of all elements' bits as unsigned integers, modulo 2**32 (see `fingerprints.fingerprint`)."""
     unsigned = np.dtype(f"u{leaf.dtype.itemsize}")
-    parts = (leaf.read(index) for index in blocks(leaf.shape, _BLOCK))
+    parts = (leaf.read(index) for index in blocks(leaf.shape, BLOCK))
     return sum(int(np.sum(np.ascontiguousarray(x).view(unsigned), dtype=np.uint64)) for x in parts) % 2**32

@@ -131,41 +131,6 @@ def find(name: str, parameter: str) -> seqio.Task | seqio.Mixture:
     )
 
 
-def made_of(name: str, parameter: str) -> dict[str, Any]:
-    """The definition of a task, or of each task of a mixture, for the record of a run's settings. Opens no file.
-
-    Args:
-      name: a task or mixture of seqio's registry.
-      parameter: the gin name of `name`, for the error.
-
-    Returns:
-      For each task its rate in the mixture (None for a single task), its preprocessors, and for each feature the
-      vocabulary's file or class and its number of extra ids.
-
-    Raises:
-      ValueError: there is no such task or mixture.
-    """
-    task_or_mixture = find(name, parameter)
-    if isinstance(task_or_mixture, seqio.Mixture):
-        rates = {task: task_or_mixture.get_rate(task) for task in task_or_mixture.tasks}
-    else:
-        rates = {task_or_mixture: None}
-
-    def vocabulary(feature: Any) -> tuple[str, int]:
-        words = feature.vocabulary
-        file = getattr(words, "sentencepiece_model_file", type(words).__name__)
-        return str(file), getattr(words, "extra_ids", 0)
-
-    return {
-        task.name: {
-            "rate": rate,
-            "preprocessors": list(task.preprocessors),
-            "vocabularies": {key: vocabulary(feature) for key, feature in task.output_features.items()},
-        }
-        for task, rate in rates.items()
-    }
-
-
 def check_split(task: seqio.Task, split: str) -> None:
     """Raises ValueError, naming the task's splits, unless this is one of them."""
     if split not in task.splits:

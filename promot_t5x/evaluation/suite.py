@@ -11,7 +11,7 @@ import seqio
 from etils import epath
 
 from promot_t5x.checkpoints import fingerprints, loading, saving, soft_prompts
-from promot_t5x.data import evaluation_examples, features, vocabularies
+from promot_t5x.data import definitions, evaluation_examples, features, vocabularies
 from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation import answer_store, answering, results, scoring
 from promot_t5x.evaluation.results import ROLES, Row
@@ -235,7 +235,7 @@ def _vocabulary(entry: catalog.Entry) -> seqio.Vocabulary:
 
 def _config(model: EncoderDecoderModel, suite: Suite) -> dict[str, Any]:
     """The settings that are recorded in the results, without the output folder."""
-    made_of = [features.made_of(entry.name, "eval.Suite.entries") for entry in suite.entries]
+    made_of = [definitions.made_of(entry.name, "eval.Suite.entries", [suite.split]) for entry in suite.entries]
     return {
         "decoding": dataclasses.asdict(model.decoding),
         "split": suite.split,

@@ -8,7 +8,7 @@ from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import saving
-from promot_t5x.data import features
+from promot_t5x.data import definitions
 from promot_t5x.evaluation import results, scoring, suite
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -23,8 +23,10 @@ from promot_t5x.tasks import catalog
 def decided_by(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> dict[str, Any]:
     """What the scores of all runs depend on, as JSON values: the network, the tasks, the evaluation's settings."""
     tasks: dict[str, Any] = {}
-    for task in (recipe.target, *recipe.in_context):
-        tasks |= features.made_of(task, "pipeline.Recipe")
+    splits = {task: [recipe.in_context_split] for task in recipe.in_context}
+    splits.setdefault(recipe.target, []).append(recipe.target_split)
+    for task, read in splits.items():
+        tasks |= definitions.made_of(task, "pipeline.Recipe", read)
     return settings.describe({"model": model, "evaluation": config, "tasks": tasks})
 
 

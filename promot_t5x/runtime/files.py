@@ -1,11 +1,14 @@
-"""Files: absolute paths, atomic writes, and JSON."""
+"""Files: absolute paths, atomic writes, JSON, and hashes of contents."""
 
 import contextlib
 import errno
+import hashlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
+from absl import logging
 from etils import epath
 
 from promot_t5x.runtime import processes, strict_json
@@ -15,6 +18,8 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PACKAGE = epath.Path(__file__).resolve().parents[1]
 
 _DEMO_CHECKPOINT = "promot_t5x/demo_checkpoint"
+
+_UNSETTLED = 2.0  # seconds after a change in which another one may leave the file's time as it is
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -108,11 +113,6 @@ def _existing(path: epath.Path) -> epath.Path:
     return path
 
 
-def cache_folder() -> epath.Path:
-    """The folder of what can be made again, $PROMOT_CACHE or ~/.cache/promot_t5x."""
-    return epath.Path(os.environ.get("PROMOT_CACHE", "~/.cache/promot_t5x")).expanduser()
-
-
 def check_not_lfs_pointer(path: str | os.PathLike[str]) -> None:
     """Checks that a file is not the pointer that git-lfs leaves in place of a file that was not downloaded.
 
@@ -145,6 +145,44 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{os.fspath(path)} is damaged, it is not a JSON object; copy it again.")
     return values
+
+
+def cache_folder() -> epath.Path:
+    """The folder of what is kept between runs because it takes long to make, $PROMOT_CACHE or ~/.cache/promot_t5x."""
+    return epath.Path(os.environ.get("PROMOT_CACHE", "~/.cache/promot_t5x")).expanduser()
+
+
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's contents, local or in a bucket.
+
+    It is computed once and kept in the cache folder, together with the file's path, size and time of change.
+
+    Raises:
+      OSError: the file does not exist or cannot be read.
+    """
+    file = absolute(path)
+    stat = file.stat()
+    changed = float(stat.mtime) if "://" in os.fspath(file) else os.stat(file).st_mtime
+    key = {"path": os.fspath(file), "size": stat.length, "changed": changed}
+    kept = cache_folder() / "hashes" / f"{hashlib.sha256(os.fspath(file).encode()).hexdigest()[:32]}.json"
+    try:
+        remembered = read_json(kept)
+        if {name: remembered.get(name) for name in key} == key:
+            return str(remembered["sha256"])
+    except (OSError, ValueError, KeyError):
+        pass
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while part := stream.read(2**24):
+            digest.update(part)
+    content = digest.hexdigest()
+    if 0 < changed < time.time() - _UNSETTLED:
+        try:
+            with whole_file(kept) as stream:
+                stream.write(strict_json.dumps({**key, "sha256": content}).encode())
+        except OSError as error:
+            logging.warning("%s could not be saved (%s), so %s is hashed again; set PROMOT_CACHE", kept, error, file)
+    return content
 
 
 @contextlib.contextmanager

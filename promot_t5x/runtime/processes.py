@@ -96,6 +96,13 @@ def agreed(value: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(value) if _is_one_of_several() else value
 
 
+def summed(values: Any) -> Any:
+    """The sum of all processes' NumPy arrays of one shape, which all of them get."""
+    if not _is_one_of_several():
+        return values
+    return multihost_utils.process_allgather(values).sum(axis=0, dtype=values.dtype)
+
+
 def _is_one_of_several() -> bool:
     return "jax" in sys.modules and jax.distributed.is_initialized()
 

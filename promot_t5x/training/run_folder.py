@@ -1,10 +1,14 @@
 """A run's folder (MODEL_DIR): its settings, the checkpoint it resumes from, and what a finished run leaves.
 
 settings.json  config.gin (from gin)  checkpoint_<step>/  metrics.jsonl  finished.json; of a prompt trained alone
-soft_prompt.safetensors and soft_prompt.json
+soft_prompt.safetensors and soft_prompt.json; damaged_… what was set aside
 """
 
+import contextlib
 import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +23,13 @@ from promot_t5x.training import stages, trainer
 
 _SETTINGS_FILE, _CONFIG_FILE, _FINISHED_FILE = "settings.json", "config.gin", "finished.json"
 
+_RESUME_FROM = "train.train.resume_from"
+
 _SHOWN = 8  # settings named in one sentence
+
+_SCORES = (int, float, type(None))
+
+_AGAIN = "delete it, and the same command writes it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +54,29 @@ def finished(folder: str, run_settings: Any) -> RunResult | None:
       run_settings: as for `claim`.
 
     Raises:
-      ValueError: it was a run with other settings.
+      ValueError: it was a run with other settings, its best checkpoint is gone, or a file is damaged.
     """
     file = epath.Path(folder) / _FINISHED_FILE
     if not file.exists():
         return None
     _check_same_settings(epath.Path(folder), run_settings)
-    result = RunResult(folder, **strict_json.loads(file.read_bytes()))
+    outcome = files.read_json(file)
+    step, score = outcome.get("best_step"), outcome.get("best_score")
+    if set(outcome) != {"best_step", "best_score"} or type(step) is not int or type(score) not in _SCORES:
+        raise ValueError(
+            f"{file} is damaged, it holds {str(outcome)[:80]}, expected best_step and best_score; {_AGAIN}."
+        )
+    if step not in (steps := saving.all_steps(folder)):
+        raise ValueError(
+            f"{folder} is finished, but its best checkpoint, that of step {step}, is gone (the folder holds "
+            f"{_listed(steps)}): put it back, or use a new MODEL_DIR."
+        )
+    stored = saving.read_metadata(saving.checkpoint_folder(folder, step))["score"]
+    if stored != score:
+        raise ValueError(
+            f"{file} is damaged, best_score is {score} and that of its checkpoint, step {step}, is {stored}; {_AGAIN}."
+        )
+    result = RunResult(folder, step, score)
     score = "" if result.best_score is None else f" with validation score {result.best_score:.4f}"
     logging.info("%s is finished; its best checkpoint is that of step %d%s", folder, result.best_step, score)
     return result
@@ -86,6 +112,8 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
         )
     try:
         before = strict_json.loads(file.read_bytes())
+        if not isinstance(before, dict):
+            raise ValueError("it is not a JSON object")
     except ValueError as error:
         raise ValueError(
             f"{file} is not JSON ({error}), so this run cannot be compared with it; use a new MODEL_DIR or "
@@ -94,10 +122,84 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
     changed = settings.differences(before, settings.describe(run_settings), settings.may_change(run_settings))
     if changed:
         more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        if any(re.match(r"tasks\..*\.data\.", clause) for clause in changed):
+            more += " (what is under data are hashes of the files: put the old files back to resume)"
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(changed[:_SHOWN])}{more}; use a new MODEL_DIR or "
             "delete this one."
         )
+
+
+def set_aside_newer(folder: str, step: int) -> None:
+    """Renames the damaged checkpoints after a step, so that the run continues from it.
+
+    Args:
+      folder: the run's.
+      step: of a whole checkpoint, `resume_from`.
+
+    Raises:
+      ValueError: there is no such checkpoint or it is damaged, or a newer one is whole.
+    """
+    run, chosen = epath.Path(folder), saving.checkpoint_folder(folder, step)
+    if step not in (steps := saving.all_steps(folder)):
+        raise ValueError(f"{_RESUME_FROM} is {step}, but {folder} holds {_listed(steps)}; name one of these.")
+    if problem := saving.damage(chosen):
+        raise ValueError(f"{problem.rstrip('.')}, and {_RESUME_FROM} cannot be {step}.")
+    names = [saving.checkpoint_folder(folder, newer).name for newer in saving.listed_steps(folder) if newer > step]
+    for name in names:
+        if saving.damage(run / name) is None:
+            raise ValueError(
+                f"{run / name} is whole and newer than {_RESUME_FROM}={step}: leave that out to continue from the "
+                "newest checkpoint, or move the newer ones away."
+            )
+    processes.barrier(f"set aside {folder}")  # all have read them
+    for name in [*names, *([_FINISHED_FILE] if names and (run / _FINISHED_FILE).exists() else [])]:
+        aside = _unused(run / f"damaged_{name}")
+        logging.warning("%s is set aside as %s", run / name, aside.name)
+        if processes.speaks():
+            (run / name).rename(aside)
+    processes.barrier(f"set aside {folder} done")
+
+
+def _unused(path: epath.Path) -> epath.Path:
+    """The path, with a number if it exists."""
+    numbered = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return f"the checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoints"
+
+
+@contextlib.contextmanager
+def _saying_what_is_whole(folder: str | epath.Path, step: int) -> Iterator[None]:
+    """Adds what to do to the error for a damaged checkpoint, that of `step`; changes no other error."""
+    try:
+        yield
+    except ValueError as error:
+        damaged = saving.checkpoint_folder(folder, step)
+        if saving.damage(damaged) is None:
+            raise
+        others = (other for other in reversed(saving.all_steps(folder)) if other != step)
+        whole = next((s for s in others if saving.damage(saving.checkpoint_folder(folder, s)) is None), None)
+        if whole is None:
+            advice = "no other checkpoint of this run is whole, so use a new MODEL_DIR"
+        elif whole > step:
+            advice = f"the one of step {whole} is whole: move {damaged.name} away, and the run continues"
+        else:
+            advice = f"the one of step {whole} is whole, and --gin.{_RESUME_FROM}={whole} continues from it"
+        raise ValueError(f"{str(error).rstrip('.')}; {advice}.") from error
+
+
+def check_metadata(folder: str) -> None:
+    """Reads the metadata of all checkpoints in a run's folder.
+
+    Raises:
+      ValueError: a file is damaged; the sentence says which older checkpoint is whole.
+    """
+    for step in saving.listed_steps(folder):
+        with _saying_what_is_whole(folder, step):
+            saving.read_metadata(saving.checkpoint_folder(folder, step))
 
 
 def restored(
@@ -112,11 +214,24 @@ def restored(
       base: path and fingerprint of the model that the run starts from.
 
     Raises:
-      ValueError: the checkpoint was trained from another model or with another prompt, or is damaged.
+      ValueError: the checkpoint was trained from another model or with another prompt, or is damaged; then the sentence
+        says which older one is whole.
     """
     step = run_checkpoints.latest_step()
     if step is None:
         return fresh
+    with _saying_what_is_whole(run_checkpoints.folder, step):
+        return _state_of(run_checkpoints, step, fresh, frozen, base)
+
+
+def _state_of(
+    run_checkpoints: saving.RunCheckpoints,
+    step: int,
+    fresh: trainer.TrainState,
+    frozen: Any,
+    base: dict[str, str] | None,
+) -> trainer.TrainState:
+    """The state of one checkpoint; see `restored`."""
     folder = saving.checkpoint_folder(run_checkpoints.folder, step)
     stored_base = saving.read_metadata(folder)["base"]
     if (stored_base or {}).get("fingerprint") != (base or {}).get("fingerprint"):  # the path may differ

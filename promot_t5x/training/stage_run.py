@@ -7,11 +7,9 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 from clu import metric_writers
 
@@ -30,39 +28,13 @@ from promot_t5x.training import (
     restored_optimizer,
     run_folder,
     run_metrics,
+    run_settings,
     stages,
     trainer,
 )
 from promot_t5x.training import validation as validations
+from promot_t5x.training.run_settings import Path, RunSettings
 from promot_t5x.training.validation import Validation
-
-Path = str | os.PathLike[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """The settings of a run, as in settings.json; a resumed run must agree in all fields not marked `may_change`.
-
-    All but `tasks` are arguments of `run_stage`; `model_dir` is left out, since a folder may be moved.
-
-    Attributes:
-      tasks: descriptions of the seqio tasks named in `dataset` and `validation`.
-    """
-
-    stage: stages.Stage
-    model: EncoderDecoderModel
-    optimizer: optimizers.Optimizer
-    dataset: training_batches.DatasetConfig
-    tasks: Mapping[str, Any]
-    loop: trainer.LoopConfig
-    checkpoint: saving.CheckpointConfig
-    initial_checkpoint_path: str | Sequence[str] | None
-    prompt_init: prompt_initializers.PromptInit | None
-    validation: Validation | None
-    frozen_weights_dtype: str | None
-    export_dir: str | None
-    restore_optimizer: bool
-    partitioner: Partitioner = dataclasses.field(metadata={"may_change": True})
 
 
 @arguments.checked
@@ -81,6 +53,7 @@ def run_stage(
     frozen_weights_dtype: str | None = None,
     export_dir: Path | None = None,
     restore_optimizer: bool = False,
+    resume_from: int | None = None,
     dry_run: bool = False,
     dry_run_data: bool = False,
     config_gin: Callable[[], str] | None = None,
@@ -107,6 +80,8 @@ def run_stage(
       export_dir: the folder for the best parameters alone, without optimizer state, to start other runs from.
       restore_optimizer: start with the optimizer's state of the T5X checkpoint in `initial_checkpoint_path`, see
         `restored_optimizer`; False starts with a fresh one.
+      resume_from: the step of an older checkpoint to continue from, if the newest one is damaged; the damaged ones are
+        renamed to `damaged_checkpoint_<step>`. None continues from the newest.
       dry_run: print the parameters that would train and stop, before anything is read or created.
       dry_run_data: before a dry run stops, open the vocabularies, the training data and the validation split.
       config_gin: returns the text of config.gin, for a run that gin configures; called when the run claims its folder.
@@ -121,18 +96,18 @@ def run_stage(
     stage = stages.stage(stage)
     loop.check_eval_period(checkpoint.period)
     model_dir = str(files.absolute(model_dir) if dry_run else files.writable_folder(model_dir, "MODEL_DIR"))
-    _check_frozen_dtype(model, stage, frozen_weights_dtype)
+    run_settings.check_frozen_dtype(model, stage, frozen_weights_dtype)
     if dry_run:
-        _print_parameters(_abstract_params(model, stage), stage, partitioner, model)
+        _print_parameters(run_settings.abstract_params(model, stage), stage, partitioner, model)
         if not dry_run_data:
             return None
-    starts = _paths(initial_checkpoint_path)
+    starts = run_settings.paths(initial_checkpoint_path)
     settings = RunSettings(
         stage=stage,
         model=model,
         optimizer=optimizer,
         dataset=dataset,
-        tasks={name: features.made_of(name, p) for name, p in _task_parameters(dataset, validation).items()},
+        tasks=run_settings.made_of(dataset, validation),
         loop=dataclasses.replace(loop, eval_period=loop.eval_period or checkpoint.period),
         checkpoint=checkpoint,
         initial_checkpoint_path=starts[0] if len(starts) == 1 else starts or None,
@@ -144,20 +119,23 @@ def run_stage(
         partitioner=partitioner,
     )
     if dry_run:
-        _check(settings)
+        run_settings.check(settings)
         _open_data(settings)
         print(
             f"opened: {', '.join(settings.tasks)}, training split {dataset.split}, and their vocabularies", flush=True
         )
         return None
-    if (result := run_folder.finished(model_dir, settings)) is not None:
+    if resume_from is None and (result := run_folder.finished(model_dir, settings)) is not None:
         return result
-    _check(settings)
+    run_settings.check(settings)
     for path in starts:
         sources.existing(path)
-    _check_export(settings.export_dir, model_dir, starts)
+    run_settings.check_export(settings.export_dir, model_dir, starts)
     try:
         with folder_lock.held(model_dir):
+            if resume_from is not None:
+                run_folder.set_aside_newer(model_dir, resume_from)
+            run_folder.check_metadata(model_dir)
             return _run(settings, starts, model_dir, config_gin)
     except KeyboardInterrupt as interrupt:
         interrupt.add_note(run_folder.how_to_resume(model_dir))
@@ -207,7 +185,7 @@ def _stored_optimizer_state(settings: RunSettings, starts: Sequence[str]) -> res
             f"RESTORE_OPTIMIZER is True, but INITIAL_CHECKPOINT_PATH {start}: give one checkpoint of T5X, or set "
             "RESTORE_OPTIMIZER to False."
         )
-    params = _abstract_params(settings.model, settings.stage)
+    params = run_settings.abstract_params(settings.model, settings.stage)
     return restored_optimizer.opened(starts[0], settings.optimizer, params, settings.stage)
 
 
@@ -226,7 +204,9 @@ def _plan(settings: RunSettings, step: int) -> str:
     )
 
 
-def _open_data(settings: RunSettings) -> tuple[Callable[[int], trainer.Batches], Callable[..., float | None]]:
+def _open_data(
+    settings: RunSettings,
+) -> tuple[Callable[[int], trainer.Batches], Callable[..., float | None]]:
     """(the function from the batches consumed to the next ones, the function that scores parameters)."""
     stage, model, partitioner, dataset = settings.stage, settings.model, settings.partitioner, settings.dataset
     opened = training_batches.opened(dataset, rows=partitioner.rows(dataset.batch_size), with_cuts=True)
@@ -235,7 +215,14 @@ def _open_data(settings: RunSettings) -> tuple[Callable[[int], trainer.Batches],
 
 
 def _train(
-    settings: RunSettings, staged, state: trainer.TrainState, frozen, save, model_dir: str, batches, evaluate
+    settings: RunSettings,
+    staged,
+    state: trainer.TrainState,
+    frozen,
+    save,
+    model_dir: str,
+    batches,
+    evaluate,
 ) -> None:
     """Runs the training loop with this run's batches, validation and writers."""
     stage, model, partitioner, validation = settings.stage, settings.model, settings.partitioner, settings.validation
@@ -270,20 +257,6 @@ def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str
     return description
 
 
-def _paths(paths: Path | Sequence[Path] | None) -> tuple[str, ...]:
-    """Absolute paths of the checkpoints that a run starts from."""
-    several = [paths] if isinstance(paths, str | os.PathLike) else paths or ()
-    return tuple(str(files.absolute(path)) for path in several)
-
-
-def _task_parameters(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, str]:
-    """The names of the tasks that a run reads, each with the gin parameter that names it."""
-    parameters = {dataset.mixture_or_task_name: "training_batches.DatasetConfig.mixture_or_task_name"}
-    if validation is not None:
-        parameters.setdefault(validation.task, "train.Validation.task")
-    return parameters
-
-
 def _vocabulary_description(task: str) -> dict[str, Any]:
     """The description of a task's or mixture's vocabulary in checkpoints."""
     vocabulary = (
@@ -297,59 +270,6 @@ def _writer(model_dir: str, step: int) -> run_metrics.Writer:
     """Writes scalars to TensorBoard events and to metrics.jsonl, which continues from `step`."""
     events = metric_writers.create_default_writer(model_dir, asynchronous=False, just_logging=not processes.speaks())
     return run_metrics.Writers((events, run_metrics.MetricsFile(model_dir, step)))
-
-
-def _abstract_params(model: EncoderDecoderModel, stage: stages.Stage) -> dict[str, Any]:
-    params = model.abstract_params()
-    return params if stage.attaches_prompt else parameter_names.split_adapters(params)[0]
-
-
-def _check(settings: RunSettings) -> None:
-    """Raises ValueError for settings that do not fit together, which would only be noticed in the first step."""
-    stage, model, dataset, partitioner = settings.stage, settings.model, settings.dataset, settings.partitioner
-    validations.check(settings.validation, stage, model, partitioner)
-    trainer.check_microbatches(dataset.batch_size, settings.loop.num_microbatches)
-    partitioner.check_rows(dataset.batch_size // settings.loop.num_microbatches)
-    initial_parameters.check_starts(model, stage, _paths(settings.initial_checkpoint_path))
-    for name, parameter in _task_parameters(dataset, settings.validation).items():
-        vocabularies.check_task(name, parameter, model.config.vocab_size)
-    task = features.find(dataset.mixture_or_task_name, "training_batches.DatasetConfig.mixture_or_task_name")
-    prompt = dataset.soft_prompt_id
-    if stage.attaches_prompt:
-        prompt_ids_B = np.array([prompt])
-        features.check_ids({features.SOFT_PROMPT_IDS: prompt_ids_B}, model.config.vocab_size, model.config.num_prompts)
-    if prompt < 0 and not initial_parameters.trains_model(model, stage):
-        if features.SOFT_PROMPT_IDS not in task.output_features:
-            raise ValueError(
-                f"training_batches.DatasetConfig.soft_prompt_id is {prompt}, so no row has a soft prompt, but "
-                f"the stage {stage.name} trains nothing else; set it to the number of a soft prompt, such as 0."
-            )
-
-
-def _check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: str | None) -> None:
-    """Raises ValueError if the model is to have another dtype although the run's checkpoints store it."""
-    stages.held_in({}, dtype)
-    if dtype is None or not initial_parameters.trains_model(model, stage):
-        return
-    frozen_model, _ = parameter_names.split_adapters(stages.partition(_abstract_params(model, stage), stage)[1])
-    if jax.tree.leaves(frozen_model):
-        raise ValueError(
-            f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
-            "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."
-        )
-
-
-def _check_export(export_dir: str | None, model_dir: str, starts: Sequence[str]) -> None:
-    """Said before training: an export deletes what it replaces."""
-    if export_dir is None:
-        return
-    export = files.writable_folder(export_dir, "EXPORT_DIR")
-    saving.check_replaceable(export_dir)
-    for name, path in (("MODEL_DIR", model_dir), *(("INITIAL_CHECKPOINT_PATH", start) for start in starts)):
-        if export in (files.absolute(path), *files.absolute(path).parents):
-            raise ValueError(
-                f"EXPORT_DIR is {export}, which an export would delete with {name} {path}; give a new folder."
-            )
 
 
 def _checked(batches: trainer.Batches, stage: stages.Stage, model: EncoderDecoderModel) -> trainer.Batches:

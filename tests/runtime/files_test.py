@@ -1,9 +1,12 @@
 """promot_t5x.runtime.files: files that are whole or not there, and versions."""
 
+import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,3 +112,31 @@ def test_a_folder_for_results_is_checked_before_them(tmp_path):
         with pytest.raises(OSError, match="too long"):
             check(tmp_path / "a" / ("x" * 300), "--out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.json"], "nothing is created"
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMOT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(b"one")
+    os.utime(file, (1e9, 1e9))
+    assert files.content_hash(file) == hashlib.sha256(b"one").hexdigest()
+    (kept,) = (tmp_path / "cache" / "hashes").iterdir()
+    kept.write_text(kept.read_text().replace(hashlib.sha256(b"one").hexdigest(), "remembered"))
+    assert files.content_hash(file) == "remembered"
+    for change in (lambda: os.utime(file, (1e9 + 1, 1e9 + 1)), lambda: file.write_bytes(b"two")):
+        change()
+        assert files.content_hash(file) == hashlib.sha256(file.read_bytes()).hexdigest()
+    for damage in ("", "{", "[1]", "{}", "[" * 10**5):
+        kept.write_text(damage)
+        assert files.content_hash(file) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_hash_of_a_file_that_has_just_changed_is_not_remembered(tmp_path, monkeypatch):
+    """Another change within the resolution of the file system's times would not be noticed."""
+    monkeypatch.setenv("PROMOT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "data.jsonl"
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        os.utime(file, (time.time(), time.time()))
+        assert files.content_hash(file) == hashlib.sha256(content).hexdigest()
+    assert not (tmp_path / "cache").exists()

@@ -1,7 +1,9 @@
 """promot_t5x.training.run_folder: a run resumes with what it was trained from, and leaves its best checkpoint."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,3 +93,123 @@ def test_a_finished_run_repeats_its_best_step_and_score(run, tmp_path, caplog):
         assert run_folder.finished(str(tmp_path), BestOf(1)) == result
     said = f"{tmp_path} is finished; its best checkpoint is that of step 1 with validation score 0.5000"
     assert said in caplog.messages
+
+
+# --- damage ---
+
+
+def _flip(folder):
+    """Flips a bit in every file of arrays of a checkpoint's parameters."""
+    for file in folder.glob("params/**/d/*"):
+        content = bytearray(file.read_bytes())
+        for place in range(0, len(content), 8):
+            content[place] ^= 1
+        file.write_bytes(content)
+
+
+def _restored(folder, prompt=1.0):
+    fresh, frozen = _start(prompt)
+    with contextlib.closing(saving.RunCheckpoints(folder, saving.CheckpointConfig(keep_latest=2))) as checkpoints:
+        return run_folder.restored(checkpoints, fresh, frozen, BASE)
+
+
+@pytest.fixture
+def stopped(run, tmp_path):
+    """The folder of that run after it was stopped."""
+    run.close()
+    return tmp_path
+
+
+def test_a_damaged_newest_checkpoint_names_the_one_that_is_whole(stopped):
+    _flip(stopped / "checkpoint_2")
+    with pytest.raises(ValueError, match="the one of step 1 is whole, and --gin.train.train.resume_from=1 continues"):
+        _restored(stopped)
+    _flip(stopped / "checkpoint_1")
+    with pytest.raises(ValueError, match="checkpoint_2.* no other checkpoint of this run is whole, so use a new MODEL"):
+        _restored(stopped)
+
+
+def test_resume_from_sets_the_damaged_checkpoint_aside(stopped):
+    _flip(stopped / "checkpoint_2")
+    damaged = {f.relative_to(stopped / "checkpoint_2"): f.read_bytes() for f in (stopped / "checkpoint_2").rglob("d/*")}
+    (stopped / "finished.json").write_text("{}")
+    run_folder.set_aside_newer(str(stopped), 1)
+    assert _restored(stopped).step == 1
+    aside = stopped / "damaged_checkpoint_2"
+    assert {file: (aside / file).read_bytes() for file in damaged} == damaged
+    assert not (stopped / "finished.json").exists() and (stopped / "damaged_finished.json").exists()
+    run_folder.set_aside_newer(str(stopped), 1)  # the same command once more
+    assert _restored(stopped).step == 1
+
+
+def test_resume_from_discards_nothing_that_is_whole(stopped):
+    with pytest.raises(ValueError, match="checkpoint_2 is whole and newer than train.train.resume_from=1"):
+        run_folder.set_aside_newer(str(stopped), 1)
+    with pytest.raises(ValueError, match="train.train.resume_from is 3, but .* holds the checkpoints of steps 1, 2;"):
+        run_folder.set_aside_newer(str(stopped), 3)
+    _flip(stopped / "checkpoint_1")
+    with pytest.raises(ValueError, match="checkpoint_1.* and train.train.resume_from cannot be 1"):
+        run_folder.set_aside_newer(str(stopped), 1)
+    assert saving.all_steps(stopped) == [1, 2]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 10**5, b"[1]", b'{"step": 2}'])
+def test_damaged_metadata_of_a_run_name_the_one_that_is_whole(stopped, content):
+    for step, advice in ((2, "--gin.train.train.resume_from=1 continues"), (1, "move checkpoint_1 away")):
+        file = stopped / f"checkpoint_{step}" / "metadata" / "metadata"
+        before = file.read_bytes()
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"checkpoint_{step}.* is whole.*{advice}"):
+            run_folder.check_metadata(str(stopped))
+        file.write_bytes(before)
+    run_folder.check_metadata(str(stopped))
+
+
+def test_another_prompt_is_not_called_damage(stopped):
+    with pytest.raises(ValueError, match="was trained with another soft prompt .* or a new MODEL_DIR.$"):
+        _restored(stopped, prompt=1.5)
+
+
+@pytest.fixture
+def finished_run(stopped):
+    """That run's folder, finished: its best checkpoint is that of step 1, with the score 0.5."""
+    (stopped / "settings.json").write_text(json.dumps(settings.describe(BestOf(1))))
+    run_folder.finish(str(stopped), None)
+    return stopped
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"", "finished.json is damaged, it is not JSON"),
+        (b'{"best_step": 1', "finished.json is damaged, it is not JSON"),
+        (b"[" * 10**5, "finished.json is damaged, it is not JSON .*more than 100 levels"),
+        (b"[1]", "finished.json is damaged, it is not a JSON object"),
+        (b"{}", "finished.json is damaged, it holds {}, expected best_step and best_score; delete it"),
+        (b'{"best_step": "1", "best_score": 0.5}', "finished.json is damaged, it holds .*; delete it"),
+        (
+            b'{"best_step": 1, "best_score": 0.7}',
+            "best_score is 0.7 and that of its checkpoint, step 1, is 0.5; del",
+        ),
+        (b'{"best_step": 9, "best_score": 0.5}', "that of step 9, is gone .*holds the checkpoints of steps 1, 2.: put"),
+    ],
+)
+def test_a_damaged_finished_json_is_named(finished_run, content, sentence):
+    (finished_run / "finished.json").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        run_folder.finished(str(finished_run), BestOf(1))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_finished_run_without_its_checkpoints_is_an_error(finished_run):
+    for step, left in ((1, "the checkpoints of steps 2"), (2, "no checkpoints")):
+        shutil.rmtree(finished_run / f"checkpoint_{step}")
+        with pytest.raises(ValueError, match=f"is finished, but its best .* step 1, is gone .the folder holds {left}"):
+            run_folder.finished(str(finished_run), BestOf(1))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10**5, b"[1]", b"null"])
+def test_damaged_settings_are_named(finished_run, content):
+    (finished_run / "settings.json").write_bytes(content)
+    with pytest.raises(ValueError, match="settings.json is not JSON"):
+        run_folder.finished(str(finished_run), BestOf(1))

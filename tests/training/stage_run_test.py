@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
+import seqio
 
 from promot_t5x import train
 from promot_t5x.checkpoints import fingerprints, loading, saving
@@ -29,6 +30,7 @@ from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.tasks import jsonl
 from promot_t5x.training import folder_lock, optimizers, prompt_initializers, stage_run, trainer
 from tests.training import tiny
 
@@ -265,6 +267,39 @@ def test_checkpoints_without_settings_are_refused(world, stage_1, tmp_path):
     (tmp_path / "run" / "settings.json").unlink()
     with pytest.raises(ValueError, match="holds checkpoints but no settings.json"):
         _from_python(world, tmp_path / "run")
+
+
+def test_data_are_identified_by_their_contents_and_not_by_their_path(world, tmp_path, monkeypatch, capsys):
+    """A moved folder resumes, a changed file does not, the old file does again."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        lines = [json.dumps({"input": f"{split} {number}", "target": "yes"}) for number in range(16)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+
+    def run(data_dir):
+        if "contents" in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove("contents")
+        jsonl.jsonl_task("contents", str(data_dir), vocabulary=seqio.ByteVocabulary())
+        flags = _flags(world, "prompt_tuning", tmp_path / "run", TRAIN_STEPS=1, MIXTURE_OR_TASK_NAME="contents")
+        return _run(flags, capsys)
+
+    assert run(folder)[0] == 0
+    _forbid_training(monkeypatch)
+    moved = folder.rename(tmp_path / "moved")
+    assert run(moved)[0] == 0
+    for split in ("train", "validation"):
+        file = moved / f"{split}.jsonl"
+        before = file.read_text()
+        file.write_text(before.replace("yes", "no."))  # of the same size
+        code, stderr = run(moved)
+        sentence = _assert_one_sentence(code, stderr)
+        assert (
+            f"tasks.contents.contents.data.{split}.content is " in sentence
+            and "put the old files back to resume" in sentence
+        )
+        file.write_text(before)
+    assert run(moved)[0] == 0
 
 
 def test_what_changes_no_result_may_change(world, stage_1, monkeypatch, capsys):
@@ -510,6 +545,22 @@ def test_a_damaged_checkpoint_is_one_sentence(part, world, tmp_path, capsys):
     code, stderr = _run(_flags(world, "prompt_tuning", tmp_path / "run", base=tmp_path / "damaged"), capsys)
     assert str(tmp_path / "damaged") in _assert_one_sentence(code, stderr)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_resumes_from_an_older_checkpoint_if_the_newest_is_damaged(world, tmp_path, capsys):
+    flags = [*_flags(world, "prompt_tuning", tmp_path / "run"), "--gin.saving.CheckpointConfig.keep_latest=2"]
+    assert _run(flags, capsys)[0] == 0
+    (tmp_path / "run" / "finished.json").unlink()
+    last = _leaves(tmp_path / "run" / "checkpoint_4")
+    _randomise(tmp_path / "run" / "checkpoint_4", "params/d/")
+    sentence = _assert_one_sentence(*_run(flags, capsys))
+    assert "checkpoint_4" in sentence and "step 2 is whole, and --gin.train.train.resume_from=2 continues" in sentence
+    wrong = _assert_one_sentence(*_run([*flags, "--gin.train.train.resume_from=3"], capsys))
+    assert "train.train.resume_from is 3, but" in wrong and "the checkpoints of steps 2, 4; name one of these" in wrong
+    assert _run([*flags, "--gin.train.train.resume_from=2"], capsys)[0] == 0
+    assert (tmp_path / "run" / "damaged_checkpoint_4").is_dir()
+    for name, leaf in _leaves(tmp_path / "run" / "checkpoint_4").items():
+        np.testing.assert_array_equal(leaf, last[name])
 
 
 def test_random_bytes_are_no_checkpoint(world, tmp_path, capsys):

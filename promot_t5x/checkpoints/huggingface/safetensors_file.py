@@ -70,6 +70,12 @@ def leaves(file: epath.PathLike) -> dict[str, stored_leaves.StoredLeaf]:
     return {name: _leaf(path, name, shape, DTYPES[dtype]) for name, (shape, dtype) in headers.items()}
 
 
+def metadata(content: bytes) -> dict[str, str]:
+    """What a file, given as bytes that safetensors has read already, says about itself."""
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+
+
 def _leaf(path: epath.Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> stored_leaves.StoredLeaf:
     def read(index: stored_leaves.Index) -> np.ndarray:
         # Opened for each block: an open file would keep all pages read so far in memory.
