@@ -386,6 +386,7 @@ def test_the_same_recipe_from_python(tiny, finished, tmp_path):
     wide = promot_t5x.EvaluationConfig({"inputs": 28, "targets": 6}, batch_size=16, limit=16)
     arguments = (recipe, train, model, wide, str(tmp_path / "work"), str(tiny / "base"))
     results = promot_t5x.run_recipe(*arguments)
+    assert results["title"] == "ProMoT on toy_enfr"
     work = tmp_path / "work"
     base = str(tiny / "base")
     assert calls == [
