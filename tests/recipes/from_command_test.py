@@ -20,7 +20,7 @@ def _check(*bindings):
     [
         "trainer.LoopConfig.log_period = 1",  # which the recipe's own files do not import
         "saving.CheckpointConfig.keep_latest = 3",
-        "prompt_initializers.random_uniform.scale = 0.1",  # which only one run's files import
+        "prompt_initializers.random_uniform.low = -0.1",  # which only one run's files import
         "STATS_PERIOD = 1",
         "OPTIMIZER = @optimizers.adam()",
     ],

@@ -414,9 +414,7 @@ def test_a_validation_score_that_is_not_a_number_is_refused(world, tmp_path, mon
     assert code == 1 and sentence in stderr and not saving.all_steps(tmp_path / "run")
 
 
-def test_an_interrupted_run_says_how_to_resume_and_may_resume_with_other_partitioner_settings(
-    world, tmp_path, steps, monkeypatch, capsys
-):
+def test_an_interrupted_run_resumes_with_other_partitioner_settings(world, tmp_path, steps, monkeypatch, capsys):
     flags = _flags(world, "prompt_tuning", tmp_path / "run")
     original = training_batches.opened
 
