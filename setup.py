@@ -88,6 +88,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "clu>=0.0.12",
         "etils[epath,epy]>=1.9",
+        "filelock>=3.13",  # with it JAX limits the size of what it keeps compiled
         "flax>=0.12",
         "gin-config>=0.5.0",
         "importlib_resources>=6",  # tensorflow-datasets needs it to prepare data and does not say so
