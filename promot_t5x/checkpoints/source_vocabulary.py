@@ -40,7 +40,11 @@ def tokenizer(source: Source, vocabulary: Any = None, extra_ids: int | None = No
         if named is None:
             return _none(f"{source.model.folder} names no vocabulary; {_GIVE_FILE}")
         toy_world.vocabulary()  # imports it
-        vocabulary = vocabularies.find_vocabulary(named)
+        try:
+            vocabulary = vocabularies.find_vocabulary(named)
+        except Exception as error:  # TensorFlow's, for a bucket without a network
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            return _none(f"the vocabulary {named['name']} cannot be opened ({reason}); {_GIVE_FILE}")
         if vocabulary is None:
             return _none(f"the vocabulary {named['name']} of {source.model.folder} was not found; {_GIVE_FILE}")
     else:

@@ -87,3 +87,14 @@ def test_a_vocabulary_for_a_format_without_one(tmp_path):
         convert.main(
             ["--from=promot_t5x/demo_checkpoint", f"--to={tmp_path / 'x'}", "--to_format=t5x", "--extra_ids=100"]
         )
+
+
+def test_a_named_vocabulary_in_a_bucket_without_a_network(t5x, monkeypatch):
+    def unreachable(_):
+        raise OSError("Could not resolve host\nwhen reading metadata")
+
+    monkeypatch.setattr(vocabularies, "find_vocabulary", unreachable)
+    named = {"vocabulary": {"name": "gs://bucket/spm.model (384 pieces)", "hash": "0"}}
+    content, said = source_vocabulary.tokenizer(dataclasses.replace(t5x, description=named))
+    assert list(content) == ["tokenizer_config.json"]
+    assert "gs://bucket/spm.model (384 pieces) cannot be opened (Could not resolve host); --vocabulary_file" in said
