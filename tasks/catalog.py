@@ -72,7 +72,7 @@ def entries(
     if not tasks or not shots or not seeds or min(*shots, *seeds) < 0:
         raise ValueError(
             f"catalog.entries has tasks={tasks!r}, shots={shots!r}, seeds={seeds!r}: expected at least one of each, "
-            "and no negative number."
+            "and no negative number of exemplars or seed."
         )
     if module is not None:
         registration.import_module(module, "catalog.entries.module")
