@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -285,6 +286,8 @@ def test_data_are_identified_by_their_contents_and_not_by_their_path(world, tmp_
         return _run(flags, capsys)
 
     assert run(folder)[0] == 0
+    content = hashlib.sha256((folder / "train.jsonl").read_bytes()).hexdigest()
+    assert saving.read_metadata(tmp_path / "run" / "checkpoint_1")["data"]["contents"]["train"]["content"] == content
     _forbid_training(monkeypatch)
     moved = folder.rename(tmp_path / "moved")
     assert run(moved)[0] == 0
