@@ -26,6 +26,7 @@ TINY = dict(vocab_size=288, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=32, n
 TINY |= dict(num_decoder_layers=1, prompt_length=8)
 RECIPE = """
 from __gin__ import dynamic_registration
+from promot_t5x.data import training_batches
 from promot_t5x.models import architecture
 from promot_t5x.evaluation import scoring
 from promot_t5x import pipeline
@@ -34,6 +35,7 @@ include 'promot_t5x/gin/recipes/demo.gin'
 TRAIN_STEPS = 4
 CHECKPOINT_PERIOD = 2
 BATCH_SIZE = 8
+training_batches.DatasetConfig.shards = 2
 EVAL_BATCH_SIZE = 16
 scoring.EvaluationConfig.limit = 16
 pipeline.Recipe.learning_rates = (1e-3,)
@@ -371,7 +373,7 @@ def test_the_same_recipe_from_python(tiny, finished, tmp_path):
             promot_t5x.from_gin([str(tiny / "tiny.gin")], {"WORK_DIR": "", "DEMO_CHECKPOINT": ""}),
             "prompt_tuning" if first else "model_tuning",
             promot_t5x.adafactor(rate, multiply_by_parameter_scale=not first),
-            promot_t5x.DatasetConfig("toy_enfr", lengths, batch_size=8),
+            promot_t5x.DatasetConfig("toy_enfr", lengths, batch_size=8, shards=2),
             promot_t5x.LoopConfig(total_steps=4),
             model_dir=model_dir,
             checkpoint=promot_t5x.CheckpointConfig(period=2),
