@@ -17,7 +17,7 @@ def import_module(name: str, parameter: str) -> None:
     """
     try:
         importlib.import_module(name)
-    except Exception as error:  # the module is the user's, and may raise anything
+    except (Exception, SystemExit) as error:  # the module is the user's, and may raise anything
         raise ValueError(
             f"{parameter} is {name!r}, which cannot be imported ({type(error).__name__}: {error}); set "
             "MIXTURE_OR_TASK_MODULE to a module that registers seqio tasks, and put its folder on PYTHONPATH."

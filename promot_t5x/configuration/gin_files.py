@@ -75,6 +75,8 @@ def resolve(name: str, search_paths: Sequence[str] = ()) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return Path(os.path.abspath(candidate))
+        if candidate.exists() and Path(name).is_absolute():
+            raise IsADirectoryError(f"gin file {name!r} is a folder or device, expected a file; give a file's path.")
     short_names = {str(path.relative_to(folder)) for folder in folders[1:] for path in folder.rglob("*.gin")}
     same_file = [short for short in sorted(short_names) if Path(short).name == Path(name).name]
     similar = same_file or nearest(name.removeprefix(_PACKAGED_PREFIX), sorted(short_names), 3, cutoff=0.6)

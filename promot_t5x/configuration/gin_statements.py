@@ -172,7 +172,7 @@ def _import(statement: config_parser.ImportStatement, place: str, context: Any) 
         ) from error
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"{place}: `{statement.format()}` failed: {' '.join(str(error.args[0]).split())}") from error
-    except Exception as error:  # the module may be the user's, and raise anything
+    except (Exception, SystemExit) as error:  # the module may be the user's, and raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
         raise ConfigError(f"{place}: `{statement.format()}` failed: {reason}") from error

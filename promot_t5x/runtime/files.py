@@ -155,15 +155,19 @@ def cache_folder() -> epath.Path:
 def content_hash(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's contents, local or in a bucket.
 
-    It is computed once and kept in the cache folder, together with the file's path, size and time of change.
+    It is computed once and kept in the cache folder, together with what tells that the file is the same: its path, size
+    and time; and on a local disk its inode and the time of change, which no copying tool sets.
 
     Raises:
       OSError: the file does not exist or cannot be read.
     """
     file = absolute(path)
     stat = file.stat()
-    changed = float(stat.mtime) if "://" in os.fspath(file) else os.stat(file).st_mtime
-    key = {"path": os.fspath(file), "size": stat.length, "changed": changed}
+    key = {"path": os.fspath(file), "size": stat.length, "time": float(stat.mtime)}
+    if "://" not in os.fspath(file):
+        local = os.stat(file)
+        key |= {"time": local.st_mtime, "changed": local.st_ctime_ns, "inode": local.st_ino}
+    settled = max(key["time"], key.get("changed", 0) / 1e9)
     kept = cache_folder() / "hashes" / f"{hashlib.sha256(os.fspath(file).encode()).hexdigest()[:32]}.json"
     try:
         remembered = read_json(kept)
@@ -176,7 +180,7 @@ def content_hash(path: str | os.PathLike[str]) -> str:
         while part := stream.read(2**24):
             digest.update(part)
     content = digest.hexdigest()
-    if 0 < changed < time.time() - _UNSETTLED:
+    if 0 < settled < time.time() - _UNSETTLED:
         try:
             with whole_file(kept) as stream:
                 stream.write(strict_json.dumps({**key, "sha256": content}).encode())

@@ -101,7 +101,7 @@ def _lock(file: epath.Path, stack: contextlib.ExitStack) -> bool | None:
       Whether another process has it; None if the file system has no locks.
     """
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link's target is not ours
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -72,6 +72,8 @@ def make_files(here: pathlib.Path) -> None:
         "hf_half/model.safetensors": "",
         "broken_module.py": "import absent_package\n",
         "wrong_module.py": "1 / 0\n",
+        "ending_module.py": "import sys\nsys.exit()\n",
+        "ending.gin": "from __gin__ import dynamic_registration\nimport ending_module\n",
         "raising.gin": "from __gin__ import dynamic_registration\nimport wrong_module\n",
         "export/notes.txt": "mine\n",
     }

@@ -59,6 +59,8 @@ CASES = (
     ("a file that is not text", "train --gin_file=latin1.gin", "its bytes are not UTF-8 text"),
     ("an include that is missing", "train --gin_file=missing_include.gin", "include.gin:1: gin file 'absent.gin'"),
     ("a module that raises", "train --gin_file=raising.gin", "failed: ZeroDivisionError: division by zero"),
+    ("a module that ends the program", "train --gin_file=ending.gin", "`import ending_module` failed: SystemExit"),
+    ("a gin file that is a device", "train --gin_file=/dev/null", "is a folder or device, expected a file"),
     ("a search path", "train --gin_file=x.gin --gin_search_paths=absent", "was not found in"),
     # settings that do not fit together
     ("equal learning rates", f"{_RECIPE}.learning_rates='(1e-3,1.00000001e-3)'", "would share"),

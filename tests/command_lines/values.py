@@ -90,7 +90,7 @@ FLAGS = (
 # (name, command line, refused values): misspelt and empty ones
 NAMES = (
     ("MIXTURE_OR_TASK_NAME", TRAIN_DEMO, ("toy_enf", "''")),
-    ("MIXTURE_OR_TASK_MODULE", TRAIN_DEMO, ("no_such_module", "broken_module", "wrong_module", "''")),
+    ("MIXTURE_OR_TASK_MODULE", TRAIN_DEMO, ("no_such_module", "broken_module", "wrong_module", "ending_module", "''")),
     ("TRAIN_SPLIT", TRAIN_DEMO, ("trian", "''")),
     ("VALIDATION_SPLIT", _TRAIN_DATA, ("validaton", "''")),
     ("VALIDATION_TASK", TRAIN_DEMO, ("toy_enf", "''")),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -116,14 +117,17 @@ def test_a_folder_for_results_is_checked_before_them(tmp_path):
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files.time, "time", lambda now=time.time: now() + 10)
     file = tmp_path / "data.jsonl"
     file.write_bytes(b"one")
-    os.utime(file, (1e9, 1e9))
     assert files.content_hash(file) == hashlib.sha256(b"one").hexdigest()
     (kept,) = (tmp_path / "cache" / "hashes").iterdir()
     kept.write_text(kept.read_text().replace(hashlib.sha256(b"one").hexdigest(), "remembered"))
     assert files.content_hash(file) == "remembered"
-    for change in (lambda: os.utime(file, (1e9 + 1, 1e9 + 1)), lambda: file.write_bytes(b"two")):
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(b"two")
+    shutil.copystat(file, other)  # as unzip, tar, cp -p and rsync do
+    for change in (lambda: os.utime(file, (1e9, 1e9)), lambda: other.replace(file)):
         change()
         assert files.content_hash(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     for damage in ("", "{", "[1]", "{}", "[" * 10**5):
