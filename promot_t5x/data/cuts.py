@@ -27,7 +27,7 @@ _OF_FEATURE = {"inputs": "input_cut", "targets": "target_cut"}
 _UNWRITABLE = "target_unwritable"
 _OF_VOCABULARY = {
     _UNWRITABLE: "targets that the vocabulary cannot write",
-    EQUAL_CHOICES: "examples with choices that the vocabulary cannot tell apart",
+    EQUAL_CHOICES: "choices that the vocabulary cannot tell apart",
 }
 _WHITE_SPACE = r"[\s\pZ]+"
 
@@ -129,21 +129,23 @@ def warning(counted: Mapping[str, int], where: str, lengths: Mapping[str, int], 
 
     Args:
       counted: sums over the examples, for names of `ALL` and EQUAL_CHOICES.
-      where: the beginning, such as "In 10 examples of cb/test".
+      where: the beginning, such as "Of 10 examples of cb/test".
       lengths: {"inputs": T, "targets": U}.
       setting: what sets the lengths.
 
-    >>> warning({"target_cut": 7, "exemplars_dropped": 2}, "In 10 examples", {"inputs": 64, "targets": 4}, "LENGTHS")
-    'In 10 examples, targets cut to 4 tokens: 7; exemplars dropped to fit 64 tokens: 2. Raise LENGTHS to keep more.'
-    >>> warning({"target_unwritable": 1}, "In 10 examples", {"inputs": 64, "targets": 4}, "LENGTHS")
-    'In 10 examples, targets that the vocabulary cannot write: 1.'
+    >>> warning({"target_cut": 7, "exemplars_dropped": 2}, "Of 10 examples", {"inputs": 64, "targets": 4}, "LENGTHS")
+    'Of 10 examples, targets cut to 4 tokens in 7; exemplars dropped to fit 64 tokens: 2. Raise LENGTHS to keep more.'
+    >>> warning({"target_unwritable": 1}, "Of 10 examples", {"inputs": 64, "targets": 4}, "LENGTHS")
+    'Of 10 examples, targets that the vocabulary cannot write in 1.'
     """
     of_lengths = [
-        f"{key} cut to {lengths[key]} tokens: {counted[name]}" for key, name in _OF_FEATURE.items() if counted.get(name)
+        f"{key} cut to {lengths[key]} tokens in {counted[name]}"
+        for key, name in _OF_FEATURE.items()
+        if counted.get(name)
     ]
     if dropped := counted.get("exemplars_dropped"):
         of_lengths.append(f"exemplars dropped to fit {lengths['inputs']} tokens: {dropped}")
-    of_vocabulary = [f"{text}: {counted[name]}" for name, text in _OF_VOCABULARY.items() if counted.get(name)]
+    of_vocabulary = [f"{text} in {counted[name]}" for name, text in _OF_VOCABULARY.items() if counted.get(name)]
     if not of_lengths and not of_vocabulary:
         return ""
     advice = f" Raise {setting} to keep more." if of_lengths else ""

@@ -92,7 +92,7 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
     if any(features.choices(example) for example in noted):
         counts[cuts.EQUAL_CHOICES] = _equal_choices(noted, task.output_features["targets"].vocabulary)
     if len(noted) > 1:  # a single one is read to see whether the split is there
-        where = f"In {len(noted)} examples of {task.name}/{split}"
+        where = f"Of {len(noted)} examples of {task.name}/{split}"
         if warning := cuts.warning(counts, where, task_feature_lengths, "the task's feature lengths"):
             logging.warning("%s", warning)
     examples = [_without_notes(example) for example in noted]

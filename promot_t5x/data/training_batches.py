@@ -210,8 +210,8 @@ class _TrainingStreams:
             if examples == before:
                 raise self._empty_shard(task)
         counts = dict(zip(cuts.ALL, counts_K.tolist(), strict=True))
-        where, lengths = f"In the first {examples} training examples", self._config.task_feature_lengths
-        if warning := cuts.warning(counts, where, lengths, "TASK_FEATURE_LENGTHS"):
+        where, lengths = f"Of the first {examples} training examples", self._config.task_feature_lengths
+        if warning := cuts.warning(counts, where, lengths, "training_batches.DatasetConfig.task_feature_lengths"):
             logging.warning("%s", warning)
 
     def _empty_shard(self, task: seqio.Task) -> ValueError:

@@ -199,7 +199,7 @@ def _plan(settings: RunSettings, step: int) -> str:
     dataset, rate = settings.dataset, getattr(settings.optimizer, "learning_rate", None)
     return (
         f"training {settings.stage.name} on {dataset.mixture_or_task_name}/{dataset.split}, steps {step + 1} to "
-        f"{settings.loop.total_steps} of {dataset.batch_size} examples, learning rate "
+        f"{settings.loop.total_steps}, {dataset.batch_size} examples each, learning rate "
         f"{f'{rate:g}' if isinstance(rate, int | float) else 'as the optimizer schedules it'}"
     )
 

@@ -104,14 +104,15 @@ def test_training_with_targets_that_are_all_cut_is_not_silent(caplog):
         assert not caplog.records, "nothing is cut"
         _one_epoch("cuts_append_eos_after_trim", 6, 1)
     assert (
-        f"In the first {N} training examples, targets cut to 1 tokens: {N}. Raise TASK_FEATURE_LENGTHS" in caplog.text
+        f"Of the first {N} training examples, targets cut to 1 tokens in {N}. Raise training_batches.Data"
+        in caplog.text
     )
 
 
 def test_training_that_drops_every_exemplar_is_not_silent(caplog):
     with caplog.at_level("WARNING", logger="absl"):
         _one_epoch("cuts_2shot_seed0_fixed", 6, 9)
-    assert f"exemplars dropped to fit 6 tokens: {2 * N}. Raise TASK_FEATURE_LENGTHS" in caplog.text
+    assert f"exemplars dropped to fit 6 tokens: {2 * N}. Raise training_batches.Data" in caplog.text
 
 
 def test_targets_that_the_vocabulary_cannot_write_are_counted_in_training_and_evaluation(tmp_path, caplog):
@@ -130,8 +131,11 @@ def test_targets_that_the_vocabulary_cannot_write_are_counted_in_training_and_ev
     # Two tokens and the end of sequence do not fit: a target may be cut, too.
     assert cuts.separated(batch)[0] == dict.fromkeys(cuts.ALL, 0) | {"target_cut": 6, "target_unwritable": 2}
     assert (split.cuts["target_cut"], split.cuts["target_unwritable"]) == (6, 2)
-    for where in ("In the first 8 training examples", "In 8 examples of unwritable/train"):
-        assert f"{where}, targets cut to 2 tokens: 6; targets that the vocabulary cannot write: 2. Raise" in caplog.text
+    for where in ("Of the first 8 training examples", "Of 8 examples of unwritable/train"):
+        assert (
+            f"{where}, targets cut to 2 tokens in 6; targets that the vocabulary cannot write in 2. Raise"
+            in caplog.text
+        )
 
 
 def test_a_task_of_tokens_counts_targets_with_the_unknown_one():

@@ -526,7 +526,7 @@ def test_a_run_says_what_it_trains_before_its_first_step(world, tmp_path, caplog
     first = next(
         i for i, message in enumerate(messages) if message.startswith("training prompt_tuning on toy_enfr/train")
     )
-    assert ", steps 1 to 4 of 8 examples, learning rate " in messages[first]
+    assert ", steps 1 to 4, 8 examples each, learning rate " in messages[first]
     assert messages[first + 1].startswith("toy_enfr/train has 480 examples")
     assert messages.count("compiling the training step") == messages.count("compiled the training step") == 1
     assert first < messages.index("compiling the training step") < messages.index("compiled the training step")
