@@ -14,8 +14,6 @@ from promot_t5x.runtime.files import absolute
 with epy.lazy_imports():  # --help needs no jax
     from promot_t5x.recipes import from_command
 
-CHECKPOINT = absolute("promot_t5x/demo_checkpoint")
-
 
 def parser() -> argparse.ArgumentParser:
     """The command's flags."""
@@ -36,10 +34,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     """Runs the demo's recipe; --gin flags modify it, --gin_file replaces it."""
     invocation = flags.parse_flags(argv, parser())
-    bindings = (
-        f"WORK_DIR = {str(absolute(invocation.extra['out']))!r}",
-        f"DEMO_CHECKPOINT = {str(CHECKPOINT)!r}",
-        *invocation.gin_bindings,
-    )
+    bindings = (f"WORK_DIR = {str(absolute(invocation.extra['out']))!r}", *invocation.gin_bindings)
     files = invocation.gin_files or ("recipes/demo.gin",)
     from_command.follow(dataclasses.replace(invocation, gin_files=files, gin_bindings=bindings))

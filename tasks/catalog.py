@@ -140,7 +140,8 @@ def _expand(names: Sequence[str]) -> Iterator[str]:
             similar = nearest(name.lower(), all_names) or list(SUITES)
             raise ValueError(
                 f"{name!r} is no task, suite or mixture; the nearest names are {', '.join(similar)}: correct the name, "
-                "import the module that registers it, or see `promot-t5x eval --list`."
+                "import the module that registers it, or see `promot-t5x eval --list`. A task that a gin file makes "
+                "has the name %MIXTURE_OR_TASK_NAME."
             )
 
 

@@ -174,7 +174,9 @@ class JsonlRows(seqio.FunctionDataSource):
         file, part = self._files[split]
         path = self._folder / file
         if not self._folder.is_dir():
-            raise FileNotFoundError(f"Folder {self._folder} of the task's JSONL files is not found: correct DATA_DIR.")
+            raise FileNotFoundError(
+                f"Folder {self._folder} of the task's JSONL files is not found: correct DATA_DIR, or its data_dir."
+            )
         if not path.is_file():
             present = ", ".join(sorted(p.name for p in self._folder.glob("*.jsonl"))) or "none"
             raise FileNotFoundError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import promot_t5x
-from promot_t5x import checkpoints, cli, demo
+from promot_t5x import checkpoints, cli
 from promot_t5x.configuration import flags, gin_checks, gin_files
 from promot_t5x.recipes import from_command
 from promot_t5x.reports import comparison
@@ -164,7 +164,7 @@ def test_demo_dry_run(tmp_path, monkeypatch, capsys):
     stdout = capsys.readouterr().out
     assert f"WORK_DIR = '{tmp_path}/out/demo'" in stdout
     assert stdout.count("\n=== ") == 2 + 3 * 3
-    assert f"INITIAL_CHECKPOINT_PATH = '{demo.CHECKPOINT}'" in stdout.replace("\\\n    ", "")
+    assert "INITIAL_CHECKPOINT_PATH = 'promot_t5x/demo_checkpoint'" in stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -192,7 +192,7 @@ def test_demo_defaults(invocations, tmp_path, monkeypatch):
     assert cli.main(["demo"]) == 0
     assert invocations[0].gin_files == ("recipes/demo.gin",)
     assert _value("WORK_DIR") == repr(str(tmp_path / "out" / "demo"))
-    assert _value("DEMO_CHECKPOINT") == repr(str(demo.CHECKPOINT))
+    assert _value("DEMO_CHECKPOINT") == "'promot_t5x/demo_checkpoint'"
 
 
 def test_demo_flags_win(invocations, tmp_path):

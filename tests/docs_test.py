@@ -132,7 +132,7 @@ def test_commands_parse(argv):
         parser = flags.flag_parser()
         parser.add_argument("--out")
         invocation = flags.parse_flags(arguments, parser)
-    unset = {"demo": ("WORK_DIR", "DEMO_CHECKPOINT"), "plan": plan._FOLDERS}.get(argv[1], ())  # they set these
+    unset = {"demo": ("WORK_DIR",), "plan": plan._FOLDERS}.get(argv[1], ())  # they set these
     bindings = tuple(f"{macro} = 'out'" for macro in unset)
     files = [file for file in invocation.gin_files if not file.startswith("my")]
     gin_files.parse(files, (*invocation.gin_bindings, *bindings), invocation.gin_search_paths)

@@ -6,7 +6,9 @@ import argparse
 import functools
 import logging as python_logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,8 +111,8 @@ def show_progress() -> None:
     handler.setFormatter(python_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     if not handler.filters:
         handler.addFilter(_worth_showing)
-    if getattr(sys.unraisablehook, "func", None) is not _skip_closed_loops:
-        sys.unraisablehook = functools.partial(_skip_closed_loops, following=sys.unraisablehook)
+    if getattr(sys.unraisablehook, "func", None) is not _unraisable:
+        sys.unraisablehook = functools.partial(_unraisable, following=sys.unraisablehook)
 
 
 def _worth_showing(record: python_logging.LogRecord) -> bool:
@@ -119,7 +121,12 @@ def _worth_showing(record: python_logging.LogRecord) -> bool:
     return _PACKAGE in record.pathname or (record.levelno >= python_logging.WARNING and not harmless)
 
 
-def _skip_closed_loops(unraisable: Any, *, following: Callable[[Any], None]) -> None:
-    """Drops the traceback of a read that Orbax had not finished when a damaged checkpoint stopped it."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+def _unraisable(unraisable: Any, *, following: Callable[[Any], None]) -> None:
+    """What Python cannot raise: an interrupt inside a callback, such as JAX's of the garbage collector, is sent again.
+
+    Drops the traceback of a read that Orbax had not finished when a damaged checkpoint stopped it.
+    """
+    if unraisable.exc_type is KeyboardInterrupt:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    elif str(unraisable.exc_value) != "Event loop is closed":
         following(unraisable)

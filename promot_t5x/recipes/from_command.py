@@ -39,7 +39,11 @@ def follow(invocation: flags.Invocation) -> None:
             run_scores.check(arguments["recipe"], arguments["model"], arguments["evaluation_config"])
         return
     config = {"gin_files": list(invocation.gin_files), "bindings": list(invocation.gin_bindings)}
-    running.run_recipe(**arguments, train=train, config=config, decided_by={"settings": settings})
+    try:
+        running.run_recipe(**arguments, train=train, config=config, decided_by={"settings": settings})
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note("what is finished is kept, and the same command goes on")
+        raise
 
 
 def settings_of_scores(bindings: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from promot_t5x.recipes import from_command, gin_runs
 from promot_t5x.recipes.recipe import Recipe, planned_runs
 
 FILES = ["recipes/demo.gin"]
-NEEDED = ("WORK_DIR = 'work'", "DEMO_CHECKPOINT = 'base'")
+NEEDED = ("WORK_DIR = 'work'",)
 
 
 def _check(*bindings):
