@@ -101,10 +101,9 @@ def check(settings: RunSettings) -> None:
 def check_frozen_dtype(model: EncoderDecoderModel, stage: stages.Stage, dtype: str | None) -> None:
     """Raises ValueError if the model is to have another dtype although the run's checkpoints store it."""
     stages.held_in({}, dtype)
-    if dtype is None or not initial_parameters.trains_model(model, stage):
-        return
-    frozen_model, _ = parameter_names.split_adapters(stages.partition(abstract_params(model, stage), stage)[1])
-    if jax.tree.leaves(frozen_model):
+    _, frozen = stages.partition(abstract_params(model, stage), stage)
+    frozen_model, _ = parameter_names.split_adapters(frozen)
+    if dtype is not None and initial_parameters.trains_model(model, stage) and jax.tree.leaves(frozen_model):
         raise ValueError(
             f"train.train.frozen_weights_dtype is {dtype!r}, but the stage {stage.name} trains a part of the model and "
             "stores all of it; set FROZEN_WEIGHTS_DTYPE = None."

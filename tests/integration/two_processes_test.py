@@ -42,17 +42,20 @@ both, end = {"inputs": feature, "targets": feature}, [seqio.preprocessors.append
 seqio.TaskRegistry.add("two", source, both, preprocessors=end)
 
 report = {"losses": {}, "batches": {}, "rows": [], "printed": True}
-original = training_batches.training_batches
-def recorded(config, *, start_batch, rows):
+original = training_batches.opened
+def recorded(config, *, rows, **more):
+    def batches(start_batch):
+        for number, batch in enumerate(opened(start_batch), start=start_batch):
+            if number == options["stop_before"]:
+                raise SystemExit(finish())
+            for position, row in enumerate(rows):
+                content = b"".join(batch[name][position].tobytes() for name in sorted(batch))
+                report["batches"][f"{number}/{row}"] = hashlib.sha256(content).hexdigest()
+            yield batch
     report["rows"] = np.asarray(rows).tolist()
-    for number, batch in enumerate(original(config, start_batch=start_batch, rows=rows), start=start_batch):
-        if number == options["stop_before"]:
-            raise SystemExit(finish())
-        for position, row in enumerate(rows):
-            content = b"".join(batch[name][position].tobytes() for name in sorted(batch))
-            report["batches"][f"{number}/{row}"] = hashlib.sha256(content).hexdigest()
-        yield batch
-training_batches.training_batches = recorded
+    opened = original(config, rows=rows, **more)
+    return batches
+training_batches.opened = recorded
 
 class Writer:
     def write_scalars(self, step, scalars):

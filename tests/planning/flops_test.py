@@ -133,16 +133,16 @@ def _step(stage, num_microbatches=1, **changes):
     return flops.total(flops.products(jaxpr)), flops.weight_gradient_flops(jaxpr, traced.larger)
 
 
-def _weights(encoder_length):
+def _weights(encoder_length, choices=1):
     """Operations of all products of activations with weights but the logits', once through."""
     encoder = LAYERS[0] * encoder_length * (4 * PROJECTION + MLP)
-    decoder = LAYERS[1] * (U * (4 * PROJECTION + 2 * PROJECTION + MLP) + encoder_length * 2 * PROJECTION)
+    decoder = LAYERS[1] * (choices * U * (4 * PROJECTION + 2 * PROJECTION + MLP) + encoder_length * 2 * PROJECTION)
     return 2 * B * (encoder + decoder)
 
 
-def _attention(encoder_length):
+def _attention(encoder_length, choices=1):
     """Operations of all products of activations with each other, once through."""
-    pairs = LAYERS[0] * encoder_length**2 + LAYERS[1] * (U * U + U * encoder_length)
+    pairs = LAYERS[0] * encoder_length**2 + LAYERS[1] * choices * (U * U + U * encoder_length)
     return 2 * B * H * K * 2 * pairs
 
 
@@ -176,8 +176,8 @@ def test_operations_of_a_step(remat):
     assert flops_in_all == 2 * _weights(S) + 3 * _attention(S) + 3 * LOGITS + again
 
 
-def test_operations_of_scoring():
+def test_operations_of_scoring_four_choices_for_each_input():
     model, partitioner = EncoderDecoderModel(CONFIG), Partitioner(devices=tuple(jax.devices()[:1]))
     evaluation = programs.Answering(model, {"inputs": T, "targets": U}, B, partitioner)
     jaxpr = programs.scoring(evaluation).traced.jaxpr.jaxpr
-    assert flops.total(flops.products(jaxpr)) == _weights(T) + _attention(T) + LOGITS
+    assert flops.total(flops.products(jaxpr)) == _weights(T, 4) + _attention(T, 4) + 4 * LOGITS

@@ -37,16 +37,20 @@ from promot_t5x.training import stage_run
 from tests.training import tiny
 
 jax.config.update("jax_disable_most_optimizations", True)
-original = stage_run.training_batches.training_batches
+original = stage_run.training_batches.opened
 
-def training_batches(*args, **kwargs):
-    for number, batch in enumerate(original(*args, **kwargs)):
-        if number == 3:
-            print("held", flush=True)
-            sys.stdin.read()
-        yield batch
+def waiting(*args, **kwargs):
+    def batches(start_batch):
+        for number, batch in enumerate(opened(start_batch)):
+            if number == 3:
+                print("held", flush=True)
+                sys.stdin.read()
+            yield batch
 
-stage_run.training_batches.training_batches = training_batches
+    opened = original(*args, **kwargs)
+    return batches
+
+stage_run.training_batches.opened = waiting
 with tiny.registered_task() as name:
     tiny.train(sys.argv[1], "fine_tuning", name)
 """

@@ -173,7 +173,7 @@ def test_what_a_run_cannot_restore_from_is_said_before_a_weight_is_read(checkpoi
         (None, "INITIAL_CHECKPOINT_PATH is None: give one checkpoint of T5X"),
         ([str(checkpoint[0])] * 2, "INITIAL_CHECKPOINT_PATH averages 2 checkpoints"),
         (str(tmp_path / "own"), "own, no checkpoint of T5X, whose optimizer state alone can be restored"),
-        (str(tmp_path / "nowhere"), "nowhere does not exist"),
+        (str(tmp_path / "nowhere"), "There is no checkpoint at .*nowhere"),
     ):
         with tiny.registered_task() as task, pytest.raises((ValueError, FileNotFoundError), match=message):
             tiny.train(tmp_path / "run", "fine_tuning", task, initial, restore_optimizer=True)

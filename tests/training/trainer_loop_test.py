@@ -55,7 +55,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
     batches = [tiny.batch(i) for i in range(3)]
     batches[1]["decoder_loss_weights"][:, 1:] = 0.0
     for number, batch in enumerate(batches):
-        batch[cuts.FEATURE] = np.outer(np.arange(B), [0, number, 0, 1]).astype(np.int32)
+        batch[cuts.FEATURE] = np.outer(np.arange(B), [0, number, 0, 0, 1]).astype(np.int32)
     written = {}
 
     class Writer:

@@ -25,15 +25,19 @@ from promot_t5x.training import stage_run
 from tests.training import tiny
 
 folder, kill_after = sys.argv[1], int(sys.argv[2])
-original = stage_run.training_batches.training_batches
+original = stage_run.training_batches.opened
 
 def killing(*args, **kwargs):
-    for number, batch in enumerate(original(*args, **kwargs)):
-        if number == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield batch
+    def batches(start_batch):
+        for number, batch in enumerate(opened(start_batch)):
+            if number == kill_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
 
-stage_run.training_batches.training_batches = killing
+    opened = original(*args, **kwargs)
+    return batches
+
+stage_run.training_batches.opened = killing
 with tiny.registered_task() as name:
     tiny.train(folder, "joint_tuning", name)
 """
@@ -51,16 +55,20 @@ class _Stopped(Exception):
 
 def _recorded_batches(monkeypatch, stop_after=None):
     """Records every batch that a run takes, and ends it when it asks for the one after `stop_after`."""
-    taken, original = [], stage_run.training_batches.training_batches
+    taken, original = [], stage_run.training_batches.opened
 
-    def train_batches(*args, **kwargs):
-        for batch in original(*args, **kwargs):
-            if len(taken) == stop_after:
-                raise _Stopped
-            taken.append({k: v.tobytes() for k, v in batch.items()})
-            yield batch
+    def recorded(*args, **kwargs):
+        def batches(start_batch):
+            for batch in opened(start_batch):
+                if len(taken) == stop_after:
+                    raise _Stopped
+                taken.append({k: v.tobytes() for k, v in batch.items()})
+                yield batch
 
-    monkeypatch.setattr(stage_run.training_batches, "training_batches", train_batches)
+        opened = original(*args, **kwargs)
+        return batches
+
+    monkeypatch.setattr(stage_run.training_batches, "opened", recorded)
     return taken
 
 
