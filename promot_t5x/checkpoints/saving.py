@@ -75,7 +75,7 @@ class RunCheckpoints:
 
     def __init__(self, folder: str | epath.Path, config: CheckpointConfig):
         self.folder = absolute(folder)
-        self._scores = _scores(self.folder)
+        self._scores = scores(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=("params", "opt_state", "metadata"),
@@ -173,20 +173,32 @@ def listed_steps(run_folder: str | epath.Path) -> list[int]:
     )
 
 
+def described_steps(run_folder: str | epath.Path) -> str:
+    """The complete checkpoints in a run's folder, for a sentence: "the checkpoints of steps 2, 4"."""
+    steps = all_steps(run_folder)
+    return f"the checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoints"
+
+
 def best_step(run_folder: str | epath.Path) -> int:
     """The step with the highest score, the earliest if several have it; without scores the newest.
 
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
+      ValueError: a checkpoint's metadata are missing or damaged.
     """
-    scores = _scores(run_folder)
-    if not scores:
+    of_steps = scores(run_folder)
+    if not of_steps:
         raise FileNotFoundError(f"There is no checkpoint in {run_folder}; expected folders {_PREFIX}_<step>.")
-    return _best(scores)
+    return _best(of_steps)
 
 
-def _scores(run_folder: str | epath.Path) -> dict[int, float | None]:
-    return {step: read_metadata(checkpoint_folder(run_folder, step))["score"] for step in all_steps(run_folder)}
+def scores(run_folder: str | epath.Path) -> dict[int, float | None]:
+    """The scores of all checkpoints in a run's folder by their steps, ascending.
+
+    Raises:
+      ValueError: a checkpoint's metadata are missing or damaged.
+    """
+    return {step: read_metadata(checkpoint_folder(run_folder, step))["score"] for step in listed_steps(run_folder)}
 
 
 def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:

@@ -181,10 +181,11 @@ def finished_run(stopped):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        (b"", "finished.json is damaged, it is not JSON"),
-        (b'{"best_step": 1', "finished.json is damaged, it is not JSON"),
-        (b"[" * 10**5, "finished.json is damaged, it is not JSON .*more than 100 levels"),
-        (b"[1]", "finished.json is damaged, it is not a JSON object"),
+        (b"", "finished.json is damaged, it is not JSON .*; delete it, and the command that trained this run writes"),
+        (b"\0\0\0", "finished.json is damaged, it is not JSON .*; delete it"),
+        (b'{"best_step": 1', "finished.json is damaged, it is not JSON .*; delete it"),
+        (b"[" * 10**5, "finished.json is damaged, it is not JSON .*more than 100 levels.*; delete it"),
+        (b"[1]", "finished.json is damaged, it is not a JSON object; delete it"),
         (b"{}", "finished.json is damaged, it holds {}, expected best_step and best_score; delete it"),
         (b'{"best_step": "1", "best_score": 0.5}', "finished.json is damaged, it holds .*; delete it"),
         (
