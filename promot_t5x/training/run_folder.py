@@ -17,6 +17,7 @@ from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import finished_run, networks, saving, soft_prompts
+from promot_t5x.checkpoints.metadata import MisnamedError
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files, processes, settings, strict_json
 from promot_t5x.training import stages, trainer
@@ -152,6 +153,8 @@ def _saying_what_is_whole(folder: str | epath.Path, step: int) -> Iterator[None]
     """Adds what to do to the error for a damaged checkpoint, that of `step`; changes no other error."""
     try:
         yield
+    except MisnamedError:  # its sentence says what to do
+        raise
     except ValueError as error:
         damaged = saving.checkpoint_folder(folder, step)
         if saving.damage(damaged) is None:

@@ -55,6 +55,19 @@ def test_a_run_that_trains_is_not_read_without_all_scores(run):
     _assert_all_raise(run, "checkpoint_2 is not a readable checkpoint: FileNotFoundError")
 
 
+def test_nobody_reads_a_runs_checkpoint_under_the_name_of_another_step(run):
+    """Neither swapped names nor a copy; an export may have any name, and so may a checkpoint that was set aside."""
+    (run / "checkpoint_2").rename(run / "damaged_checkpoint_2")
+    shutil.copytree(run / "checkpoint_1", run / "checkpoint_7")
+    sentence = "checkpoint_7 holds the checkpoint of step 1, expected that of step 7; rename it to checkpoint_1, or"
+    _assert_all_raise(run, sentence)
+    with pytest.raises(ValueError, match=sentence):
+        sources.open_source(run / "checkpoint_7")
+    saving.export(run / "checkpoint_7", PROMPT, {"step": 1, "base": None})
+    assert saving.read_metadata(run / "checkpoint_7")["step"] == 1
+    assert saving.read_metadata(run / "damaged_checkpoint_2")["step"] == 2
+
+
 def test_what_a_finished_run_names_is_taken(run):
     finished_run.write(run, finished_run.Best(1, 10.0))
     assert finished_run.chosen_step(run) == suite._step(run) == 1

@@ -165,6 +165,13 @@ def test_damaged_metadata_of_a_run_name_the_one_that_is_whole(stopped, content):
     run_folder.check_metadata(str(stopped))
 
 
+def test_swapped_checkpoints_are_named(stopped):
+    for before, after in (("1", "x"), ("2", "1"), ("x", "2")):
+        (stopped / f"checkpoint_{before}").rename(stopped / f"checkpoint_{after}")
+    with pytest.raises(ValueError, match="checkpoint_1 holds the checkpoint of step 2, .* move it away.$"):
+        run_folder.check_metadata(str(stopped))
+
+
 def test_another_prompt_is_not_called_damage(stopped):
     with pytest.raises(ValueError, match="was trained with another soft prompt .* or a new MODEL_DIR.$"):
         _restored(stopped, prompt=1.5)
