@@ -110,16 +110,18 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
         )
 
 
-def set_aside_newer(folder: str, step: int) -> None:
+def set_aside_newer(folder: str, step: int, run_settings: Any) -> None:
     """Renames the damaged checkpoints after a step, so that the run continues from it.
 
     Args:
       folder: the run's.
       step: of a whole checkpoint, `resume_from`.
+      run_settings: as for `claim`; compared before anything is renamed.
 
     Raises:
-      ValueError: there is no such checkpoint or it is damaged, or a newer one is whole.
+      ValueError: it was a run with other settings, the checkpoint is missing or damaged, or a newer one is whole.
     """
+    _check_same_settings(epath.Path(folder), run_settings)
     run, chosen = epath.Path(folder), saving.checkpoint_folder(folder, step)
     if step not in saving.all_steps(folder):
         holds = saving.described_steps(folder)
@@ -135,17 +137,18 @@ def set_aside_newer(folder: str, step: int) -> None:
             )
     processes.barrier(f"set aside {folder}")  # all have read them
     for name in [*names, *([finished_run.FILE] if names and (run / finished_run.FILE).exists() else [])]:
-        aside = _unused(run / f"damaged_{name}")
+        aside = _aside(run / name)
         logging.warning("%s is set aside as %s", run / name, aside.name)
         if processes.speaks():
             (run / name).rename(aside)
     processes.barrier(f"set aside {folder} done")
 
 
-def _unused(path: epath.Path) -> epath.Path:
-    """The path, with a number if it exists."""
-    numbered = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
-    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+def _aside(path: epath.Path) -> epath.Path:
+    """The path of a damaged file or folder after it was set aside, with a number if that exists."""
+    aside = path.with_name(f"damaged_{path.name}")
+    numbered = (path.with_name(f"{aside.name}_{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([aside], numbered) if not p.exists())
 
 
 @contextlib.contextmanager
@@ -164,7 +167,10 @@ def _saying_what_is_whole(folder: str | epath.Path, step: int) -> Iterator[None]
         if whole is None:
             advice = "no other checkpoint of this run is whole, so use a new MODEL_DIR"
         elif whole > step:
-            advice = f"the one of step {whole} is whole: move {damaged.name} away, and the run continues"
+            advice = (
+                f"the one of step {whole} is whole: rename {damaged.name} to {_aside(damaged).name}, and the same "
+                "command continues with the best of the others"
+            )
         else:
             advice = f"the one of step {whole} is whole, and --gin.{_RESUME_FROM}={whole} continues from it"
         raise ValueError(f"{str(error).rstrip('.')}; {advice}.") from error
@@ -245,9 +251,21 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
     Args:
       folder: the run's.
       export_dir: where to write the best parameters alone, None for nowhere.
+
+    Raises:
+      ValueError: the best checkpoint is damaged; the sentence says how to finish without it.
     """
     processes.barrier(f"finish {folder}")
     step = saving.best_step(folder)
+    with _saying_what_is_whole(folder, step):
+        best = _written_of(folder, step, export_dir)
+    finished_run.write(folder, best)
+    processes.barrier(f"finished {folder}")
+    return RunResult(folder, *best)
+
+
+def _written_of(folder: str, step: int, export_dir: str | None) -> finished_run.Best:
+    """Writes the prompt file and the export of a run's best checkpoint, that of `step`; see `finish`."""
     best = saving.checkpoint_folder(folder, step)
     metadata, stored = saving.read_metadata(best), saving.shapes(best)
     prompt_alone = set(stored) == {parameter_names.PROMPT}
@@ -260,7 +278,4 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         base = metadata["base"] if prompt_alone else None  # whole parameters need no base
         exported = {"step": step, "base": base, **networks.carried(metadata)}
         saving.export(export_dir, saving.read_params(best, stored), exported)
-    outcome = finished_run.Best(step, metadata["score"])
-    finished_run.write(folder, outcome)
-    processes.barrier(f"finished {folder}")
-    return RunResult(folder, *outcome)
+    return finished_run.Best(step, metadata["score"])

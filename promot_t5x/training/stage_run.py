@@ -134,7 +134,7 @@ def run_stage(
     try:
         with folder_lock.held(model_dir):
             if resume_from is not None:
-                run_folder.set_aside_newer(model_dir, resume_from)
+                run_folder.set_aside_newer(model_dir, resume_from, settings)
             run_folder.check_metadata(model_dir)
             return _run(settings, starts, model_dir, config_gin)
     except KeyboardInterrupt as interrupt:
