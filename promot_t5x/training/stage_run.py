@@ -248,7 +248,7 @@ def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str
     """The metadata that all checkpoints of the run share."""
     task = settings.dataset.mixture_or_task_name
     description = {"stage": settings.stage.name, "base": base, "task": task, "seed": settings.loop.seed}
-    description["data"] = {name: made["data"] for of in settings.tasks.values() for name, made in of.items()}
+    description["data"] = run_settings.data_of(settings.tasks)
     description |= networks.described(settings.model.config, _vocabulary_description(task))
     if settings.stage.trains(parameter_names.PROMPT):
         init = settings.prompt_init
