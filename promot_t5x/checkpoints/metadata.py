@@ -1,6 +1,7 @@
 """The metadata of our checkpoints: JSON, read strictly, and with a checksum of its own."""
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +12,27 @@ from promot_t5x.runtime import files, strict_json
 
 FORMAT = "promot_t5x 1"
 
+PREFIX = "checkpoint"  # of the names of a run's checkpoints
+
 _CHECKSUM = "crc32"
 
 _ORBAX_FILE = "_CHECKPOINT_METADATA"  # of Orbax, which opens it with the run's folder and does not expect damage
 
 _MISSING = object()
+
+
+class MisnamedError(ValueError):
+    """A run's checkpoint has the name of another step."""
+
+
+def step_in(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder, None for another name.
+
+    >>> step_in("checkpoint_20"), step_in("damaged_checkpoint_20")
+    (20, None)
+    """
+    match = re.fullmatch(rf"{PREFIX}_(\d+)", name)
+    return int(match[1]) if match else None
 
 
 def sealed(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +57,7 @@ def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
     """A checkpoint's metadata: format, step, score, stage, base (path and fingerprint), network, batches consumed.
 
     Raises:
+      MisnamedError: it is a run's checkpoint, and the step in the folder's name is another one.
       ValueError: the folder is not a checkpoint of this format, or is damaged.
     """
     file = epath.Path(folder) / "metadata" / "metadata"
@@ -57,6 +75,12 @@ def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
             raise ValueError(f"{file} is damaged: {key} is {value}, expected {expected}; copy the checkpoint again.")
     if metadata.get(_CHECKSUM, (checksum := _checksum(metadata))) != checksum:
         raise ValueError(f"{file} is damaged: it does not have its checksum; copy the checkpoint again.")
+    named, step = step_in(epath.Path(folder).name), metadata["step"]
+    if "opt_state" in metadata and named not in (None, step):  # exports have none, and any name
+        raise MisnamedError(
+            f"{folder} holds the checkpoint of step {step}, expected that of step {named}; rename it to "
+            f"{PREFIX}_{step}, or move it away."
+        )
     if (orbax_file := epath.Path(folder) / _ORBAX_FILE).exists():
         files.read_json(orbax_file)
     return metadata

@@ -8,7 +8,6 @@ array is read.
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,13 +17,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from promot_t5x.checkpoints import arrays, digests, placing, stored_leaves
-from promot_t5x.checkpoints.metadata import read_metadata, sealed
+from promot_t5x.checkpoints.metadata import PREFIX, read_metadata, sealed, step_in
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import arguments
 from promot_t5x.runtime.files import absolute
-
-_PREFIX = "checkpoint"
 
 
 @arguments.checked
@@ -75,12 +72,12 @@ class RunCheckpoints:
 
     def __init__(self, folder: str | epath.Path, config: CheckpointConfig):
         self.folder = absolute(folder)
-        self._scores = _scores(self.folder)
+        self._scores = scores(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=("params", "opt_state", "metadata"),
             options=ocp.CheckpointManagerOptions(
-                step_prefix=_PREFIX,
+                step_prefix=PREFIX,
                 preservation_policy=_KeepBestAndNewest(self._scores, config.keep_latest),
             ),
         )
@@ -146,7 +143,7 @@ def _numbered(tree: Any) -> tuple[dict[str, Any], list[str]]:
 
 def checkpoint_folder(run_folder: str | epath.Path, step: int) -> epath.Path:
     """The folder of a run's checkpoint at a step."""
-    return epath.Path(run_folder) / f"{_PREFIX}_{step}"
+    return epath.Path(run_folder) / f"{PREFIX}_{step}"
 
 
 def is_checkpoint(folder: str | epath.Path) -> bool:
@@ -167,10 +164,16 @@ def listed_steps(run_folder: str | epath.Path) -> list[int]:
         return []
     # A checkpoint that is still being written has a longer name. In a bucket, where Orbax does not rename, it lacks the
     # commit file that is_path_finalized looks for.
-    names = {path.name: re.fullmatch(rf"{_PREFIX}_(\d+)", path.name) for path in folder.iterdir()}
+    steps = {path.name: step_in(path.name) for path in folder.iterdir()}
     return sorted(
-        int(match[1]) for name, match in names.items() if match and ocp.path.step.is_path_finalized(folder / name)
+        step for name, step in steps.items() if step is not None and ocp.path.step.is_path_finalized(folder / name)
     )
+
+
+def described_steps(run_folder: str | epath.Path) -> str:
+    """The complete checkpoints in a run's folder, for a sentence: "the checkpoints of steps 2, 4"."""
+    steps = all_steps(run_folder)
+    return f"the checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoints"
 
 
 def best_step(run_folder: str | epath.Path) -> int:
@@ -178,15 +181,21 @@ def best_step(run_folder: str | epath.Path) -> int:
 
     Raises:
       FileNotFoundError: the folder holds no checkpoint.
+      ValueError: a checkpoint's metadata are missing or damaged.
     """
-    scores = _scores(run_folder)
-    if not scores:
-        raise FileNotFoundError(f"There is no checkpoint in {run_folder}; expected folders {_PREFIX}_<step>.")
-    return _best(scores)
+    of_steps = scores(run_folder)
+    if not of_steps:
+        raise FileNotFoundError(f"There is no checkpoint in {run_folder}; expected folders {PREFIX}_<step>.")
+    return _best(of_steps)
 
 
-def _scores(run_folder: str | epath.Path) -> dict[int, float | None]:
-    return {step: read_metadata(checkpoint_folder(run_folder, step))["score"] for step in all_steps(run_folder)}
+def scores(run_folder: str | epath.Path) -> dict[int, float | None]:
+    """The scores of all checkpoints in a run's folder by their steps, ascending.
+
+    Raises:
+      ValueError: a checkpoint's metadata are missing or damaged.
+    """
+    return {step: read_metadata(checkpoint_folder(run_folder, step))["score"] for step in listed_steps(run_folder)}
 
 
 def stored_params(folder: str | epath.Path) -> dict[str, StoredLeaf]:

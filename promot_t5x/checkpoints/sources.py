@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x.checkpoints import fingerprints, networks, saving
+from promot_t5x.checkpoints import fingerprints, finished_run, networks, saving
 from promot_t5x.checkpoints.huggingface import weights
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts, reader
@@ -129,9 +129,8 @@ def _opened(path: epath.PathLike, prompts: tuple[epath.Path, ...]) -> Source:
       prompts: the checkpoints of soft prompts alone that led here; each names the next one as its model.
     """
     folder = existing(path)
-    if steps := saving.all_steps(folder):
-        best = saving.best_step(folder)
-        logging.info("%s holds checkpoints %s; taking the best, %d", folder, steps, best)
+    if (best := finished_run.chosen_step(folder)) is not None:
+        logging.info("%s holds %s; taking the best, %d", folder, saving.described_steps(folder), best)
         folder = saving.checkpoint_folder(folder, best)
     if saving.is_checkpoint(folder):
         source = _ours(folder, prompts)

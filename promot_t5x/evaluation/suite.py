@@ -10,7 +10,7 @@ from typing import Any
 import seqio
 from etils import epath
 
-from promot_t5x.checkpoints import fingerprints, loading, saving, soft_prompts
+from promot_t5x.checkpoints import fingerprints, finished_run, loading, saving, soft_prompts
 from promot_t5x.data import definitions, evaluation_examples, features, vocabularies
 from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation import answer_store, answering, results, scoring
@@ -166,11 +166,11 @@ def _kept_checkpoints(path: str) -> list[str]:
 
     Raises:
       FileNotFoundError: the path does not exist.
-      ValueError: it is not a run's folder, or holds no checkpoint.
+      ValueError: it is not a run's folder, holds no checkpoint or a damaged one, or lacks its best.
     """
     folder = files.absolute(path)
-    if steps := saving.all_steps(folder):
-        return [str(saving.checkpoint_folder(folder, step)) for step in steps]
+    if finished_run.chosen_step(folder) is not None:
+        return [str(saving.checkpoint_folder(folder, step)) for step in saving.scores(folder)]
     if not folder.exists():
         raise FileNotFoundError(f"There is no run's folder at {path}; check CHECKPOINT_PATH.")
     if saving.is_checkpoint(folder):
@@ -209,7 +209,7 @@ def _step(folder: epath.Path) -> int | None:
     """The training step of a checkpoint of ours, or of a run's best one; None for other formats."""
     if saving.is_checkpoint(folder):
         return saving.read_metadata(folder)["step"]
-    return saving.best_step(folder) if saving.all_steps(folder) else None
+    return finished_run.chosen_step(folder)
 
 
 def check(suite: Suite, model: EncoderDecoderModel) -> None:

@@ -130,8 +130,12 @@ def check_not_lfs_pointer(path: str | os.PathLike[str]) -> None:
         )
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], advice: str = "copy it again") -> dict[str, Any]:
     """The JSON object in a file, local or in a bucket.
+
+    Args:
+      path: the file.
+      advice: what to do if it is damaged, for the error.
 
     Raises:
       FileNotFoundError: the file does not exist.
@@ -141,9 +145,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         values = strict_json.loads(epath.Path(path).read_bytes())
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)} is damaged, it is not JSON ({error}); copy it again.") from error
+        raise ValueError(f"{os.fspath(path)} is damaged, it is not JSON ({error}); {advice}.") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{os.fspath(path)} is damaged, it is not a JSON object; copy it again.")
+        raise ValueError(f"{os.fspath(path)} is damaged, it is not a JSON object; {advice}.")
     return values
 
 

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,20 +16,17 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from promot_t5x.checkpoints import networks, saving, soft_prompts
+from promot_t5x.checkpoints import finished_run, networks, saving, soft_prompts
+from promot_t5x.checkpoints.metadata import MisnamedError
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files, processes, settings, strict_json
 from promot_t5x.training import stages, trainer
 
-_SETTINGS_FILE, _CONFIG_FILE, _FINISHED_FILE = "settings.json", "config.gin", "finished.json"
+_SETTINGS_FILE, _CONFIG_FILE = "settings.json", "config.gin"
 
 _RESUME_FROM = "train.train.resume_from"
 
 _SHOWN = 8  # settings named in one sentence
-
-_SCORES = (int, float, type(None))
-
-_AGAIN = "delete it, and the same command writes it again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,27 +53,10 @@ def finished(folder: str, run_settings: Any) -> RunResult | None:
     Raises:
       ValueError: it was a run with other settings, its best checkpoint is gone, or a file is damaged.
     """
-    file = epath.Path(folder) / _FINISHED_FILE
-    if not file.exists():
+    if (best := finished_run.read(folder)) is None:
         return None
     _check_same_settings(epath.Path(folder), run_settings)
-    outcome = files.read_json(file)
-    step, score = outcome.get("best_step"), outcome.get("best_score")
-    if set(outcome) != {"best_step", "best_score"} or type(step) is not int or type(score) not in _SCORES:
-        raise ValueError(
-            f"{file} is damaged, it holds {str(outcome)[:80]}, expected best_step and best_score; {_AGAIN}."
-        )
-    if step not in (steps := saving.all_steps(folder)):
-        raise ValueError(
-            f"{folder} is finished, but its best checkpoint, that of step {step}, is gone (the folder holds "
-            f"{_listed(steps)}): put it back, or use a new MODEL_DIR."
-        )
-    stored = saving.read_metadata(saving.checkpoint_folder(folder, step))["score"]
-    if stored != score:
-        raise ValueError(
-            f"{file} is damaged, best_score is {score} and that of its checkpoint, step {step}, is {stored}; {_AGAIN}."
-        )
-    result = RunResult(folder, step, score)
+    result = RunResult(folder, *best)
     score = "" if result.best_score is None else f" with validation score {result.best_score:.4f}"
     logging.info("%s is finished; its best checkpoint is that of step %d%s", folder, result.best_step, score)
     return result
@@ -130,19 +110,22 @@ def _check_same_settings(folder: epath.Path, run_settings: Any) -> None:
         )
 
 
-def set_aside_newer(folder: str, step: int) -> None:
+def set_aside_newer(folder: str, step: int, run_settings: Any) -> None:
     """Renames the damaged checkpoints after a step, so that the run continues from it.
 
     Args:
       folder: the run's.
       step: of a whole checkpoint, `resume_from`.
+      run_settings: as for `claim`; compared before anything is renamed.
 
     Raises:
-      ValueError: there is no such checkpoint or it is damaged, or a newer one is whole.
+      ValueError: it was a run with other settings, the checkpoint is missing or damaged, or a newer one is whole.
     """
+    _check_same_settings(epath.Path(folder), run_settings)
     run, chosen = epath.Path(folder), saving.checkpoint_folder(folder, step)
-    if step not in (steps := saving.all_steps(folder)):
-        raise ValueError(f"{_RESUME_FROM} is {step}, but {folder} holds {_listed(steps)}; name one of these.")
+    if step not in saving.all_steps(folder):
+        holds = saving.described_steps(folder)
+        raise ValueError(f"{_RESUME_FROM} is {step}, but {folder} holds {holds}; name one of these.")
     if problem := saving.damage(chosen):
         raise ValueError(f"{problem.rstrip('.')}, and {_RESUME_FROM} cannot be {step}.")
     names = [saving.checkpoint_folder(folder, newer).name for newer in saving.listed_steps(folder) if newer > step]
@@ -153,22 +136,19 @@ def set_aside_newer(folder: str, step: int) -> None:
                 "newest checkpoint, or move the newer ones away."
             )
     processes.barrier(f"set aside {folder}")  # all have read them
-    for name in [*names, *([_FINISHED_FILE] if names and (run / _FINISHED_FILE).exists() else [])]:
-        aside = _unused(run / f"damaged_{name}")
+    for name in [*names, *([finished_run.FILE] if names and (run / finished_run.FILE).exists() else [])]:
+        aside = _aside(run / name)
         logging.warning("%s is set aside as %s", run / name, aside.name)
         if processes.speaks():
             (run / name).rename(aside)
     processes.barrier(f"set aside {folder} done")
 
 
-def _unused(path: epath.Path) -> epath.Path:
-    """The path, with a number if it exists."""
-    numbered = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
-    return next(p for p in itertools.chain([path], numbered) if not p.exists())
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return f"the checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoints"
+def _aside(path: epath.Path) -> epath.Path:
+    """The path of a damaged file or folder after it was set aside, with a number if that exists."""
+    aside = path.with_name(f"damaged_{path.name}")
+    numbered = (path.with_name(f"{aside.name}_{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([aside], numbered) if not p.exists())
 
 
 @contextlib.contextmanager
@@ -176,6 +156,8 @@ def _saying_what_is_whole(folder: str | epath.Path, step: int) -> Iterator[None]
     """Adds what to do to the error for a damaged checkpoint, that of `step`; changes no other error."""
     try:
         yield
+    except MisnamedError:  # its sentence says what to do
+        raise
     except ValueError as error:
         damaged = saving.checkpoint_folder(folder, step)
         if saving.damage(damaged) is None:
@@ -185,7 +167,10 @@ def _saying_what_is_whole(folder: str | epath.Path, step: int) -> Iterator[None]
         if whole is None:
             advice = "no other checkpoint of this run is whole, so use a new MODEL_DIR"
         elif whole > step:
-            advice = f"the one of step {whole} is whole: move {damaged.name} away, and the run continues"
+            advice = (
+                f"the one of step {whole} is whole: rename {damaged.name} to {_aside(damaged).name}, and the same "
+                "command continues with the best of the others"
+            )
         else:
             advice = f"the one of step {whole} is whole, and --gin.{_RESUME_FROM}={whole} continues from it"
         raise ValueError(f"{str(error).rstrip('.')}; {advice}.") from error
@@ -266,9 +251,21 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
     Args:
       folder: the run's.
       export_dir: where to write the best parameters alone, None for nowhere.
+
+    Raises:
+      ValueError: the best checkpoint is damaged; the sentence says how to finish without it.
     """
     processes.barrier(f"finish {folder}")
     step = saving.best_step(folder)
+    with _saying_what_is_whole(folder, step):
+        best = _written_of(folder, step, export_dir)
+    finished_run.write(folder, best)
+    processes.barrier(f"finished {folder}")
+    return RunResult(folder, *best)
+
+
+def _written_of(folder: str, step: int, export_dir: str | None) -> finished_run.Best:
+    """Writes the prompt file and the export of a run's best checkpoint, that of `step`; see `finish`."""
     best = saving.checkpoint_folder(folder, step)
     metadata, stored = saving.read_metadata(best), saving.shapes(best)
     prompt_alone = set(stored) == {parameter_names.PROMPT}
@@ -281,7 +278,4 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         base = metadata["base"] if prompt_alone else None  # whole parameters need no base
         exported = {"step": step, "base": base, **networks.carried(metadata)}
         saving.export(export_dir, saving.read_params(best, stored), exported)
-    outcome = {"best_step": step, "best_score": metadata["score"]}
-    files.write_json(epath.Path(folder) / _FINISHED_FILE, outcome)
-    processes.barrier(f"finished {folder}")
-    return RunResult(folder, **outcome)
+    return finished_run.Best(step, metadata["score"])

@@ -61,6 +61,22 @@ def made_of(dataset: training_batches.DatasetConfig, validation: Validation | No
     return {task: definitions.made_of(task, parameter, splits) for task, (parameter, splits) in read.items()}
 
 
+def data_of(tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The data of each task that a run reads, by split; a mixture and the validation may read the same task.
+
+    Args:
+      tasks: what `made_of` returned.
+
+    >>> data_of({"mixture": {"a": {"data": {"train": {}}}}, "a": {"a": {"data": {"validation": {}}}}})
+    {'a': {'train': {}, 'validation': {}}}
+    """
+    data: dict[str, dict[str, Any]] = {}
+    for parts in tasks.values():
+        for name, made in parts.items():
+            data[name] = {**data.get(name, {}), **made["data"]}
+    return data
+
+
 def _read(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, tuple[str, list[str]]]:
     """The tasks that a run reads, each with the gin parameter that names it and the splits."""
     read = {dataset.mixture_or_task_name: (_TASK, [dataset.split])}

@@ -134,7 +134,7 @@ def run_stage(
     try:
         with folder_lock.held(model_dir):
             if resume_from is not None:
-                run_folder.set_aside_newer(model_dir, resume_from)
+                run_folder.set_aside_newer(model_dir, resume_from, settings)
             run_folder.check_metadata(model_dir)
             return _run(settings, starts, model_dir, config_gin)
     except KeyboardInterrupt as interrupt:
@@ -248,7 +248,7 @@ def _description(settings: RunSettings, base: dict[str, str] | None) -> dict[str
     """The metadata that all checkpoints of the run share."""
     task = settings.dataset.mixture_or_task_name
     description = {"stage": settings.stage.name, "base": base, "task": task, "seed": settings.loop.seed}
-    description["data"] = {name: made["data"] for of in settings.tasks.values() for name, made in of.items()}
+    description["data"] = run_settings.data_of(settings.tasks)
     description |= networks.described(settings.model.config, _vocabulary_description(task))
     if settings.stage.trains(parameter_names.PROMPT):
         init = settings.prompt_init

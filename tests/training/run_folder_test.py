@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -117,6 +118,7 @@ def _restored(folder, prompt=1.0):
 def stopped(run, tmp_path):
     """The folder of that run after it was stopped."""
     run.close()
+    (tmp_path / "settings.json").write_text(json.dumps(settings.describe(BestOf(1))))
     return tmp_path
 
 
@@ -133,29 +135,52 @@ def test_resume_from_sets_the_damaged_checkpoint_aside(stopped):
     _flip(stopped / "checkpoint_2")
     damaged = {f.relative_to(stopped / "checkpoint_2"): f.read_bytes() for f in (stopped / "checkpoint_2").rglob("d/*")}
     (stopped / "finished.json").write_text("{}")
-    run_folder.set_aside_newer(str(stopped), 1)
+    run_folder.set_aside_newer(str(stopped), 1, BestOf(1))
     assert _restored(stopped).step == 1
     aside = stopped / "damaged_checkpoint_2"
     assert {file: (aside / file).read_bytes() for file in damaged} == damaged
     assert not (stopped / "finished.json").exists() and (stopped / "damaged_finished.json").exists()
-    run_folder.set_aside_newer(str(stopped), 1)  # the same command once more
+    run_folder.set_aside_newer(str(stopped), 1, BestOf(1))  # the same command once more
     assert _restored(stopped).step == 1
+
+
+def test_resume_from_renames_nothing_of_a_run_with_other_settings(stopped):
+    _flip(stopped / "checkpoint_2")
+    (stopped / "finished.json").write_text("{}")
+    before = sorted(stopped.iterdir())
+    with pytest.raises(ValueError, match="holds a run with other settings: steps is 3, was 1; use a new MODEL_DIR"):
+        run_folder.set_aside_newer(str(stopped), 1, BestOf(3))
+    assert sorted(stopped.iterdir()) == before
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_finishes_with_the_best_of_the_others(stopped):
+    _flip(stopped / "checkpoint_1")
+    advice = "rename (checkpoint_1) to (damaged_checkpoint_1), and the same command continues with the best of the oth"
+    with pytest.raises(ValueError, match=f"the one of step 2 is whole: {advice}") as caught:
+        run_folder.finish(str(stopped), str(stopped / "export"))
+    before, after = re.search(advice, str(caught.value)).groups()
+    (stopped / before).rename(stopped / after)
+    assert _restored(stopped).step == 2
+    assert run_folder.finish(str(stopped), str(stopped / "export")).best_step == 2
 
 
 def test_resume_from_discards_nothing_that_is_whole(stopped):
     with pytest.raises(ValueError, match="checkpoint_2 is whole and newer than train.train.resume_from=1"):
-        run_folder.set_aside_newer(str(stopped), 1)
+        run_folder.set_aside_newer(str(stopped), 1, BestOf(1))
     with pytest.raises(ValueError, match="train.train.resume_from is 3, but .* holds the checkpoints of steps 1, 2;"):
-        run_folder.set_aside_newer(str(stopped), 3)
+        run_folder.set_aside_newer(str(stopped), 3, BestOf(1))
     _flip(stopped / "checkpoint_1")
     with pytest.raises(ValueError, match="checkpoint_1.* and train.train.resume_from cannot be 1"):
-        run_folder.set_aside_newer(str(stopped), 1)
+        run_folder.set_aside_newer(str(stopped), 1, BestOf(1))
     assert saving.all_steps(stopped) == [1, 2]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[" * 10**5, b"[1]", b'{"step": 2}'])
 def test_damaged_metadata_of_a_run_name_the_one_that_is_whole(stopped, content):
-    for step, advice in ((2, "--gin.train.train.resume_from=1 continues"), (1, "move checkpoint_1 away")):
+    for step, advice in (
+        (2, "--gin.train.train.resume_from=1 continues"),
+        (1, "rename checkpoint_1 to damaged_checkpoint_1, and the same command continues with the best of the others"),
+    ):
         file = stopped / f"checkpoint_{step}" / "metadata" / "metadata"
         before = file.read_bytes()
         file.unlink() if content is None else file.write_bytes(content)
@@ -163,6 +188,13 @@ def test_damaged_metadata_of_a_run_name_the_one_that_is_whole(stopped, content):
             run_folder.check_metadata(str(stopped))
         file.write_bytes(before)
     run_folder.check_metadata(str(stopped))
+
+
+def test_swapped_checkpoints_are_named(stopped):
+    for before, after in (("1", "x"), ("2", "1"), ("x", "2")):
+        (stopped / f"checkpoint_{before}").rename(stopped / f"checkpoint_{after}")
+    with pytest.raises(ValueError, match="checkpoint_1 holds the checkpoint of step 2, .* move it away.$"):
+        run_folder.check_metadata(str(stopped))
 
 
 def test_another_prompt_is_not_called_damage(stopped):
@@ -173,7 +205,6 @@ def test_another_prompt_is_not_called_damage(stopped):
 @pytest.fixture
 def finished_run(stopped):
     """That run's folder, finished: its best checkpoint is that of step 1, with the score 0.5."""
-    (stopped / "settings.json").write_text(json.dumps(settings.describe(BestOf(1))))
     run_folder.finish(str(stopped), None)
     return stopped
 
@@ -181,10 +212,11 @@ def finished_run(stopped):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        (b"", "finished.json is damaged, it is not JSON"),
-        (b'{"best_step": 1', "finished.json is damaged, it is not JSON"),
-        (b"[" * 10**5, "finished.json is damaged, it is not JSON .*more than 100 levels"),
-        (b"[1]", "finished.json is damaged, it is not a JSON object"),
+        (b"", "finished.json is damaged, it is not JSON .*; delete it, and the command that trained this run writes"),
+        (b"\0\0\0", "finished.json is damaged, it is not JSON .*; delete it"),
+        (b'{"best_step": 1', "finished.json is damaged, it is not JSON .*; delete it"),
+        (b"[" * 10**5, "finished.json is damaged, it is not JSON .*more than 100 levels.*; delete it"),
+        (b"[1]", "finished.json is damaged, it is not a JSON object; delete it"),
         (b"{}", "finished.json is damaged, it holds {}, expected best_step and best_score; delete it"),
         (b'{"best_step": "1", "best_score": 0.5}', "finished.json is damaged, it holds .*; delete it"),
         (
