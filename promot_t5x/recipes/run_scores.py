@@ -7,11 +7,12 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x.checkpoints import saving
+from promot_t5x.checkpoints import saving, sources
 from promot_t5x.data import definitions
 from promot_t5x.evaluation import results, scoring, suite
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.recipes.methods import PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison
 from promot_t5x.reports import scores as scores_file
@@ -49,7 +50,7 @@ def scores(
       planned: the run.
       work_dir: the recipe's folder.
       decided_by: what else the scores depend on, JSON values only, including the path of the "checkpoint"; existing
-        scores that depend on other values are measured again.
+        scores that depend on other values, or on other weights at this path, are measured again.
       model, config, partitioner: see `scoring.evaluate`.
 
     Returns:
@@ -65,9 +66,10 @@ def scores(
         "prompt": planned.prompt,
     }
     decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
+    decided_by["weights"], checkpoint = _weights(planned, decided_by["checkpoint"], model, partitioner)
     if (kept := _kept(file)).get("decided_by") == decided_by:
         return kept
-    checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
+    checkpoint = checkpoint or suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
     questions = list(_questions(recipe, planned, config))
     rows = []
     for number, (questions_suite, prompt) in enumerate(questions, start=1):
@@ -81,6 +83,22 @@ def scores(
     summary |= {"details": details, "decided_by": decided_by}
     files.write_json(file, summary)
     return summary
+
+
+def _weights(
+    planned: PlannedRun, path: str, model: EncoderDecoderModel, partitioner: Partitioner
+) -> tuple[str | None, suite.Checkpoint | None]:
+    """What tells a checkpoint from another one at its path, and the loaded checkpoint if it had to be read for that.
+
+    A foreign checkpoint has to be read. Nothing is needed of the recipe's pretrained model, whose fingerprint is known,
+    nor of a run's checkpoint from before checkpoints had digests.
+    """
+    if not planned.trains and planned.starts_from == (PRETRAINED,) and planned.prompt is None:
+        return None, None
+    if (recorded := sources.recorded_weights(path)) is not None or planned.trains:
+        return recorded, None
+    checkpoint = suite.load(path, model, partitioner, run=planned.name)
+    return f"{checkpoint.origin['base_fingerprint']} {checkpoint.origin['prompt_fingerprint']}", checkpoint
 
 
 def _kept(file: epath.Path) -> dict[str, Any]:
