@@ -14,11 +14,21 @@ from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.recipes.methods import PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
-from promot_t5x.reports import comparison
+from promot_t5x.reports import comparison, result_files
 from promot_t5x.reports import scores as scores_file
+from promot_t5x.reports.result_files import ANY, NUMBER, TEXT, Table
 from promot_t5x.runtime import files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
+
+# What a comparison takes from a run's scores.json.
+_ROW = {
+    **{name: TEXT for name in ("role", "seqio_task", "split", "answers")},
+    **{name: NUMBER for name in ("step", "k", "prompt", "value", "n", "truncated")},
+    "cuts": Table(NUMBER),
+}
+_OF_RUN = {"rows": [_ROW], "checkpoints": [{"base_fingerprint": TEXT}], "details": Table(ANY)}
+_KIND = dataclasses.replace(scores_file.KIND, contents={**scores_file.KIND.contents, **_OF_RUN})
 
 
 def decided_by(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> dict[str, Any]:
@@ -104,11 +114,11 @@ def _weights(
 def _kept(file: epath.Path) -> dict[str, Any]:
     """The contents of a scores.json; nothing of one that is missing, damaged or older, which is measured again."""
     try:
-        kept = scores_file.read(file) if file.exists() else {}
+        kept = result_files.read(file, _KIND) if file.exists() else {}
     except ValueError as error:
-        logging.warning("%s", error)
+        logging.warning("%s The run is scored again.", error)
         return {}
-    return kept if kept.get("checkpoints") and "details" in kept else {}
+    return kept if kept.get("checkpoints") else {}
 
 
 def _questions(
