@@ -5,7 +5,7 @@ promot-t5x convert --from=checkpoint_1000000 --to=mt5_hf --to_format=huggingface
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epy
@@ -20,6 +20,16 @@ _AS_TYPED: dict[str, Callable[[str], Any]] = {
     "mlp_activations": lambda text: tuple(text.split(",")),
     "relative_bias_max_distance": int,
     "dropout_rate": float,
+}
+
+# Flag -> its name among the arguments.
+_OF_WHOLE_CHECKPOINTS = {
+    "--network": "network",
+    "--soft_prompt": "prompt_path",
+    "--force": "force",
+    "--vocabulary_file": "vocabulary_file",
+    "--extra_ids": "extra_ids",
+    "--check-logits": "check_logits",
 }
 
 with epy.lazy_imports():  # --help needs no jax
@@ -78,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     extra = invocation.extra
     paths = extra["source"], extra["target"], extra["to_format"]
     if extra["to_format"] in checkpoints.SOFT_PROMPT_FORMATS:
-        conversion.convert_soft_prompt(*paths)
+        _refuse_flags_of_whole_checkpoints(extra)
+        conversion.convert_soft_prompt(*paths, dry_run=invocation.dry_run)
         return
     conversion.convert_checkpoint(
         *paths,
@@ -90,6 +101,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_logits=extra["check_logits"],
         dry_run=invocation.dry_run,
     )
+
+
+def _refuse_flags_of_whole_checkpoints(extra: Mapping[str, Any]) -> None:
+    default = parser().get_default
+    if given := [flag for flag, name in _OF_WHOLE_CHECKPOINTS.items() if extra[name] != default(name)]:
+        raise flags.ConfigError(
+            f"--to_format={extra['to_format']} writes the soft prompt of --from alone, to which {' and '.join(given)} "
+            f"cannot apply; leave out what is for whole checkpoints, or choose one of {', '.join(checkpoints.FORMATS)}"
+        )
 
 
 def network_fields(assignments: Sequence[str]) -> dict[str, Any]:

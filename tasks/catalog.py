@@ -76,7 +76,8 @@ def entries(
         )
     if module is not None:
         registration.import_module(module, "catalog.entries.module")
-    listed, with_own_prompts = [], []
+    listed: list[Entry] = []
+    as_registered: list[Entry] = []
     for name in dict.fromkeys(_expand(tasks)):
         registered = few_shot.registered(name)
         if name in paper.TASKS and vocabulary is not None:
@@ -87,11 +88,11 @@ def entries(
             raise ValueError(f"Task {name!r} has no vocabulary: set catalog.entries.vocabulary to the checkpoint's.")
         elif min(shots):
             raise ValueError(
-                f"catalog.entries.shots is {tuple(shots)}, but task {name!r} makes its own prompts and takes no "
-                "exemplars; set SHOTS=(0,), or score it on its own."
+                f"catalog.entries.shots is {tuple(shots)}, but task {name!r} {_shots_of(entry(name))}; set SHOTS=(0,), "
+                "or score it on its own."
             )
         else:
-            with_own_prompts.append(name)
+            as_registered.append(entry(name))
             listed.append(entry(name))
             continue
         if exemplars is not None:
@@ -100,9 +101,17 @@ def entries(
             for seed in dict.fromkeys(seeds) if k else (None,):
                 seqio_name = few_shot.register(task, prompting, k, seed or 0)
                 listed.append(Entry(name, k, seed, seqio_name))
-    if with_own_prompts and max(shots):
-        logging.warning("SHOTS does not apply to %s, which make their own prompts", ", ".join(with_own_prompts))
-    return tuple(listed)
+    if as_registered and max(shots):
+        tasks_shots = [f"task {one.name!r} {_shots_of(one)}" for one in as_registered]
+        logging.warning("SHOTS does not apply to all tasks: %s", ", ".join(tasks_shots))
+    return tuple(dict.fromkeys(listed))  # a task with exemplars may be named itself, too
+
+
+def _shots_of(registered: Entry) -> str:
+    """Why a task that is scored as it is registered takes no other number of exemplars."""
+    if registered.k is None:
+        return "makes its own prompts and takes no exemplars"
+    return f"is registered with {registered.k} exemplar{'s' if registered.k > 1 else ''} per prompt and keeps them"
 
 
 def entry(name: str) -> Entry:

@@ -117,18 +117,19 @@ def convert_checkpoint(
             raise ValueError(f"The logits of {folder} differ from those of {source.folder} by {difference:.2e}.")
 
 
-def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
+def convert_soft_prompt(from_path: str, to_path: str, to_format: str, *, dry_run: bool = False) -> None:
     """Writes a soft prompt alone, from a prompt file or from a checkpoint, and reads it again to compare.
 
     Args:
       from_path: a soft prompt (see `soft_prompts`), or a checkpoint as for `convert_checkpoint`.
       to_path: a new file (npy) or folder.
       to_format: one of `checkpoints.SOFT_PROMPT_FORMATS`.
+      dry_run: only print what would be written.
 
     Raises:
       FileExistsError: `to_path` exists.
       FileNotFoundError: `from_path` does not exist.
-      ValueError: an unknown format, the source holds no soft prompt, or the result differs.
+      ValueError: an unknown format, the source holds no soft prompt, the format cannot hold it, or the result differs.
     """
     formats.check_format(to_format, SOFT_PROMPT_FORMATS)
     path, target = absolute(from_path), absolute(to_path)
@@ -141,10 +142,15 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str) -> None:
         if parameter_names.PROMPT not in source.leaves:
             raise ValueError(f"{source.folder} holds no soft prompt; give a checkpoint of prompt tuning, or a prompt.")
         prompt_NxPxD, description = stored_leaves.whole(source.leaves[parameter_names.PROMPT]), {}
+    soft_prompts.check_format(to_format, prompt_NxPxD)
+    line = f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}"
+    if dry_run:
+        print(line)
+        return
     soft_prompts.write(target, to_format, prompt_NxPxD, description)
     if soft_prompts.read(target)[0].tobytes() != prompt_NxPxD.tobytes():
         raise ValueError(f"The numbers written to {target} differ from those in {path}; convert it again.")
-    print(f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}, read again bit for bit")
+    print(f"{line}, read again bit for bit")
 
 
 def _check_complete(source: Source) -> None:

@@ -53,6 +53,14 @@ def _description(file: epath.Path) -> dict[str, Any]:
     return values
 
 
+def check_format(to_format: str, prompt_NxPxD: np.ndarray) -> None:
+    """Raises ValueError for several prompts if the format is PEFT's."""
+    if to_format == "peft" and len(prompt_NxPxD) != 1:
+        raise ValueError(
+            f"There are {len(prompt_NxPxD)} soft prompts, but a PEFT adapter holds one; choose another format."
+        )
+
+
 def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, description: dict[str, Any]) -> None:
     """Writes soft prompts.
 
@@ -63,8 +71,9 @@ def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, descriptio
       description: the contents of `soft_prompt.json`; a PEFT adapter takes the base model's path from it.
 
     Raises:
-      ValueError: several prompts for PEFT.
+      ValueError: see `check_format`.
     """
+    check_format(to_format, prompt_NxPxD)
     if to_format == parameter_names.SOFT_PROMPT:
         save(path, prompt_NxPxD, description)
     elif to_format == "npy":
@@ -72,10 +81,6 @@ def write(path: epath.Path, to_format: str, prompt_NxPxD: np.ndarray, descriptio
         np.save(content, prompt_NxPxD[0] if len(prompt_NxPxD) == 1 else prompt_NxPxD, allow_pickle=False)
         files.write_whole(path, content.getvalue())
     else:
-        if len(prompt_NxPxD) != 1:
-            raise ValueError(
-                f"There are {len(prompt_NxPxD)} soft prompts, but a PEFT adapter holds one; choose another format."
-            )
         base = (description.get("base") or {}).get("path", "")
         peft.write_adapter(path, prompt_NxPxD[0], base)
 

@@ -6,6 +6,8 @@ checkpoint states about itself. Everything that reads a checkpoint uses `open_so
 
 import dataclasses
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -230,6 +232,27 @@ def check_base(source: Source, fingerprint: str) -> None:
             f"{source.folder} holds a soft prompt for the model in {source.base.folder} with fingerprint "
             f"{source.base_fingerprint}, but the model there now has {fingerprint}; put the original model back."
         )
+
+
+def recorded_weights(path: epath.PathLike) -> str | None:
+    """A hash of the digests that a checkpoint of ours records of its weights and prompt, without reading these.
+
+    Args:
+      path: as for `open_source`.
+
+    Returns:
+      The hash, which includes the fingerprint of a soft prompt's model; None for other formats, and for checkpoints
+      from before they had digests.
+
+    Raises:
+      FileNotFoundError, ValueError: see `open_source`.
+    """
+    source = open_source(path)
+    of_params = saving.read_metadata(source.folder).get("digests") if source.format == "promot" else None
+    if of_params is None:
+        return None
+    recorded = json.dumps([of_params["params"], source.base_fingerprint], sort_keys=True)
+    return hashlib.sha256(recorded.encode()).hexdigest()[:16]
 
 
 def check_agreement(source: Source, config: T5Config) -> None:

@@ -15,17 +15,19 @@ from promot_t5x.runtime import files
 from promot_t5x.tasks import few_shot
 
 
-def made_of(name: str, parameter: str, splits: Iterable[str] = ()) -> dict[str, Any]:
+def made_of(name: str, parameter: str, splits: Iterable[str] = (), from_cache: Iterable[str] = ()) -> dict[str, Any]:
     """The definition of a task, or of each task of a mixture.
 
     Args:
       name: a task or mixture of seqio's registry.
       parameter: the gin name of `name`, for the error.
       splits: the splits that are read.
+      from_cache: the splits that are read from seqio's cache, of those tasks that are cached.
 
     Returns:
       For each task its rate in the mixture (None for a single task), its preprocessors, the hash of each feature's
-      vocabulary, and the `identity` of each split and of the split that its exemplars are drawn from.
+      vocabulary, and the `identity` of each split and of the split that its exemplars are drawn from. A split that is
+      read from the cache is called `<split> (cached)`.
 
     Raises:
       ValueError: there is no such task or mixture, or a vocabulary cannot be read.
@@ -50,15 +52,19 @@ def made_of(name: str, parameter: str, splits: Iterable[str] = ()) -> dict[str, 
             "rate": rate,
             "preprocessors": list(task.preprocessors),
             "vocabularies": {key: vocabulary(feature) for key, feature in task.output_features.items()},
-            "data": {split: identity(task, split) for split in _read_splits(task, splits)},
+            "data": _data(task, splits, from_cache),
         }
         for task, rate in rates.items()
     }
 
 
-def _read_splits(task: seqio.Task, splits: Iterable[str]) -> list[str]:
-    wanted = dict.fromkeys((*splits, *few_shot.exemplar_splits(task.name)))
-    return [split for split in wanted if split in task.splits]  # a mixture leaves out tasks without the split
+def _data(task: seqio.Task, splits: Iterable[str], from_cache: Iterable[str]) -> dict[str, Any]:
+    """The identity of each split that is read; a mixture leaves out tasks without the split."""
+    caches = {split: features.cached_source(task, split) for split in from_cache if split in task.splits}
+    uncached = [split for split, source in caches.items() if source is None]
+    wanted = dict.fromkeys((*uncached, *splits, *few_shot.exemplar_splits(task.name)))
+    cached = {f"{split} (cached)": _identity(source, split) for split, source in caches.items() if source}
+    return {**{split: identity(task, split) for split in wanted if split in task.splits}, **cached}
 
 
 def identity(task: seqio.Task, split: str) -> dict[str, Any]:
@@ -67,7 +73,10 @@ def identity(task: seqio.Task, split: str) -> dict[str, Any]:
     Raises:
       FileNotFoundError, ValueError: the source has no such data.
     """
-    source: Any = task.source
+    return _identity(task.source, split)
+
+
+def _identity(source: Any, split: str) -> dict[str, Any]:
     if hasattr(source, "identity"):  # ours
         return {key: value for key, value in source.identity(split).items() if key != "folder"}
     if isinstance(source, seqio.TfdsDataSource):

@@ -139,6 +139,23 @@ def check_split(task: seqio.Task, split: str) -> None:
         )
 
 
+def cached_source(task: seqio.Task, split: str) -> seqio.DataSource | None:
+    """A split of a task in the cache that `seqio_cache_tasks` wrote; None if the task is not cached.
+
+    Raises:
+      FileNotFoundError: the task is cached without this split.
+    """
+    if not task.supports_caching or not task.cache_dir:
+        return None
+    try:
+        return task._get_cached_source(split)
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(
+            f"The cache {task.cache_dir} of task {task.name!r} lacks the split {split!r}: cache the task again, or set "
+            "USE_CACHED_TASKS=False."
+        ) from error
+
+
 def as_numpy(ds: tf.data.Dataset) -> Iterator[dict[str, Any]]:
     """Iterates in a fixed order, on few threads, which leaves the cores to the model."""
     options = tf.data.Options()

@@ -159,10 +159,10 @@ class _ShardedSource(seqio.DataSource):
 def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
     """The task with a sharded source: its own source, or its cache and the preprocessors that follow caching."""
     source, steps = task.source, task.preprocessors
-    if config.use_cached and task.supports_caching and task.cache_dir:
+    if config.use_cached and (cached := features.cached_source(task, config.split)):
         logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
         is_cached = [isinstance(step, seqio.CacheDatasetPlaceholder) for step in steps]
-        source, steps = task._get_cached_source(config.split), steps[is_cached.index(True) + 1 :]
+        source, steps = cached, steps[is_cached.index(True) + 1 :]
     return task.replace(source=_ShardedSource(task, source, config), preprocessors=list(map(_for_training, steps)))
 
 

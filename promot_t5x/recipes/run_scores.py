@@ -7,17 +7,28 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from promot_t5x.checkpoints import saving
+from promot_t5x.checkpoints import saving, sources
 from promot_t5x.data import definitions
 from promot_t5x.evaluation import results, scoring, suite
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
+from promot_t5x.recipes.methods import PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
-from promot_t5x.reports import comparison
+from promot_t5x.reports import comparison, result_files
 from promot_t5x.reports import scores as scores_file
+from promot_t5x.reports.result_files import ANY, NUMBER, TEXT, Table
 from promot_t5x.runtime import files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
+
+# What a comparison takes from a run's scores.json.
+_ROW = {
+    **{name: TEXT for name in ("role", "seqio_task", "split", "answers")},
+    **{name: NUMBER for name in ("step", "k", "prompt", "value", "n", "truncated")},
+    "cuts": Table(NUMBER),
+}
+_OF_RUN = {"rows": [_ROW], "checkpoints": [{"base_fingerprint": TEXT}], "details": Table(ANY)}
+_KIND = dataclasses.replace(scores_file.KIND, contents={**scores_file.KIND.contents, **_OF_RUN})
 
 
 def decided_by(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> dict[str, Any]:
@@ -49,7 +60,7 @@ def scores(
       planned: the run.
       work_dir: the recipe's folder.
       decided_by: what else the scores depend on, JSON values only, including the path of the "checkpoint"; existing
-        scores that depend on other values are measured again.
+        scores that depend on other values, or on other weights at this path, are measured again.
       model, config, partitioner: see `scoring.evaluate`.
 
     Returns:
@@ -65,9 +76,10 @@ def scores(
         "prompt": planned.prompt,
     }
     decided_by["splits"] = [recipe.target_split, recipe.in_context_split]
+    decided_by["weights"], checkpoint = _weights(planned, decided_by["checkpoint"], model, partitioner)
     if (kept := _kept(file)).get("decided_by") == decided_by:
         return kept
-    checkpoint = suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
+    checkpoint = checkpoint or suite.load(decided_by["checkpoint"], model, partitioner, run=planned.name)
     questions = list(_questions(recipe, planned, config))
     rows = []
     for number, (questions_suite, prompt) in enumerate(questions, start=1):
@@ -83,14 +95,30 @@ def scores(
     return summary
 
 
+def _weights(
+    planned: PlannedRun, path: str, model: EncoderDecoderModel, partitioner: Partitioner
+) -> tuple[str | None, suite.Checkpoint | None]:
+    """What tells a checkpoint from another one at its path, and the loaded checkpoint if it had to be read for that.
+
+    A foreign checkpoint has to be read. Nothing is needed of the recipe's pretrained model, whose fingerprint is known,
+    nor of a run's checkpoint from before checkpoints had digests.
+    """
+    if not planned.trains and planned.starts_from == (PRETRAINED,) and planned.prompt is None:
+        return None, None
+    if (recorded := sources.recorded_weights(path)) is not None or planned.trains:
+        return recorded, None
+    checkpoint = suite.load(path, model, partitioner, run=planned.name)
+    return f"{checkpoint.origin['base_fingerprint']} {checkpoint.origin['prompt_fingerprint']}", checkpoint
+
+
 def _kept(file: epath.Path) -> dict[str, Any]:
     """The contents of a scores.json; nothing of one that is missing, damaged or older, which is measured again."""
     try:
-        kept = scores_file.read(file) if file.exists() else {}
+        kept = result_files.read(file, _KIND) if file.exists() else {}
     except ValueError as error:
-        logging.warning("%s", error)
+        logging.warning("%s The run is scored again.", error)
         return {}
-    return kept if kept.get("checkpoints") and "details" in kept else {}
+    return kept if kept.get("checkpoints") else {}
 
 
 def _questions(

@@ -26,10 +26,42 @@ from typing import Any
 from promot_t5x.reports import cut_counts, result_files, shots
 from promot_t5x.reports.averages import overall, summarize
 from promot_t5x.reports.method_rows import Compared, MethodRow
+from promot_t5x.reports.result_files import ANY, NUMBER, TEXT, Table
+
+_SCORES = Table(NUMBER)  # of tasks
+_MEANS = {
+    "in_context_mean?": NUMBER,
+    "in_context_mean_std?": NUMBER,
+    "in_context_mean_with_prompt?": NUMBER,
+    "in_context_mean_with_prompt_std?": NUMBER,
+}
+_ENTRY = {**_MEANS, "target_std?": NUMBER, "in_context_std?": _SCORES, "in_context_with_prompt?": _SCORES}
+_RUN = {
+    "method": TEXT,
+    **{name: NUMBER for name in ("learning_rate", "seed", "target", "in_context_mean", "in_context_mean_with_prompt")},
+    **{"in_context?": _SCORES, "in_context_with_prompt?": _SCORES, "details?": Table(ANY)},
+}
+_METHOD: dict[str, result_files.Form] = {f"{field.name}?": TEXT for field in dataclasses.fields(MethodRow)}
+_METHOD["learning_rates?"] = Table(_ENTRY)
+_CUTS = {"seqio_task": TEXT, "split": TEXT, "n": NUMBER, "truncated": NUMBER, "cuts": Table(NUMBER)}
 
 KIND = result_files.Kind(
-    "comparison.json", "the pipeline or the demo", {"methods": dict, "seeds": list, "versions": dict}
+    "comparison.json",
+    "the pipeline or the demo",
+    {
+        "methods": Table(_METHOD),
+        "seeds": [NUMBER],
+        "versions": Table(ANY),
+        "title?": TEXT,
+        "shots?": Table([TEXT]),
+        "cuts?": [_CUTS],
+        "compared?": {"method?": TEXT, "baseline?": TEXT, "reference?": TEXT, "labels?": Table(TEXT)},
+        "config?": Table(ANY),
+        "runs?": [_RUN],
+    },
 )
+
+_OF_SEVERAL_K = {"in_context_means": Table(_MEANS)}  # of entries and runs
 
 NO_RATE = "none"
 
@@ -234,10 +266,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it is not such a file, or a score is outside [0, 100].
+      ValueError: it is not such a file, is incomplete, or a score is outside [0, 100].
     """
     results = result_files.read(path, KIND)
-    _validate_methods(results["methods"], os.fspath(path))
+    _validate_scores(results, os.fspath(path))
     return results
 
 
@@ -252,22 +284,25 @@ def validate(results: Any, source: str) -> None:
       ValueError: a key is missing or has another type, or a score is outside [0, 100].
     """
     result_files.check(results, KIND, source)
-    _validate_methods(results["methods"], source)
+    _validate_scores(results, source)
 
 
-def _validate_methods(methods: Mapping[str, Any], source: str) -> None:
-    for method, content in methods.items():
-        rates = content.get("learning_rates") if isinstance(content, dict) else None
-        if not isinstance(rates, dict) or not rates:
+def _validate_scores(results: Mapping[str, Any], source: str) -> None:
+    for method, content in results["methods"].items():
+        rates = content.get("learning_rates")
+        if not rates:
             raise ValueError(f'{source}: method "{method}" has no "learning_rates", expected at least one entry.')
         for key, entry in rates.items():
             _validate_entry(key, entry, f'{source}: method "{method}", learning rate "{key}"')
+    if len(results.get("shots") or {}) > 1:
+        form = {"methods": Table({"learning_rates": Table(_OF_SEVERAL_K)}), "runs?": [_OF_SEVERAL_K]}
+        result_files.check_form(results, form, KIND, source)
 
 
-def _validate_entry(key: str, entry: Any, place: str) -> None:
+def _validate_entry(key: str, entry: Mapping[str, Any], place: str) -> None:
     if key != NO_RATE and not _is_number(key):
         raise ValueError(f'{place} is neither a positive number nor "{NO_RATE}"; name it as rate_key does.')
-    if not isinstance(entry, dict) or not isinstance(entry.get("in_context"), dict):
+    if not isinstance(entry.get("in_context"), dict):
         raise ValueError(f'{place} has no table "in_context", expected a score per task; compare the runs again.')
     scores = {f'in_context "{task}"': value for task, value in entry["in_context"].items()}
     for name in ("target", "in_context_mean", "in_context_mean_with_prompt"):

@@ -65,12 +65,13 @@ def row(results: Mapping[str, Any], method: str) -> MethodRow:
     'joint tuning'
     """
     content = results["methods"].get(method, {})
-    labels = (results.get("compared") or {}).get("labels", {})  # for methods that were not measured
-    described = {field.name: content[field.name] for field in dataclasses.fields(MethodRow) if field.name in content}
+    labels = (results.get("compared") or {}).get("labels") or {}  # for methods that were not measured
+    of_fields = {field.name: content.get(field.name) for field in dataclasses.fields(MethodRow)}
+    described = {name: text for name, text in of_fields.items() if text is not None}
     return MethodRow(**{"label": labels.get(method, method.replace("_", " ")), **described})
 
 
 def compared(results: Mapping[str, Any]) -> Compared:
     """Which methods the headline of results compares; empty names if the results do not say."""
     names = results.get("compared") or {}
-    return Compared(names.get("method", ""), names.get("baseline", ""), names.get("reference", ""))
+    return Compared(*(names.get(field.name) or "" for field in dataclasses.fields(Compared)))

@@ -180,7 +180,7 @@ def _runs(results: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], k: str)
     for run in runs:
         scores = (run["target"], run["in_context_mean"], run["in_context_mean_with_prompt"])
         cells = [tables.rate(comparison.rate_key(run["learning_rate"])), run["seed"], *map(tables.number, scores)]
-        details = ", ".join(f"{name} {value}" for name, value in run.get("details", {}).items())
+        details = ", ".join(f"{name} {value}" for name, value in (run.get("details") or {}).items())
         numbers = "".join(f"<td class=n>{_text(cell)}</td>" for cell in cells)
         label = _text(tables.label(results, run["method"]))
         lines.append(f"<tr><th scope=row>{label}</th>{numbers}<td>{_text(details)}</td></tr>")
@@ -217,7 +217,7 @@ def _page(results: Mapping[str, Any], png: bytes) -> str:
     tints = '<span class=tint><span class=key style="background:rgba({0})"></span>{1}</span>'
     heat = tints.format("230,140,30,.45", "below the pretrained model") + tints.format("86,180,233,.45", "above it")
     shading = f" Shading of in-context scores: {heat}." if with_tasks else ""
-    settings = [("seeds", ", ".join(map(str, seeds))), *results.get("config", {}).items()]
+    settings = [("seeds", ", ".join(map(str, seeds))), *(results.get("config") or {}).items()]
     return _TEMPLATES.get_template("page.html.j2").render(
         title=results.get("title") or TITLE,
         headline=headline(results).replace("in-context", "in\u2011context"),  # never broken at the hyphen
@@ -230,7 +230,7 @@ def _page(results: Mapping[str, Any], png: bytes) -> str:
         config=_pairs(settings),
         versions=_pairs(results["versions"].items()),
         cuts=cut_counts.lines(results),
-        runs="".join(_runs(view, view.get("runs", []), k) for k, view in shots.views(results)),
+        runs="".join(_runs(view, view.get("runs") or (), k) for k, view in shots.views(results)),
     )
 
 

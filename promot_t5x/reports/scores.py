@@ -7,10 +7,21 @@ from typing import Any
 from etils import epath
 
 from promot_t5x.reports import result_files, tables
+from promot_t5x.reports.result_files import NUMBER, TEXT, Table
 from promot_t5x.runtime import files
 from promot_t5x.runtime.text import aligned
 
-KIND = result_files.Kind("scores.json", "`eval` or the pipeline", {"results": dict, "mean": dict, "rows": list})
+_AVERAGE = {"step?": NUMBER, "k": NUMBER, "prompt": NUMBER, "value": NUMBER}
+_ENTRY = {
+    **_AVERAGE,
+    **{"task": TEXT, "metric": TEXT, "stderr": NUMBER, "seed_std": NUMBER, "n": NUMBER, "truncated": NUMBER},
+}
+
+KIND = result_files.Kind(
+    "scores.json",
+    "`eval` or the pipeline",
+    {"results": Table(_ENTRY), "mean": Table({**_AVERAGE, "tasks": [TEXT]}), "rows": [{"step": NUMBER}]},
+)
 
 REMOVED, ATTACHED = "removed", "attached"
 

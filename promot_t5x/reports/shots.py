@@ -83,7 +83,7 @@ def views(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
             name: {**content, "learning_rates": {r: _of(e, k, tasks) for r, e in content["learning_rates"].items()}}
             for name, content in results["methods"].items()
         }
-        runs = [_of(run, k, tasks) for run in results.get("runs", ())]
+        runs = [_of(run, k, tasks) for run in results.get("runs") or ()]
         yield k, {**results, "methods": methods, "runs": runs, "shots": {k: tasks}}
 
 

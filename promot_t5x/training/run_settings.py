@@ -57,8 +57,12 @@ def paths(paths: Path | Sequence[Path] | None) -> tuple[str, ...]:
 
 def made_of(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, Any]:
     """What the run's tasks are made of, and the data of the splits that are read, by their contents."""
+    cached = {dataset.mixture_or_task_name: [dataset.split]} if dataset.use_cached else {}
     read = _read(dataset, validation)
-    return {task: definitions.made_of(task, parameter, splits) for task, (parameter, splits) in read.items()}
+    return {
+        task: definitions.made_of(task, parameter, splits, cached.get(task, ()))
+        for task, (parameter, splits) in read.items()
+    }
 
 
 def data_of(tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -78,8 +82,8 @@ def data_of(tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _read(dataset: training_batches.DatasetConfig, validation: Validation | None) -> dict[str, tuple[str, list[str]]]:
-    """The tasks that a run reads, each with the gin parameter that names it and the splits."""
-    read = {dataset.mixture_or_task_name: (_TASK, [dataset.split])}
+    """The tasks that a run reads, each with the gin parameter that names it and the splits, but for cached ones."""
+    read = {dataset.mixture_or_task_name: (_TASK, [] if dataset.use_cached else [dataset.split])}
     if validation is not None:
         _, splits = read.setdefault(validation.task, ("train.Validation.task", []))
         splits.append(validation.split)

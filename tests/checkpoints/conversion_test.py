@@ -357,6 +357,37 @@ def test_prompts_of_the_prompt_tuning_code_in_and_out(testdata, tmp_path, task):
     assert np.load(path).tobytes() == np.load(folder / f"{task}.npy").tobytes()
 
 
+@pytest.mark.parametrize("to_format", ["soft_prompt", "peft", "npy"])
+def test_a_dry_run_writes_no_prompt(tmp_path, capsys, to_format):
+    np.save(tmp_path / "prompt.npy", np.ones((8, 32), np.float32))
+    arguments = [f"--from={tmp_path}/prompt.npy", f"--to={tmp_path}/new.npy", f"--to_format={to_format}"]
+    convert.main([*arguments, "--dry_run"])
+    assert f"-> {tmp_path}/new.npy ({to_format}): (1, 8, 32) float32\n" in capsys.readouterr().out
+    assert not (tmp_path / "new.npy").exists()
+    np.save(tmp_path / "prompt.npy", np.ones((2, 8, 32), np.float32))
+    if to_format == "peft":
+        with pytest.raises(ValueError, match="2 soft prompts, but a PEFT adapter holds one"):
+            convert.main([*arguments, "--dry_run"])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--network=dropout_rate=0.1",
+        "--soft_prompt=other.npy",
+        "--force",
+        "--vocabulary_file=a.model",
+        "--extra_ids=0",
+        "--check-logits",
+    ],
+)
+def test_a_prompt_alone_refuses_the_flags_of_whole_checkpoints(tmp_path, flag):
+    np.save(tmp_path / "prompt.npy", np.ones((8, 32), np.float32))
+    with pytest.raises(flags.ConfigError, match=f"--to_format=npy writes .*{flag.split('=')[0]} cannot apply"):
+        convert.main([f"--from={tmp_path}/prompt.npy", f"--to={tmp_path}/new.npy", "--to_format=npy", flag])
+    assert not (tmp_path / "new.npy").exists()
+
+
 def test_a_checkpoint_without_a_prompt_gives_none(t5, tmp_path):
     with pytest.raises(ValueError, match="holds no soft prompt"):
         conversion.convert_soft_prompt(str(t5), str(tmp_path / "prompt.npy"), "npy")

@@ -1,5 +1,6 @@
 """promot_t5x.data.definitions: what a task is made of, wherever its data are."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,9 +8,10 @@ import sentencepiece
 import seqio
 import tensorflow as tf
 
-from promot_t5x.data import definitions
+from promot_t5x.data import definitions, training_batches
 from promot_t5x.runtime import settings
-from promot_t5x.tasks import jsonl
+from promot_t5x.tasks import jsonl, sources
+from promot_t5x.training import run_settings
 
 
 @pytest.fixture
@@ -86,3 +88,32 @@ def test_missing_data_are_told(folder):
     (folder / "validation.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="validation.jsonl is not found"):
         _described(folder)
+
+
+def test_a_cached_task_is_known_by_the_files_of_its_cache(folder, tmp_path, monkeypatch):
+    """The source was recorded, which the run does not read: a changed cache went unnoticed."""
+    source = sources.JsonlRows(str(folder), {"train": "train.jsonl"}, {"input": ("input", sources.text)})
+    feature = {"inputs": seqio.Feature(seqio.ByteVocabulary())}
+    seqio.TaskRegistry.add("cached", source, feature, [seqio.CacheDatasetPlaceholder()])
+    uncached = definitions.made_of("cached", "task", from_cache=["train"])
+    assert uncached == definitions.made_of("cached", "task", ["train"])
+    cache = tmp_path / "caches" / "cached"
+    cache.mkdir(parents=True)
+    for name, content in (
+        ("info", {"features": {}, "num_shards": 1, "seqio_version": "0.0.19"}),
+        ("stats", {"examples": 2}),
+    ):
+        (cache / f"{name}.train.json").write_text(json.dumps(content))
+    (cache / "COMPLETED").touch()
+    monkeypatch.setattr(seqio.utils, "_GLOBAL_CACHE_DIRECTORIES", [str(cache.parent)])
+    (folder / "train.jsonl").unlink()
+    dataset = training_batches.DatasetConfig("cached", {"inputs": 8, "targets": 4}, use_cached=True)
+    shard = cache / "train.tfrecord-00000-of-00001"
+    for content in (b"one", b"other"):
+        shard.write_bytes(content)
+        data = run_settings.made_of(dataset, None)["cached"]["cached"]["data"]
+        assert data == {"train (cached)": {shard.name: hashlib.sha256(content).hexdigest()}}
+    (cache / "info.train.json").unlink()
+    with pytest.raises(FileNotFoundError, match="of task 'cached' lacks the split 'train': cache the task again"):
+        run_settings.made_of(dataset, None)
+    seqio.TaskRegistry.remove("cached")

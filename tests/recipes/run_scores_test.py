@@ -1,10 +1,15 @@
-"""promot_t5x.recipes.run_scores: which questions a run is asked, with which lengths."""
+"""promot_t5x.recipes.run_scores: which questions a run is asked, with which lengths; which scores are reused."""
+
+import json
 
 import pytest
+from etils import epath
 
 from promot_t5x.evaluation import scoring
 from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.recipe import Recipe, planned_runs
+from promot_t5x.reports import comparison
+from tests.reports.runs import damaged
 
 SHORT, LONG = {"inputs": 10, "targets": 256}, {"inputs": 2560, "targets": 128}
 
@@ -25,3 +30,20 @@ def test_the_target_keeps_its_own_lengths(of_target, expected):
 def test_lengths_that_no_run_can_have_are_refused_before_one_starts():
     with pytest.raises(ValueError, match="Recipe.target_lengths is {'inputs': 0"):
         Recipe(("prompt_tuning",), "toy_enfr", (), (1e-3,), target_lengths={"inputs": 0, "targets": 4})
+
+
+def test_damaged_scores_are_measured_again_not_compared(tmp_path):
+    """A row without a role was a KeyError of the comparison."""
+    texts, numbers = ("role", "seqio_task", "split", "answers"), ("step", "k", "prompt", "value", "n", "truncated")
+    row = {**dict.fromkeys(texts, "other"), **dict.fromkeys(numbers, 3), "cuts": {"input_cut": 1}}
+    whole = {"unit": "percent", "results": {}, "mean": {}, "rows": [row], "details": {}}
+    whole["checkpoints"] = [{"base_fingerprint": "0"}]
+    (planned,) = planned_runs(Recipe(("pretrained",), "toy_enfr", (), (1e-3,)))
+    file = epath.Path(tmp_path) / "scores.json"
+    kept = []
+    for place, changed in [((), whole), *damaged(whole)]:
+        file.write_text(json.dumps(changed))
+        if contents := run_scores._kept(file):
+            kept.append(place)
+            comparison._as_json(run_scores.comparison_run(planned, contents))
+    assert () in kept and ("rows", 0, "role", "missing") not in kept and len(kept) < 60

@@ -12,7 +12,7 @@ from etils.epath import backend
 
 import promot_t5x
 from promot_t5x import pipeline, plan
-from promot_t5x.checkpoints import fingerprints, loading, saving
+from promot_t5x.checkpoints import fingerprints, loading, saving, sources
 from promot_t5x.configuration import flags, program
 from promot_t5x.evaluation import answering, suite
 from promot_t5x.models import encoder_decoder, parameter_names
@@ -285,6 +285,25 @@ def test_another_base_at_the_same_path_is_refused(tiny, tmp_path, capsys):
     _write_base(tmp_path / "base", seed=1)
     assert _run(tiny, tmp_path / "work", *ours) == 1
     assert "was trained from a model with fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_another_checkpoint_at_the_path_of_a_method_is_measured_again(tiny, tmp_path, monkeypatch, foreign):
+    """Its path alone had decided, so the old scores stayed."""
+    evaluated, loaded = (_count(monkeypatch, *named) for named in ((suite, "score_task"), (suite, "load")))
+    monkeypatch.setattr(sources, "recorded_weights", (lambda path: None) if foreign else sources.recorded_weights)
+    other = Method("other", (), starts_from=(str(tmp_path / "other"),), prompt=None, grid=False)
+    recipe = Recipe((other,), "toy_enfr", (), (1e-3,), headline=("other", "other", "pretrained"))
+    model = EncoderDecoderModel(T5Config(**TINY, relative_bias_max_distance=64, dropout_rate=0.0))
+    wide = promot_t5x.EvaluationConfig({"inputs": 28, "targets": 6}, batch_size=16, limit=16)
+    counts = []
+    for seed in (1, 1, 2, 2):
+        _write_base(tmp_path / "other", seed)
+        promot_t5x.run_recipe(recipe, lambda *_: None, model, wide, str(tmp_path / "work"), str(tiny / "base"))
+        scores = json.loads((tmp_path / "work/seed0/other/scores.json").read_text())
+        counts.append((len(evaluated), len(loaded), scores["checkpoints"][0]["base_fingerprint"]))
+    assert [count[0] for count in counts] == [1, 1, 2, 2] and counts[0][2] != counts[3][2]
+    assert [count[1] for count in counts] == ([1, 2, 3, 4] if foreign else [1, 1, 2, 2]), "read once at most"
 
 
 def test_a_relative_folder(tiny, tmp_path, monkeypatch):

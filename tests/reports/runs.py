@@ -1,4 +1,6 @@
-"""Runs for tests of comparisons, their rows made of plain scores."""
+"""Runs for tests of comparisons, their rows made of plain scores; and damaged copies of results."""
+
+import copy
 
 from promot_t5x.reports import comparison
 
@@ -18,3 +20,25 @@ def run(method, learning_rate, seed, target, in_context, with_prompt=None, detai
     scores += [("other", task, prompt, value) for task, value in (with_prompt or {}).items()]
     rows = [dict(zip(("role", "seqio_task", "prompt", "value"), score, strict=True)) for score in scores]
     return comparison.Run(method, learning_rate, seed, rows, details or {})
+
+
+def damaged(results):
+    """Yields (place, copy) of results in which one value is missing or of another type; of lists the first item."""
+    for place in _places(results, ()):
+        for value in ("missing", None, [], {}, "x", -1, [{}], {"x": {}}, True):
+            changed = copy.deepcopy(results)
+            parent = changed
+            for key in place[:-1]:
+                parent = parent[key]
+            if value == "missing":
+                del parent[place[-1]]
+            else:
+                parent[place[-1]] = value
+            yield (*place, value), changed
+
+
+def _places(value, place):
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*place, key)
+        yield from _places(item, (*place, key))

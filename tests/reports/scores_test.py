@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from promot_t5x.reports import scores
+from promot_t5x.reports import result_files, scores
+from tests.reports.runs import damaged
 
 
 def _entry(task, value, step, **changes):
@@ -65,3 +66,19 @@ def test_a_file_is_read_back(tmp_path):
         scores.read(tmp_path / "scores.json")
     (tmp_path / "scores.json").write_text(json.dumps(_results(2)))
     assert scores.text_table(scores.read(tmp_path / "scores.json")) == scores.text_table(_results(2))
+
+
+def test_incomplete_scores_are_one_sentence_or_shown():
+    """Entries, means and rows were looked up without a check."""
+    results = json.loads(json.dumps(_results(2)))
+    refused = 0
+    for place, changed in damaged(results):
+        try:
+            result_files.check(changed, scores.KIND, "scores.json")
+            scores.text_table(changed), scores.markdown_table(changed)
+        except ValueError as error:
+            assert str(error).startswith("scores.json ") and "\n" not in str(error), place
+            refused += 1
+    assert refused > 100
+    with pytest.raises(ValueError, match=r'damaged: results.x has no "k"; make it again with `eval` or the pipeline'):
+        result_files.check({**results, "results": {"x": {}}}, scores.KIND, "scores.json")

@@ -8,7 +8,7 @@ import pytest
 from promot_t5x.recipes import methods, running
 from promot_t5x.reports import comparison, figure, page, shots, tables, verdict
 from promot_t5x.reports.method_rows import Compared
-from tests.reports.runs import run
+from tests.reports.runs import damaged, run
 
 SCORES = {  # method -> seed -> (k, task) -> score; the seeds' means with 4 exemplars are in the other order
     "fine_tuning": [{(1, "cb"): 40.0, (1, "wic"): 50.0, (4, "cb"): 71.0, (4, "wic"): 75.0}] * 2,
@@ -95,3 +95,22 @@ def test_what_was_cut_is_in_results_and_reports(results, written):
 def test_a_finished_run_is_announced_with_a_mean_per_k(capsys):
     running._show(_run("promot", 0))
     assert capsys.readouterr().out == "seed 0 promot at learning rate 0.001: target 90.0, 1shot 61.0, 4shot 66.0\n"
+
+
+def test_incomplete_results_are_one_sentence_or_shown(results):
+    """The means of each k, spreads, cuts and other nested values were looked up without a check."""
+    shown = json.loads(json.dumps({**results, "rows": []}))
+    refused = 0
+    for place, changed in damaged(shown):
+        try:
+            comparison.validate(changed, "comparison.json")
+            tables.text_table(changed), page._page(changed, b"")
+        except ValueError as error:
+            assert str(error).startswith(("comparison.json", "The method", "A method")) and "\n" not in str(error), (
+                place
+            )
+            refused += 1
+    assert refused > 300
+    del shown["methods"]["promot"]["learning_rates"]["0.001"]["in_context_means"]
+    with pytest.raises(ValueError, match=r'methods.promot.learning_rates.0.001 has no "in_context_means"; make it'):
+        comparison.validate(shown, "comparison.json")

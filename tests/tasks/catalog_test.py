@@ -104,6 +104,15 @@ def test_what_is_named_twice_is_scored_once(own):
     assert _names((own, own), shots=(1, 1), seeds=(0,)) == [f"{own}_1shot_seed0"]
 
 
+def test_a_task_with_exemplars_that_is_also_named_itself_is_scored_once(own, caplog):
+    """It was scored twice, and the spread over seeds was 0 instead of null."""
+    catalog.entries((own,), shots=(2,))
+    assert _names((own, f"{own}_2shot_seed0"), shots=(0, 2)) == [own, f"{own}_2shot_seed0"]
+    assert f"task '{own}_2shot_seed0' is registered with 2 exemplars per prompt and keeps them" in caplog.text
+    with pytest.raises(ValueError, match="_2shot_seed0' is registered with 2 exemplars per prompt and keeps them; set"):
+        catalog.entries((f"{own}_2shot_seed0",), shots=(1,))
+
+
 def test_a_seed_named_twice_is_scored_once(own):
     assert _names((own,), shots=(1,), seeds=(3, 3)) == [f"{own}_1shot_seed3"]
 
