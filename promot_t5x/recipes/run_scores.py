@@ -15,7 +15,7 @@ from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison
 from promot_t5x.reports import scores as scores_file
-from promot_t5x.runtime import files, settings
+from promot_t5x.runtime import files, settings, strict_json
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -78,7 +78,7 @@ def scores(
     summary = results.contents(rows, config={}, checkpoints=[checkpoint.origin], versions=versions())
     chosen = saving.read_metadata(decided_by["checkpoint"]) if planned.trains else {}
     details = {"chosen step": chosen["step"], "validation score": chosen["score"]} if chosen else {}
-    summary |= {"details": details, "decided_by": decided_by}
+    summary = strict_json.sealed({**summary, "details": details, "decided_by": decided_by})
     files.write_json(file, summary)
     return summary
 
@@ -90,7 +90,10 @@ def _kept(file: epath.Path) -> dict[str, Any]:
     except ValueError as error:
         logging.warning("%s", error)
         return {}
-    return kept if kept.get("checkpoints") and "details" in kept else {}
+    if kept and not strict_json.is_sealed(kept):
+        logging.warning("%s does not have its checksum; the run is scored again", file)
+        return {}
+    return kept
 
 
 def _questions(

@@ -1,10 +1,14 @@
-"""promot_t5x.recipes.run_scores: which questions a run is asked, with which lengths."""
+"""promot_t5x.recipes.run_scores: which questions a run is asked, with which lengths; scores that are reused."""
+
+import json
 
 import pytest
+from etils import epath
 
 from promot_t5x.evaluation import scoring
 from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.recipe import Recipe, planned_runs
+from promot_t5x.runtime import strict_json
 
 SHORT, LONG = {"inputs": 10, "targets": 256}, {"inputs": 2560, "targets": 128}
 
@@ -25,3 +29,12 @@ def test_the_target_keeps_its_own_lengths(of_target, expected):
 def test_lengths_that_no_run_can_have_are_refused_before_one_starts():
     with pytest.raises(ValueError, match="Recipe.target_lengths is {'inputs': 0"):
         Recipe(("prompt_tuning",), "toy_enfr", (), (1e-3,), target_lengths={"inputs": 0, "targets": 4})
+
+
+def test_scores_that_were_changed_are_not_reused(tmp_path, caplog):
+    file = epath.Path(tmp_path / "scores.json")
+    scores = strict_json.sealed({"unit": "percent", "results": {}, "mean": {}, "rows": [{"value": 50.0}]})
+    file.write_text(json.dumps(scores))
+    assert run_scores._kept(file) == scores
+    file.write_text(json.dumps({**scores, "rows": [{"value": 60.0}]}))
+    assert run_scores._kept(file) == {} and f"{file} does not have its checksum" in caplog.text
