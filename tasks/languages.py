@@ -31,6 +31,8 @@ _CODES = frozenset(
     """.split()
 )
 
+_ZERO_WIDTH_SPACE = "\u200b"  # ends a word, though in the category of joiners
+
 # Codes of three letters for languages that metrics treat in their own way.
 _TWO_LETTERS = {"eng": "en", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "dzo": "dz"}
 _TWO_LETTERS |= {"mya": "my", "bur": "my", "bod": "bo", "tib": "bo", "zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh"}
@@ -75,7 +77,12 @@ def bleu_tokenizer(language: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def _kind(character: str) -> str:
-    """The part of a character in words: "word" for letters and digits, "single" for a letter that is a word alone."""
+    """The part of a character in words: "word" for letters and digits, "single" for a letter that is a word alone.
+
+    Characters of formatting, such as joiners and soft hyphens, are "ignored": a word equals itself without them.
+    """
+    if unicodedata.category(character) == "Cf" and character != _ZERO_WIDTH_SPACE:
+        return "ignored"
     category = unicodedata.category(character)[0]
     if category == "L" and unicodedata.name(character, "").startswith(_UNSPACED):
         return "single"
@@ -95,6 +102,8 @@ class UnicodeWords(tokenizers.Tokenizer):
         spaced, after_single = [], False
         for character in unicodedata.normalize("NFKC", text).lower():
             kind = _kind(character)
+            if kind == "ignored":
+                continue
             starts_word = kind == "single" or (kind == "word" and after_single)
             spaced.append(" " if kind == "separator" else " " + character if starts_word else character)
             if kind != "mark":

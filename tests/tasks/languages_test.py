@@ -23,6 +23,9 @@ SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
         ("ที่นี่", "ที่ นี่"),  # marks follow their consonant
         ("나는 매우", "나는 매우"),
         ("אני אוהב", "אני אוהב"),
+        ("ශ්\u200dරී ලංකාව", "ශ්රී ලංකාව"),  # a joiner does not end a word
+        ("می\u200cخواهم", "میخواهم"),  # nor does a non-joiner
+        ("co\u00adop a\u200bb", "coop a b"),  # nor a soft hyphen; a zero width space does
         ("?! …", ""),
         ("", ""),
     ],
