@@ -50,6 +50,30 @@ def keys(examples: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], numb
     return [key(number, example) for number, example in enumerate(examples)]
 
 
+def check(folder: epath.Path, name: str, macro: str) -> None:
+    """Checks, before the first answer, that answers can be stored.
+
+    Args:
+      folder, name: see `Answers`.
+      macro: the macro that gives the folder.
+
+    Raises:
+      ValueError: a file of answers is a folder, or their folder is a file.
+      OSError: a file cannot be written.
+    """
+    file, others, parts = _paths(folder, name)
+    files.writable_file(file, macro)
+    files.writable_file(others, macro)
+    if parts.exists() and not parts.is_dir():
+        raise ValueError(f"{macro} is to hold the folder {parts}, which is a file; give another path, or delete it.")
+    files.writable_folder(parts, macro)
+
+
+def _paths(folder: epath.Path, name: str) -> tuple[epath.Path, epath.Path, epath.Path]:
+    """The file of a task's answers, that of others, and the folder of parts."""
+    return folder / f"{name}.jsonl", folder / f"{name}.others.jsonl", folder / f"{name}.unfinished"
+
+
 class Answers:
     """The answers of one task on disk.
 
@@ -63,8 +87,7 @@ class Answers:
     """
 
     def __init__(self, folder: epath.Path, name: str, keys: Sequence[str]):
-        self._file, self._parts = folder / f"{name}.jsonl", folder / f"{name}.unfinished"
-        self._others_file = folder / f"{name}.others.jsonl"
+        self._file, self._others_file, self._parts = _paths(folder, name)
         self._keys = keys
         on_disk = self._read()
         self.by_number = {number: on_disk[key] for number, key in enumerate(keys) if key in on_disk}

@@ -251,6 +251,20 @@ def test_a_mistake_is_one_sentence(changes, expected, tiny_model, tmp_path, caps
     assert not (tmp_path / "out" / "scores.json").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry_run", "--data"]])
+def test_outputs_that_cannot_be_written_are_named_before_the_checkpoint_is_read(
+    flags, tiny_model, tmp_path, monkeypatch, capsys
+):
+    """A dry run that opens data said that all was opened."""
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    (tmp_path / "a_file").write_text("mine")
+    (tmp_path / "out" / "toy_enfr.test.attached.others.jsonl").mkdir(parents=True)
+    for out, expected in (("a_file", "a_file is a file, expected a folder"), ("out", "jsonl, which is a folder")):
+        assert _run(tiny_model, tmp_path / out, *flags) == 1
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert "EVAL_OUTPUT_DIR is" in sentence and expected in sentence
+
+
 def test_a_pipelines_results_are_not_overwritten(tiny_model, tmp_path):
     files.write_json(tmp_path / "comparison.json", {"methods": {}, "seeds": []})
     before = (tmp_path / "comparison.json").read_bytes()
