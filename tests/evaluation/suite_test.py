@@ -77,7 +77,7 @@ def test_results_and_predictions(tiny_model, tmp_path, capsys):
         assert (score["role"], score["step"], score["n"]) == ("other", 0, 12) and score["value"] == entry["value"]
         rows = _rows(tmp_path / "out" / score["answers"])
         assert len(rows) == entry["n"] == 12 and entry["k"] is None
-        assert all(set(row) == {"prompt", "prediction", "target", "score", "output", "key"} for row in rows)
+        assert all(set(row) == {"prompt", "prediction", "target", "score", "output", "key", "crc32"} for row in rows)
         assert entry["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
         if entry["task"] == "toy_wic":  # accuracy, by hand
             expected = 100 * np.mean([row["prediction"].strip() == row["target"].strip() for row in rows])
