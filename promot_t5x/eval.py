@@ -74,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     gin_checks.check_flags("eval.evaluate", "eval.Suite")
     if flags.opens_data(invocation):
         bound = gin_files.bound_arguments(suite.evaluate_suite, "eval.evaluate")
+        suite.check_output(bound["suite"], bound["output_dir"])
         suite.check(bound["suite"], bound["model"])
         print(f"opened: {', '.join(entry.name for entry in bound['suite'].entries)}, and their vocabularies")
     if invocation.dry_run:

@@ -26,7 +26,7 @@ from promot_t5x.tasks.wording import Example, Wording
 
 POOL_SIZE = 10_000
 MODES = ("per_example", "fixed")
-_FORMAT = 2  # format of the files; changing it discards the existing pools
+_FORMAT = 3  # format of the files; changing it discards the existing pools
 
 
 def cache_folder() -> epath.Path:
@@ -114,7 +114,7 @@ def _read(file: epath.Path, definition: str) -> list[dict[str, Any]] | None:
     try:
         head, *lines = file.read_text().splitlines()
         rows = [strict_json.loads(line) for line in lines]
-        if strict_json.loads(head) == {"made_of": definition, "rows": len(rows)} and rows:
+        if strict_json.loads(head) == _head(definition, rows) and rows:
             return rows
     except ValueError:
         pass
@@ -122,10 +122,15 @@ def _read(file: epath.Path, definition: str) -> list[dict[str, Any]] | None:
     return None
 
 
+def _head(definition: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first line of a file."""
+    return {"made_of": definition, "rows": len(rows), strict_json.CHECKSUM: strict_json.checksum(rows)}
+
+
 def _write(file: epath.Path, definition: str, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a pool atomically; several processes may do so at once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"made_of": definition, "rows": len(rows)}), *(json.dumps(row) for row in rows)]
+    lines = [json.dumps(_head(definition, rows)), *(json.dumps(row) for row in rows)]
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_text("\n".join(lines) + "\n")

@@ -40,7 +40,7 @@ def jsonl_task(
       choices_column: the column that holds a list of answers to choose from, including the target; None for free text.
       metric: "accuracy", "exact_match", "bleu", "rouge", or a function (targets, predictions) -> {name: value from 0 to
         100}.
-      language: the targets' language, a code of ISO 639 such as "hi" or "zh", which chooses the metric's tokenizer or
+      language: the targets' language, a code of ISO 639-1 such as "hi" or "zh", which chooses the metric's tokenizer or
         normal form of answers (`metrics.in_language`); None for English.
       prefix: the beginning of every input; a predicted answer ends before it.
       shots: exemplars before each input, from the split `train`.

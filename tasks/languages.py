@@ -19,17 +19,39 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "
 _OWN = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 _UNSPACED_LANGUAGES = ("bo", "dz", "km", "lo", "my", "th")
 
+# ISO 639-1; then what mT5 was trained on besides: Cebuano, Filipino, Hawaiian, Hmong, and the old code of Hebrew.
+_CODES = frozenset(
+    """
+    aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en eo
+    es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg
+    ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne ng nl nn
+    no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st su sv sw ta
+    te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu
+    ceb fil haw hmn iw
+    """.split()
+)
+
+_ZERO_WIDTH_SPACE = "\u200b"  # ends a word, though in the category of joiners
+
+# Codes of three letters for languages that metrics treat in their own way.
+_TWO_LETTERS = {"eng": "en", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "dzo": "dz"}
+_TWO_LETTERS |= {"mya": "my", "bur": "my", "bod": "bo", "tib": "bo", "zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh"}
+
 
 def primary(language: str) -> str:
-    """The language of a tag such as "zh" or "zh-Hant".
+    """The language of a tag such as "zh", "zh-Hant" or "zho".
 
     Raises:
-      ValueError: it is no such tag.
+      ValueError: it is no such tag, or of a language that is not in the list.
+
+    >>> primary("zh-Hant"), primary("jpn")
+    ('zh', 'ja')
     """
     match = re.fullmatch(r"([a-z]{2,3})([-_][A-Za-z0-9]+)*", language)
-    if not match:
-        raise ValueError(f"Language {language!r} is unknown, expected a code of ISO 639 such as 'de', 'hi' or 'zh'.")
-    return match[1]
+    code = _TWO_LETTERS.get(match[1], match[1]) if match else None
+    if code not in _CODES:
+        raise ValueError(f"Language {language!r} is unknown, expected a code of ISO 639-1 such as 'de', 'hi' or 'zh'.")
+    return code
 
 
 def bleu_tokenizer(language: str) -> str:
@@ -55,7 +77,12 @@ def bleu_tokenizer(language: str) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def _kind(character: str) -> str:
-    """The part of a character in words: "word" for letters and digits, "single" for a letter that is a word alone."""
+    """The part of a character in words: "word" for letters and digits, "single" for a letter that is a word alone.
+
+    Characters of formatting, such as joiners and soft hyphens, are "ignored": a word equals itself without them.
+    """
+    if unicodedata.category(character) == "Cf" and character != _ZERO_WIDTH_SPACE:
+        return "ignored"
     category = unicodedata.category(character)[0]
     if category == "L" and unicodedata.name(character, "").startswith(_UNSPACED):
         return "single"
@@ -75,6 +102,8 @@ class UnicodeWords(tokenizers.Tokenizer):
         spaced, after_single = [], False
         for character in unicodedata.normalize("NFKC", text).lower():
             kind = _kind(character)
+            if kind == "ignored":
+                continue
             starts_word = kind == "single" or (kind == "word" and after_single)
             spaced.append(" " if kind == "separator" else " " + character if starts_word else character)
             if kind != "mark":

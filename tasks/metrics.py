@@ -163,7 +163,7 @@ def in_language(name: str, language: str | None) -> Metric:
 
     Args:
       name: the metric.
-      language: a code of ISO 639, such as "hi"; None for English.
+      language: a code of ISO 639-1, such as "hi"; None for English.
 
     Raises:
       ValueError: no such language, or its tokenizer is not installed.

@@ -2,7 +2,6 @@
 
 import json
 import re
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ from promot_t5x.runtime import files, strict_json
 FORMAT = "promot_t5x 1"
 
 PREFIX = "checkpoint"  # of the names of a run's checkpoints
-
-_CHECKSUM = "crc32"
 
 _ORBAX_FILE = "_CHECKPOINT_METADATA"  # of Orbax, which opens it with the run's folder and does not expect damage
 
@@ -42,15 +39,15 @@ def sealed(metadata: Mapping[str, Any]) -> dict[str, Any]:
     {'format': 'promot_t5x 1', 'step': 3, 'score': None, 'crc32': 'b5aba018'}
     """
     described = {"format": FORMAT, **metadata}
-    return {**described, _CHECKSUM: _checksum(json.loads(json.dumps(described)))}
+    return {**described, strict_json.CHECKSUM: _checksum(json.loads(json.dumps(described)))}
 
 
 def _checksum(metadata: Mapping[str, Any]) -> str:
     """A CRC-32 of everything but the base's path, which may be corrected by hand: the base has a fingerprint."""
-    covered = {key: value for key, value in metadata.items() if key != _CHECKSUM}
+    covered = {key: value for key, value in metadata.items() if key != strict_json.CHECKSUM}
     if isinstance(base := covered.get("base"), dict):
         covered["base"] = {key: value for key, value in base.items() if key != "path"}
-    return f"{zlib.crc32(json.dumps(covered, sort_keys=True).encode()):08x}"
+    return strict_json.checksum(covered)
 
 
 def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
@@ -73,7 +70,7 @@ def read_metadata(folder: epath.PathLike) -> dict[str, Any]:
         if not fits(metadata.get(key, _MISSING)):
             value = repr(metadata[key]) if key in metadata else "missing"
             raise ValueError(f"{file} is damaged: {key} is {value}, expected {expected}; copy the checkpoint again.")
-    if metadata.get(_CHECKSUM, (checksum := _checksum(metadata))) != checksum:
+    if metadata.get(strict_json.CHECKSUM, (checksum := _checksum(metadata))) != checksum:
         raise ValueError(f"{file} is damaged: it does not have its checksum; copy the checkpoint again.")
     named, step = step_in(epath.Path(folder).name), metadata["step"]
     if "opt_state" in metadata and named not in (None, step):  # exports have none, and any name

@@ -3,7 +3,8 @@
 An answer is identified by its key, a hash of everything that determines it: prompt, checkpoint, way of answering.
 While a task is being answered, its answers are written in parts, `<name>.unfinished/00000.jsonl` and so on, each of
 them atomically; at the end, `<name>.jsonl` replaces them. Answers that this evaluation does not need, because the task
-is limited or another checkpoint is evaluated, are kept in `<name>.others.jsonl`.
+is limited or another checkpoint is evaluated, are kept in `<name>.others.jsonl`. Each line has a checksum; a
+damaged one is left out, and its example answered again.
 """
 
 import hashlib
@@ -49,6 +50,30 @@ def keys(examples: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], numb
     return [key(number, example) for number, example in enumerate(examples)]
 
 
+def check(folder: epath.Path, name: str, macro: str) -> None:
+    """Checks, before the first answer, that answers can be stored.
+
+    Args:
+      folder, name: see `Answers`.
+      macro: the macro that gives the folder.
+
+    Raises:
+      ValueError: a file of answers is a folder, or their folder is a file.
+      OSError: a file cannot be written.
+    """
+    file, others, parts = _paths(folder, name)
+    files.writable_file(file, macro)
+    files.writable_file(others, macro)
+    if parts.exists() and not parts.is_dir():
+        raise ValueError(f"{macro} is to hold the folder {parts}, which is a file; give another path, or delete it.")
+    files.writable_folder(parts, macro)
+
+
+def _paths(folder: epath.Path, name: str) -> tuple[epath.Path, epath.Path, epath.Path]:
+    """The file of a task's answers, that of others, and the folder of parts."""
+    return folder / f"{name}.jsonl", folder / f"{name}.others.jsonl", folder / f"{name}.unfinished"
+
+
 class Answers:
     """The answers of one task on disk.
 
@@ -62,8 +87,7 @@ class Answers:
     """
 
     def __init__(self, folder: epath.Path, name: str, keys: Sequence[str]):
-        self._file, self._parts = folder / f"{name}.jsonl", folder / f"{name}.unfinished"
-        self._others_file = folder / f"{name}.others.jsonl"
+        self._file, self._others_file, self._parts = _paths(folder, name)
         self._keys = keys
         on_disk = self._read()
         self.by_number = {number: on_disk[key] for number, key in enumerate(keys) if key in on_disk}
@@ -72,19 +96,12 @@ class Answers:
         self._written = time.monotonic()
 
     def _read(self) -> dict[str, Answer]:
-        """Answers by key; none if a file is damaged."""
+        """Answers by key."""
         parts = sorted(self._parts.glob("*.jsonl")) if self._parts.exists() else []
         answers: dict[str, Answer] = {}
         for file in (self._others_file, self._file, *parts):
-            try:
-                if file.exists():
-                    *lines, end = file.read_text(encoding="utf-8").split("\n")
-                    answers |= dict(map(_parse, [*lines, end] if end else lines))
-            except (ValueError, KeyError, TypeError):  # not UTF-8, not JSON, or other fields
-                logging.warning("%s is damaged; all examples of this task are answered again", file)
-                for part in parts:
-                    part.unlink(missing_ok=True)
-                return {}
+            if file.exists():
+                answers |= _read_file(file)
         return answers
 
     def complete(
@@ -164,10 +181,29 @@ def _line(key: str, answer: Answer) -> dict[str, Any]:
     return {"output": answer.output, **scores, "key": key}
 
 
-def _parse(line: str) -> tuple[str, Answer]:
+def _read_file(file: epath.Path) -> dict[str, Answer]:
+    """The answers in a file by key; damaged lines are reported and removed from it."""
+    lines = [line for line in file.read_bytes().split(b"\n") if line]
+    answers: dict[str, Answer] = {}
+    whole: list[bytes] = []
+    for line in lines:
+        try:
+            key, answer = _parse(line)
+        except ValueError:
+            continue
+        answers[key] = answer
+        whole.append(line + b"\n")
+    if damaged := len(lines) - len(whole):
+        logging.warning("%s is damaged; %d of its %d answers are made again if needed", file, damaged, len(lines))
+        files.write_whole(file, b"".join(whole))
+    return answers
+
+
+def _parse(line: bytes) -> tuple[str, Answer]:
+    """The key and the answer of a line; raises ValueError if it is not as it was written."""
     fields = strict_json.loads(line)
-    if not isinstance(fields, dict) or not isinstance(fields["output"], str):
-        raise ValueError("not an answer")
+    if not strict_json.is_sealed(fields):
+        raise ValueError("not an answer with its checksum")
     scores = fields.get("choice_scores")
     if scores is not None:
         scores = tuple(math.nan if score is None else score for score in scores)
@@ -175,4 +211,5 @@ def _parse(line: str) -> tuple[str, Answer]:
 
 
 def _joined(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    return "".join(strict_json.dumps(strict_json.finite(line), default=str) + "\n" for line in lines).encode()
+    stored = (strict_json.sealed(strict_json.finite(line), default=str) for line in lines)
+    return "".join(strict_json.dumps(line) + "\n" for line in stored).encode()

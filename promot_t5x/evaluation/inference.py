@@ -93,8 +93,8 @@ def check(
 ) -> list[dict[str, Any]]:
     """Checks everything but the checkpoint; returns the rows of the input file. Takes and raises what `infer` does."""
     folder = files.writable_folder(output_dir, "INFER_OUTPUT_DIR")
-    for name in (_PREDICTIONS, _ANSWERS):
-        files.writable_file(folder / f"{name}.jsonl", "INFER_OUTPUT_DIR")
+    files.writable_file(folder / f"{_PREDICTIONS}.jsonl", "INFER_OUTPUT_DIR")
+    answer_store.check(folder, _ANSWERS, "INFER_OUTPUT_DIR")
     _check_not_replaced(inputs, folder)
     rows = read_inputs(inputs)
     vocabularies.check_vocabulary(vocabulary, model.config.vocab_size)

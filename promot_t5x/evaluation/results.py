@@ -148,6 +148,17 @@ def row(
     )
 
 
+def answer_rows(
+    examples: EvaluationExamples, outcome: Evaluation, scores_alone: Sequence[float | None]
+) -> list[dict[str, Any]]:
+    """For each example, what the answers file has next to the answer."""
+    columns = zip(examples.examples, outcome.predictions, examples.targets, scores_alone, strict=True)
+    return [
+        {"prompt": input_text(example), "prediction": prediction, "target": target, "score": score}
+        for example, prediction, target, score in columns
+    ]
+
+
 def contents(
     rows: Iterable[Row],
     *,

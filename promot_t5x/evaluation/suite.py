@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,10 @@ class Suite:
         """`prompts` as ids without repetition: None for no prompt."""
         return tuple(None if word == REMOVED else self.prompt_id for word in dict.fromkeys(self.prompts))
 
+    def answers_name(self, entry: catalog.Entry, prompt_id: int | None) -> str:
+        """The name of an entry's files of answers."""
+        return f"{entry.name}.{self.split}.{prompt_word(prompt_id)}"
+
     def read(self, entry: catalog.Entry, limit: int | None) -> EvaluationExamples:
         """Reads the first `limit` examples of an entry, or all."""
         return evaluation_examples.evaluation_examples(
@@ -121,8 +126,7 @@ def evaluate_suite(
       ValueError: an unknown or empty split, another network's vocabulary or checkpoint, a prompt that the checkpoint
         lacks, or mode "all" for a path that is not a run's folder.
     """
-    folder, checkpoint_path = files.writable_folder(output_dir, "EVAL_OUTPUT_DIR"), os.fspath(checkpoint_path)
-    files.writable_file(folder / _SCORES, "EVAL_OUTPUT_DIR")
+    folder, checkpoint_path = check_output(suite, output_dir), os.fspath(checkpoint_path)
     if checkpoint_mode not in CHECKPOINT_MODES:
         raise ValueError(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' or 'all' (checkpoints of a run's folder)."
@@ -212,6 +216,15 @@ def _step(folder: epath.Path) -> int | None:
     return finished_run.chosen_step(folder)
 
 
+def check_output(suite: Suite, output_dir: str | os.PathLike[str]) -> epath.Path:
+    """The folder for scores and answers, checked before the work; raises what `answer_store.check` raises."""
+    folder = files.writable_folder(output_dir, "EVAL_OUTPUT_DIR")
+    files.writable_file(folder / _SCORES, "EVAL_OUTPUT_DIR")
+    for entry, prompt_id in itertools.product(suite.entries, suite.prompt_ids):
+        answer_store.check(folder, suite.answers_name(entry, prompt_id), "EVAL_OUTPUT_DIR")
+    return folder
+
+
 def check(suite: Suite, model: EncoderDecoderModel) -> None:
     """Finds mistakes in the suite before the checkpoint is read: opens its vocabularies, reads an example of each task.
 
@@ -272,7 +285,7 @@ def score_task(
     sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
     determined_by = made_by(checkpoint, suite.config, _vocabulary(entry), way, prompt_id)
     keys = answer_store.keys(examples.examples, determined_by, numbered=sampled)
-    name = str(pathlib.PurePosixPath(subfolder, f"{entry.name}.{suite.split}.{prompt_word(prompt_id)}"))
+    name = str(pathlib.PurePosixPath(subfolder, suite.answers_name(entry, prompt_id)))
     kept = answer_store.Answers(folder, name, keys)
     answer = functools.partial(
         answering.answers,
@@ -289,7 +302,7 @@ def score_task(
     answers = kept.complete(lambda missing: answer(rows=missing), description, together=sampled)
     outcome = scoring.score(examples, answers)
     scores_alone = scoring.example_scores(examples, outcome)
-    kept.finish(_answer_rows(examples, outcome, scores_alone))
+    kept.finish(results.answer_rows(examples, outcome, scores_alone))
     stderr = scoring.standard_error(outcome, scores_alone)
     return results.row(checkpoint.origin, entry, suite.role, prompt_id, way, examples, outcome, stderr, f"{name}.jsonl")
 
@@ -318,17 +331,6 @@ def made_by(
     # A sampled answer depends on its batch.
     batches = {"batch_size": config.batch_size, "limit": config.limit} if decoding["method"] == "sample" else {}
     return {**determined_by, **batches}
-
-
-def _answer_rows(
-    examples: EvaluationExamples, outcome: scoring.Evaluation, scores_alone: Sequence[float | None]
-) -> list[dict[str, Any]]:
-    """For each example, what the answers file has next to the answer."""
-    columns = zip(examples.examples, outcome.predictions, examples.targets, scores_alone, strict=True)
-    return [
-        {"prompt": answer_store.input_text(example), "prediction": prediction, "target": target, "score": score}
-        for example, prediction, target, score in columns
-    ]
 
 
 def show(suite: Suite, count: int) -> None:

@@ -17,7 +17,7 @@ from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison, result_files
 from promot_t5x.reports import scores as scores_file
 from promot_t5x.reports.result_files import ANY, NUMBER, TEXT, Table
-from promot_t5x.runtime import files, settings
+from promot_t5x.runtime import files, settings, strict_json
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -90,7 +90,7 @@ def scores(
     summary = results.contents(rows, config={}, checkpoints=[checkpoint.origin], versions=versions())
     chosen = saving.read_metadata(decided_by["checkpoint"]) if planned.trains else {}
     details = {"chosen step": chosen["step"], "validation score": chosen["score"]} if chosen else {}
-    summary |= {"details": details, "decided_by": decided_by}
+    summary = strict_json.sealed({**summary, "details": details, "decided_by": decided_by})
     files.write_json(file, summary)
     return summary
 
@@ -117,6 +117,9 @@ def _kept(file: epath.Path) -> dict[str, Any]:
         kept = result_files.read(file, _KIND) if file.exists() else {}
     except ValueError as error:
         logging.warning("%s The run is scored again.", error)
+        return {}
+    if kept and not strict_json.is_sealed(kept):
+        logging.warning("%s does not have its checksum; the run is scored again", file)
         return {}
     return kept if kept.get("checkpoints") else {}
 

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it, read and written: what Python's own reader takes and other programs refuse is refused.
+"""JSON as RFC 8259 has it, read and written, and its checksum: what only Python's own reader takes is refused.
 
 Python reads NaN and Infinity, turns 1e400 into infinity, lets the last of two equal keys win, makes text of "\\ud83d"
 that cannot be encoded, and answers deep nesting with a RecursionError. Here each is a ValueError that names its place.
@@ -8,10 +8,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
+
+CHECKSUM = "crc32"
+"""The key of an object's checksum."""
 
 _DEEPEST = 100  # levels of nesting; Python's own limit depends on how deep the caller is
 
@@ -168,3 +172,37 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def checksum(value: Any) -> str:
+    """The CRC-32 of a value as `loads` returns it; the order of keys does not matter.
+
+    >>> checksum({"a": 1, "b": None}) == checksum({"b": None, "a": 1})
+    True
+    """
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
+def sealed(fields: Mapping[str, Any], *, default: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+    """An object as it is stored, with the checksum of its other fields.
+
+    Args:
+      fields: what JSON has, or `default` converts.
+      default: see `dumps`.
+
+    >>> sealed({"output": "yes"})
+    {'output': 'yes', 'crc32': 'c4bc023f'}
+    """
+    stored = json.loads(json.dumps(fields, default=default))
+    return {**stored, CHECKSUM: checksum(stored)}
+
+
+def is_sealed(value: Any) -> bool:
+    """Whether a value is an object with the checksum of its other fields.
+
+    >>> is_sealed(sealed({"output": "yes"})), is_sealed({**sealed({"output": "yes"}), "output": "no"})
+    (True, False)
+    """
+    if not isinstance(value, dict):
+        return False
+    return value.get(CHECKSUM) == checksum({key: item for key, item in value.items() if key != CHECKSUM})

@@ -3,6 +3,7 @@
 import json
 import logging as python_logging
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def test_finished_answers_are_reused(tmp_path):
     file = _finished(tmp_path)
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
     rows = [json.loads(line) for line in file.read_text().strip().split("\n")]
-    assert rows[1] == {"prompt": "b", "output": "zwei\u2028 drei\n", "choice_scores": [-1.5, -0.25], "key": KEYS[1]}
+    expected = {"prompt": "b", "output": "zwei\u2028 drei\n", "choice_scores": [-1.5, -0.25], "key": KEYS[1]}
+    assert rows[1] == {**expected, "crc32": f"{zlib.crc32(json.dumps(expected, sort_keys=True).encode()):08x}"}
     assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"], "no part is left"
     other = answer_store.keys(_examples(), {**MADE_BY, "checkpoint": "ba5"})
     assert _kept(tmp_path, other).by_number == {}
@@ -156,36 +158,58 @@ def test_answers_wait_a_few_seconds_for_their_part(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "damage,lost",
     [
-        lambda data: data[:-20],
-        lambda data: data[:-1] + b",\n",
-        lambda data: b"\xff\x00" + data,
-        lambda data: data.replace(b'"output"', b'"answer"'),
-        lambda data: data.replace(b'"eins"', b"1"),
-        lambda data: b"[]\n",
-        lambda data: b"3\n",
+        (lambda data: data[:-20], {2}),
+        (lambda data: data[:-1] + b",\n", {2}),
+        (lambda data: b"\xff\x00" + data, {0}),
+        (lambda data: data.replace(b'"output"', b'"answer"'), {0, 1, 2}),
+        (lambda data: data.replace(b'"eins"', b"1"), {0}),
+        (lambda data: data.replace(b'"eins"', b'"zwei"'), {0}),  # another answer, another score
+        (lambda data: data.replace(b"[-1.5, -0.25]", b"[-1.5]"), {1}),  # fewer scores than choices
+        (lambda data: data.replace(KEYS[1].encode(), KEYS[2].encode()), {1}),
+        (lambda data: data.replace(b"crc32", b"crc33"), {0, 1, 2}),
+        (lambda data: b"[]\n", {0, 1, 2}),
+        (lambda data: b"3\n", {0, 1, 2}),
     ],
 )
-def test_a_damaged_file_is_reported_and_its_task_made_again(damage, tmp_path, caplog):
+def test_damaged_answers_are_reported_once_and_made_again(damage, lost, tmp_path, caplog):
     file = _finished(tmp_path)
     file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(python_logging.WARNING, logger="absl"):
         kept = _kept(tmp_path)
-    assert kept.by_number == {} and f"{file} is damaged; all examples of this task are answered again" in caplog.text
+        assert kept.by_number == {number: ANSWERS[number] for number in {0, 1, 2} - lost}
+        assert _kept(tmp_path).by_number == kept.by_number
+    assert caplog.text.count(f"{file} is damaged") == 1
     kept.add([0, 1, 2], ANSWERS)
     kept.finish([{}] * 3)
     assert _kept(tmp_path).by_number == dict(enumerate(ANSWERS))
 
 
+def test_a_damaged_file_of_other_answers_loses_only_what_is_damaged(tmp_path, caplog):
+    """Its end was cut, and every later evaluation answered all examples again."""
+    _finished(tmp_path)
+    kept = _kept(tmp_path, KEYS[:1])
+    kept.finish([{}])
+    others = tmp_path / "run.others.jsonl"
+    others.write_bytes(others.read_bytes()[:-30])
+    with caplog.at_level(python_logging.WARNING, logger="absl"):
+        for _ in range(3):
+            assert _kept(tmp_path, KEYS[:1]).by_number == {0: ANSWERS[0]}
+            _kept(tmp_path, KEYS[:1]).finish([{}])
+    assert caplog.text.count(f"{others} is damaged; 1 of its 2 answers are made again if needed") == 1
+    assert _kept(tmp_path).by_number == {0: ANSWERS[0], 1: ANSWERS[1]}
+
+
 def test_a_damaged_part_is_reported_once(tmp_path, caplog):
     kept = _kept(tmp_path)
-    kept.add([0], [ANSWERS[0]])
-    kept.flush()
-    (part,) = tmp_path.rglob("*.jsonl")
+    for number in (0, 1):
+        kept.add([number], [ANSWERS[number]])
+        kept.flush()
+    part, _ = sorted(tmp_path.rglob("*.jsonl"))
     part.write_text("{")
     with caplog.at_level(python_logging.WARNING, logger="absl"):
-        assert _kept(tmp_path).by_number == {} and _kept(tmp_path).by_number == {}
+        assert _kept(tmp_path).by_number == _kept(tmp_path).by_number == {1: ANSWERS[1]}, "the other part is whole"
     assert caplog.text.count("is damaged") == 1
 
 

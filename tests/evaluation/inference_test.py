@@ -132,6 +132,20 @@ def test_inputs_that_the_output_would_replace(name, tiny_model, folder, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("name", ["predictions.jsonl", "answers.jsonl", "answers.others.jsonl", "answers.unfinished"])
+def test_outputs_that_cannot_be_written_are_named_before_the_checkpoint_is_read(
+    name, tiny_model, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    if name == "answers.unfinished":
+        (tmp_path / name).write_text("mine")
+    else:
+        (tmp_path / name).mkdir()
+    assert _run(tiny_model, folder, tmp_path) == 1
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "INFER_OUTPUT_DIR is to" in sentence and str(tmp_path / name) in sentence
+
+
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 COLUMNS = st.dictionaries(TEXT, TEXT | st.floats(allow_nan=False, allow_infinity=False) | st.none())
 ROW = st.fixed_dictionaries({"input": TEXT, "columns": COLUMNS})

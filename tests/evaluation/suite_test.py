@@ -77,7 +77,7 @@ def test_results_and_predictions(tiny_model, tmp_path, capsys):
         assert (score["role"], score["step"], score["n"]) == ("other", 0, 12) and score["value"] == entry["value"]
         rows = _rows(tmp_path / "out" / score["answers"])
         assert len(rows) == entry["n"] == 12 and entry["k"] is None
-        assert all(set(row) == {"prompt", "prediction", "target", "score", "output", "key"} for row in rows)
+        assert all(set(row) == {"prompt", "prediction", "target", "score", "output", "key", "crc32"} for row in rows)
         assert entry["value"] == pytest.approx(np.mean([row["score"] for row in rows]))
         if entry["task"] == "toy_wic":  # accuracy, by hand
             expected = 100 * np.mean([row["prediction"].strip() == row["target"].strip() for row in rows])
@@ -202,7 +202,7 @@ def test_a_damaged_predictions_file_is_made_again(tiny_model, tmp_path, caplog):
     file = tmp_path / "out" / "toy_enfr.test.removed.jsonl"
     file.write_bytes(file.read_bytes()[:-30])
     assert _run(tiny_model, tmp_path / "out") == 0
-    assert f"{file} is damaged; all examples of this task are answered again" in caplog.text
+    assert f"{file} is damaged; 1 of its 12 answers are made again if needed" in caplog.text
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
 
 
@@ -249,6 +249,20 @@ def test_a_mistake_is_one_sentence(changes, expected, tiny_model, tmp_path, caps
     (sentence,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert expected in sentence
     assert not (tmp_path / "out" / "scores.json").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry_run", "--data"]])
+def test_outputs_that_cannot_be_written_are_named_before_the_checkpoint_is_read(
+    flags, tiny_model, tmp_path, monkeypatch, capsys
+):
+    """A dry run that opens data said that all was opened."""
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the checkpoint is read first"))
+    (tmp_path / "a_file").write_text("mine")
+    (tmp_path / "out" / "toy_enfr.test.attached.others.jsonl").mkdir(parents=True)
+    for out, expected in (("a_file", "a_file is a file, expected a folder"), ("out", "jsonl, which is a folder")):
+        assert _run(tiny_model, tmp_path / out, *flags) == 1
+        (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert "EVAL_OUTPUT_DIR is" in sentence and expected in sentence
 
 
 def test_a_pipelines_results_are_not_overwritten(tiny_model, tmp_path):

@@ -297,11 +297,14 @@ def test_another_pool_is_another_file(tmp_path, cache, changed):
         lambda content: b"\n".join(content.splitlines()[:-1]) + b"\n",
         lambda content: content + content.splitlines()[-1] + b"\n",
         lambda content: content.splitlines()[0] + b"\n",
-        lambda content: content.splitlines()[0].replace(b"20}", b"0}") + b"\n",
+        lambda content: content.splitlines()[0].replace(b'"rows": 20', b'"rows": 0') + b"\n",
         lambda content: content.replace(b"task", b"mask", 1),
+        lambda content: content.replace(b"answer 3", b"answer 4"),
+        lambda content: b"\n".join([content.splitlines()[0], *[b"[]"] * 20]),  # rows of another shape
+        lambda content: b"\n".join([content.splitlines()[0], *[b'{"question": 5}'] * 20]),
     ],
 )
-def test_a_damaged_pool_is_made_again(tmp_path, cache, damage):
+def test_a_damaged_pool_is_made_again(tmp_path, cache, damage, caplog):
     source = _source(tmp_path, _rows(20))
     first = _make(source)
     (file,) = cache.iterdir()
@@ -309,6 +312,7 @@ def test_a_damaged_pool_is_made_again(tmp_path, cache, damage):
     file.write_bytes(damage(content))
     assert file.read_bytes() != content
     assert _make(source) == first and file.read_bytes() == content
+    assert caplog.text.count(f"{file} is damaged; the pool of exemplars is read again") == 1
 
 
 @pytest.mark.parametrize("method", ["replace", "write_text"])

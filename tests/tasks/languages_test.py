@@ -23,6 +23,9 @@ SETTINGS = settings(max_examples=200, deadline=None, derandomize=True)
         ("ที่นี่", "ที่ นี่"),  # marks follow their consonant
         ("나는 매우", "나는 매우"),
         ("אני אוהב", "אני אוהב"),
+        ("ශ්\u200dරී ලංකාව", "ශ්රී ලංකාව"),  # a joiner does not end a word
+        ("می\u200cخواهم", "میخواهم"),  # nor does a non-joiner
+        ("co\u00adop a\u200bb", "coop a b"),  # nor a soft hyphen; a zero width space does
         ("?! …", ""),
         ("", ""),
     ],
@@ -54,7 +57,26 @@ def test_a_normal_answer_has_no_punctuation(text):
 
 
 @pytest.mark.parametrize(
-    "tag,name", [("zh", "zh"), ("zh-Hant", "zh"), ("th", "char"), ("hi", "intl"), ("de_AT", "intl")]
+    "tag,name",
+    [
+        ("zh", "zh"),
+        ("zh-Hant", "zh"),
+        ("zho", "zh"),
+        ("cmn-Hans", "zh"),
+        ("yue", "zh"),
+        ("th", "char"),
+        ("tha", "char"),
+        ("mya", "char"),
+        ("hi", "intl"),
+        ("de_AT", "intl"),
+        ("ceb", "intl"),
+    ],
 )
 def test_bleu_has_a_tokenizer_for_each_language(tag, name):
     assert languages.bleu_tokenizer(tag) == name
+
+
+def test_codes_of_three_letters_are_those_of_two():
+    """jpn and kor were tokenized as English."""
+    codes = {"jpn": "ja", "kor": "ko", "eng": "en", "khm": "km", "zho_Hant": "zh"}
+    assert {tag: languages.primary(tag) for tag in codes} == codes

@@ -206,7 +206,7 @@ def test_a_reference_in_which_rouge_sees_no_words_is_an_error(target):
 
 def test_english_is_scored_as_without_a_language():
     for name in metrics.BY_NAME:
-        for language in (None, "en", "en-GB"):
+        for language in (None, "en", "en-GB", "eng"):
             assert metrics.in_language(name, language) is metrics.BY_NAME[name]
     assert "rouge_signature" not in metrics.rouge(TARGETS, PREDICTIONS)
 
@@ -233,9 +233,9 @@ def test_a_tokenizer_that_is_not_installed_is_named(monkeypatch):
         metrics.in_language("bleu", "ja")
 
 
-@pytest.mark.parametrize("language", ["Hindi", "z", "", "中文"])
+@pytest.mark.parametrize("language", ["Hindi", "z", "", "中文", "xx", "deu", "xx-Latn"])
 def test_a_language_is_a_code(language):
-    with pytest.raises(ValueError, match=f"Language '{language}' is unknown, expected a code of ISO 639"):
+    with pytest.raises(ValueError, match=f"Language '{language}' is unknown, expected a code of ISO 639-1 such as"):
         metrics.in_language("rouge", language)
 
 
