@@ -56,9 +56,13 @@ def finished(folder: str, run_settings: Any) -> RunResult | None:
     if (best := finished_run.read(folder)) is None:
         return None
     _check_same_settings(epath.Path(folder), run_settings)
-    result = RunResult(folder, *best)
+    return _said(RunResult(folder, *best))
+
+
+def _said(result: RunResult) -> RunResult:
+    """The result, after a line that says what it is."""
     score = "" if result.best_score is None else f" with validation score {result.best_score:.4f}"
-    logging.info("%s is finished; its best checkpoint is that of step %d%s", folder, result.best_step, score)
+    logging.info("%s is finished; its best checkpoint is that of step %d%s", result.model_dir, result.best_step, score)
     return result
 
 
@@ -261,7 +265,7 @@ def finish(folder: str, export_dir: str | None) -> RunResult:
         best = _written_of(folder, step, export_dir)
     finished_run.write(folder, best)
     processes.barrier(f"finished {folder}")
-    return RunResult(folder, *best)
+    return _said(RunResult(folder, *best))
 
 
 def _written_of(folder: str, step: int, export_dir: str | None) -> finished_run.Best:
