@@ -143,6 +143,8 @@ def convert_soft_prompt(from_path: str, to_path: str, to_format: str, *, dry_run
             raise ValueError(f"{source.folder} holds no soft prompt; give a checkpoint of prompt tuning, or a prompt.")
         prompt_NxPxD, description = stored_leaves.whole(source.leaves[parameter_names.PROMPT]), {}
     soft_prompts.check_format(to_format, prompt_NxPxD)
+    if to_format == "npy" and target.suffix != ".npy":  # by which it is recognised when it is read
+        raise ValueError(f"{to_path} is to be a .npy file: give a path that ends in .npy.")
     line = f"{path} -> {target} ({to_format}): {prompt_NxPxD.shape} {prompt_NxPxD.dtype}"
     if dry_run:
         print(line)

@@ -95,6 +95,7 @@ CASES = (
     ("a prompt of another width", f"{CONVERT_DEMO} --soft_prompt=prompt.npy", "is 16 wide"),
     ("a prompt that is not finite", f"{CONVERT_DEMO} --soft_prompt=nan.npy", "finite"),
     ("a folder that is in use", f"{CONVERT_DEMO} --to=a_folder", "exists and is not empty"),
+    ("a prompt without .npy", "convert --from=prompt.npy --to_format=npy --to=out", "give a path that ends in .npy"),
     ("a prompt over a file", "convert --from=prompt.npy --to_format=npy --to=a_file", "exists"),
     ("deep JSON in results", "report --results=deep.json --out=report", "deep.json"),
     ("half of the results", "report --results=half.json --out=report", "half.json"),
