@@ -7,6 +7,7 @@ Rows without a gold label (label -1, in files also "-") are left out. Nothing is
 
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -153,7 +154,8 @@ class JsonlRows(seqio.FunctionDataSource):
         file, part = self._file(split)
         content = files.content_hash(self._folder / file)
         columns = {column: path for column, (path, _) in self._columns.items()}
-        return {"jsonl": file, "content": content, "start": part.start, "stop": part.stop, "columns": columns}
+        name = os.path.basename(file)  # SPLITS may have whole paths
+        return {"jsonl": name, "content": content, "start": part.start, "stop": part.stop, "columns": columns}
 
     def _read(self, split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # rows keep the file's order; training shuffles them itself

@@ -270,3 +270,11 @@ def test_an_unknown_split_is_named(tmp_path):
     for ask in (source.identity, source.get_dataset):
         with pytest.raises(ValueError, match="'absent'"):
             ask("absent")
+
+
+def test_rows_are_what_they_are_under_any_path(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "rows.jsonl").write_text(GOOD)
+    relative = sources.JsonlRows(str(tmp_path / "here"), {"train": "rows.jsonl"}, PAIR)
+    absolute = sources.JsonlRows(str(tmp_path), {"train": str(tmp_path / "here" / "rows.jsonl")}, PAIR)
+    assert relative.identity("train") == absolute.identity("train")
