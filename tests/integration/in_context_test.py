@@ -70,6 +70,7 @@ def test_predictions_are_the_same_in_every_layout(outputs):
     assert len(files) == 6, "three toy tasks, one without exemplars, two draws of two"
     for name in files:
         for row, again in zip(_rows(first / name), _rows(other / name), strict=True):
+            del row["crc32"], again["crc32"]
             scores, scores_again = row.pop("choice_scores", []), again.pop("choice_scores", [])
             np.testing.assert_allclose(scores, scores_again, rtol=1e-5, atol=1e-5)
             assert bool(scores) == name.startswith("ranked") and row == again
