@@ -225,13 +225,13 @@ def test_a_compiled_program():
     model = EncoderDecoderModel(T5Config(256, 128, 2, 64, 256, 1, 1, dtype="bfloat16", scan_layers=False))
     evaluation = programs.Answering(model, {"inputs": 128, "targets": 128}, 4, partitioner)
     measured = measures.measure(programs.scoring(evaluation), topology)
-    d, f, vocab, length = 128, 256, 256, 128
+    d, f, vocab, length, choices = 128, 256, 256, 128, 4
     parameters = 2 * (4 * d * d + 3 * d * f) + 4 * d * d + 2 * vocab * d + (2 + 3 + 2) * d + 2 * 2 * 32
-    arguments = 4 * parameters + 4 * 4 * length + 4  # one row of the batch, and its number
+    arguments = 4 * parameters + 4 * (1 + 3 * choices) * length + 4  # one row of the batch, and its number
     # XLA leaves out what it does not use: scoring does not look at the number of a row.
     assert arguments - 4 <= measured.arguments <= 1.05 * arguments
-    layers = 2 * (4 * d * d + 3 * d * f) + 4 * d * d
-    products = 2 * length * (layers + d * vocab) + 3 * 2 * 2 * length * length * d
+    encoder, decoder = 4 * d * d + 3 * d * f + 2 * d * d, 6 * d * d + 3 * d * f  # keys and values are of the input
+    products = 2 * length * (encoder + choices * (decoder + d * vocab)) + (1 + 2 * choices) * 4 * length * length * d
     assert measured.flops_jaxpr == 4 * products
     assert measured.flops_hlo == pytest.approx(4 * products, rel=0.01)
     assert measured.compute_seconds == pytest.approx(products / 197e12, rel=0.01)
