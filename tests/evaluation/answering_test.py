@@ -133,6 +133,19 @@ def test_ranking_encodes_an_input_once_for_all_its_choices(network, monkeypatch)
     assert {rows for part, rows in shapes if part == "decoder"} == {2, 6}
 
 
+def test_choices_of_equal_tokens_are_scored_once(network, monkeypatch):
+    """In two rows, rounding could tell them apart."""
+    scored, with_choices = [], answering._with_choices
+
+    def noting(inputs_NxT, choices):
+        scored.extend(choices)
+        return with_choices(inputs_NxT, choices)
+
+    monkeypatch.setattr(answering, "_with_choices", noting)
+    _answers(network, "rank")
+    assert [len(choices) for choices in scored] == [len(set(choices)) for choices in CHOICES]
+
+
 def test_length_normalisation_can_change_the_answer(network):
     sums, means = (_answers(network, "rank", length_normalized=normalized) for normalized in (False, True))
     assert sums[1].output != "maybe so", "nine tokens are less likely than three"
