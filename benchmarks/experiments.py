@@ -3,7 +3,7 @@
     git worktree add /tmp/before 07b7e47
     python benchmarks/experiments.py --before=/tmp/before
 
-Cases: ranking (96 inputs of 512 tokens with 3 choices each, embed 512, 8+8 layers, random weights).
+Cases: ranking (32 inputs of 512 tokens with 3 choices each, embed 512, 8+8 layers, random weights).
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES, BATCH, INPUTS = 96, 32, 512
+EXAMPLES, BATCH, INPUTS = 32, 32, 512
 SIZES = {"vocab_size": 32128, "embed_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
 LAYERS = 8
 CHOICES = [b"entailment", b"neutral", b"contradiction"]
