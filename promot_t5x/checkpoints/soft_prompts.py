@@ -16,11 +16,9 @@ from promot_t5x.checkpoints import digests, stored_leaves
 from promot_t5x.checkpoints.huggingface import peft, safetensors_file
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.models import parameter_names
-from promot_t5x.runtime import arguments, files
+from promot_t5x.runtime import arguments, files, strict_json
 
 WEIGHTS, DESCRIPTION = (f"{parameter_names.SOFT_PROMPT}.{ending}" for ending in ("safetensors", "json"))
-
-_CHECKSUM = "crc32"  # in the metadata of the file
 
 
 def is_prompt(path: epath.Path) -> bool:
@@ -128,6 +126,10 @@ def check_width(prompt_NxPxD: np.ndarray, path: epath.PathLike, embed_dim: int, 
         )
 
 
+def _checksum(prompt_NxPxD: np.ndarray) -> str:
+    return f"{digests.crc32(prompt_NxPxD):08x}"
+
+
 def _check(prompt_NxPxD: np.ndarray, source: epath.PathLike) -> None:
     """Checks that an array is a soft prompt.
 
@@ -167,7 +169,7 @@ def save(folder: str | os.PathLike[str], prompt_NxPxD: np.ndarray | jax.Array, d
     sizes = dict(zip(("prompts", "length", "embed"), prompt_NxPxD.shape, strict=True))
     files.write_json(folder / DESCRIPTION, {**sizes, **description, **sizes})  # first: it may have no JSON form
     tensors = {parameter_names.PROMPT: np.ascontiguousarray(prompt_NxPxD)}
-    checksum = {_CHECKSUM: f"{digests.crc32(prompt_NxPxD):08x}"}
+    checksum = {strict_json.CHECKSUM: _checksum(prompt_NxPxD)}
     files.write_whole(folder / WEIGHTS, safetensors.numpy.save(tensors, metadata=checksum))
 
 
@@ -197,8 +199,8 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
             if tensors:
                 raise ValueError(f"it also holds {', '.join(sorted(tensors)[:3])}, expected a prompt alone")
             prompt = np.frombuffer(stored["data"], safetensors_file.DTYPES[stored["dtype"]]).reshape(stored["shape"])
-            checksum = safetensors_file.metadata(content).get(_CHECKSUM)
-            if checksum not in (None, f"{digests.crc32(prompt):08x}"):  # files of earlier versions have none
+            checksum = safetensors_file.metadata(content).get(strict_json.CHECKSUM)
+            if checksum not in (None, _checksum(prompt)):  # files of earlier versions have none
                 raise ValueError("its numbers differ from those that were saved; copy it again")
     except (KeyError, ValueError, EOFError, safetensors.SafetensorError) as error:
         raise ValueError(f"{file} does not hold a soft prompt: {error}.") from error
