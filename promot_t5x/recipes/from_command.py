@@ -36,7 +36,7 @@ def follow(invocation: flags.Invocation) -> None:
         folder = files.absolute(arguments["work_dir"])
         _print_runs(train, arguments["recipe"], folder, arguments["initial_checkpoint_path"], with_data)
         if with_data:
-            run_scores.check(arguments["recipe"], arguments["model"], arguments["evaluation_config"])
+            run_scores.check_data(arguments["recipe"], arguments["model"], arguments["evaluation_config"])
         return
     config = {"gin_files": list(invocation.gin_files), "bindings": list(invocation.gin_bindings)}
     try:

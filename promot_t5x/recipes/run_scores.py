@@ -8,7 +8,7 @@ from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import saving, sources
-from promot_t5x.data import definitions
+from promot_t5x.data import definitions, vocabularies
 from promot_t5x.evaluation import results, scoring, suite
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -136,11 +136,23 @@ def _questions(
             yield suite.Suite([catalog.entry(task)], recipe.in_context_split, config, role="other"), prompt
 
 
-def check(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> None:
-    """Opens the tasks and vocabularies that a recipe's runs are scored on; raises what `suite.check` raises."""
+def check(recipe: Recipe, model: EncoderDecoderModel) -> None:
+    """Opens the vocabularies of a recipe's tasks; raises what `vocabularies.check_task` raises."""
+    for task in (recipe.target, *recipe.in_context):
+        vocabularies.check_task(task, "pipeline.Recipe", model.config.vocab_size)
+
+
+def check_data(recipe: Recipe, model: EncoderDecoderModel, config: scoring.EvaluationConfig) -> None:
+    """Makes the `check`, and reads an example of each task that a recipe's runs are scored on.
+
+    Raises:
+      FileNotFoundError, ValueError: see `check` and `evaluation_examples`.
+    """
+    check(recipe, model)
     unscored = planned_runs(recipe)[0]
     for questions_suite, _ in _questions(recipe, unscored, config):
-        suite.check(questions_suite, model)
+        (entry,) = questions_suite.entries
+        questions_suite.read(entry, limit=1)
 
 
 def comparison_run(planned: PlannedRun, run_scores: Mapping[str, Any]) -> comparison.Run:

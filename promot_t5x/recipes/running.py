@@ -11,7 +11,6 @@ from absl import logging
 from etils import epath
 
 from promot_t5x.checkpoints import loading, networks, saving
-from promot_t5x.data import vocabularies
 from promot_t5x.evaluation import scoring
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -74,8 +73,7 @@ def run_recipe(
     decided_by, config = (_as_json(values, name) for values, name in ((decided_by, "decided_by"), (config, "config")))
     if check := getattr(train, "check", None):
         check(runs)
-    for task in (recipe.target, *recipe.in_context):
-        vocabularies.check_task(task, "pipeline.Recipe", model.config.vocab_size)
+    run_scores.check(recipe, model)
     folder = files.writable_folder(work_dir, "WORK_DIR")
     base = str(folder / RANDOM_WEIGHTS if initial_checkpoint_path is None else files.absolute(initial_checkpoint_path))
     if initial_checkpoint_path is None and not processes.agreed(epath.Path(base).exists()):
