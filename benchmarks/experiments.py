@@ -1,131 +1,73 @@
-"""Experiments against an earlier commit: CPU seconds of both, in processes of their own, in turn.
+"""Experiments against an earlier commit: both run every case, in processes of their own, in turn.
 
     git worktree add /tmp/before 07b7e47
-    python benchmarks/experiments.py --before=/tmp/before
+    python benchmarks/experiments.py --before=/tmp/before --data=DATA --cases ranking reading
 
-Cases: ranking (32 inputs of 512 tokens with 3 choices each, embed 512, 8+8 layers, random weights).
+The cases are in experiment_cases.py. Those on real text need DATA, a folder of JSONL data sets and a SentencePiece
+model: super_glue, nq_open, web_questions, ntrex128, wiki_lingua and spm. Without `--before` only this commit is
+measured.
 """
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from experiment_cases import CASES
+
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES, BATCH, INPUTS = 32, 32, 512
-SIZES = {"vocab_size": 32128, "embed_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
-LAYERS = 8
-CHOICES = [b"entailment", b"neutral", b"contradiction"]
-
-# Where commit 07b7e47 has these modules.
-_BEFORE = {
-    "data.evaluation_examples": "examples",
-    "evaluation.answering": "answering",
-    "models.architecture": "architecture",
-    "models.encoder_decoder": "model",
-    "partitioning.partitioner": "partitioning",
-}
 
 
-def _module(name: str) -> Any:
-    """A module of the package by its name today, of whichever of the two commits this process runs."""
-    try:
-        return importlib.import_module(f"promot_t5x.{name}")
-    except ModuleNotFoundError:
-        return importlib.import_module(f"promot_t5x.{_BEFORE[name]}")
+def measured(case: str, root: Path, data: Path) -> dict[str, Any]:
+    """One case in a process of its own, with a cache folder of its own."""
+    command = [sys.executable, __file__, f"--measure={case}", f"--data={data.resolve()}"]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "PROMOT_CACHE": cache}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
+    if done.returncode:
+        sys.exit(f"{case} failed in {root}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def ranking() -> Any:
-    """Ranks the choices of one task; returns their scores."""
-    import jax
-    import numpy as np
-    import seqio
-    import tensorflow as tf
-
-    rng = np.random.default_rng(0)
-    rows = {
-        "inputs": ["".join(map(chr, rng.integers(97, 122, INPUTS - 1))) for _ in range(EXAMPLES)],
-        "targets": [b"neutral"] * EXAMPLES,
-        "choices": [CHOICES] * EXAMPLES,
+def compare(case: str, roots: dict[str, Path], data: Path, rounds: int) -> None:
+    """Prints the least of each number over all rounds, and how far apart the results are."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in roots}
+    for _ in range(rounds):
+        for name, root in roots.items():
+            rows[name].append(measured(case, root, data))
+    print(f"{case}: {CASES[case].__doc__}")
+    least = {
+        name: {number: min(row["numbers"][number] for row in of_commit) for number in of_commit[0]["numbers"]}
+        for name, of_commit in rows.items()
     }
-    source = seqio.FunctionDataSource(
-        lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(rows), splits=("test",)
-    )
-    features = {k: seqio.Feature(seqio.ByteVocabulary(), add_eos=True) for k in ("inputs", "targets")}
-    preprocessors = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
-    seqio.TaskRegistry.add("ranking", source, features, preprocessors=preprocessors)
-    examples_module = _module("data.evaluation_examples")
-    read = getattr(examples_module, "evaluation_examples", None) or examples_module.eval_examples
-    examples = read("ranking", {"inputs": INPUTS, "targets": 16}, "test")
-
-    config = _module("models.architecture").T5Config(**SIZES, num_encoder_layers=LAYERS, num_decoder_layers=LAYERS)
-    model = _module("models.encoder_decoder").EncoderDecoderModel(config)
-    params = jax.tree.map(
-        lambda leaf: 0.05 * rng.standard_normal(leaf.shape, np.float32).astype(leaf.dtype), model.abstract_params()
-    )
-    params = jax.device_put(params)
-    partitioner = _module("partitioning.partitioner").Partitioner()
-
-    def run():
-        answers = _module("evaluation.answering").answers(
-            model, params, examples, "rank", prompt_id=None, batch_size=BATCH, partitioner=partitioner
-        )
-        by_number = {n: a.scores for numbers, of_batch in answers for n, a in zip(numbers, of_batch, strict=True)}
-        return [by_number[n] for n in range(EXAMPLES)]
-
-    return run
-
-
-CASES = {"ranking": ranking}
-
-
-def measure(case: str) -> dict[str, Any]:
-    """Runs in its own process: CPU seconds the first time, compilation included, and the second."""
-    run = CASES[case]()
-    seconds, results = [], None
-    for _ in range(2):
-        began = time.process_time()
-        results = run()
-        seconds.append(time.process_time() - began)
-    return {"first": seconds[0], "second": seconds[1], "results": results}
+    for number, now in least["now"].items():
+        before = least.get("before", {}).get(number)
+        ratio = "" if not before else f"  before {before:9.2f}  ratio {now / before:.2f}"
+        print(f"  {number or 'CPU seconds':60} now {now:9.2f}{ratio}")
+    if "before" in rows and (results := [rows[name][-1]["results"] for name in roots])[0]:
+        differences = [abs(a - b) for a, b in zip(*results, strict=True)]
+        print(f"  {len(differences)} results differ by at most {max(differences):.1e}", flush=True)
 
 
 def main() -> None:
-    """Measures both commits in turn and prints ratios of the least CPU seconds."""
+    """Measures the cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, required=True, help="a checkout of the earlier commit")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--cases", nargs="*", default=list(CASES))
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--before", type=Path, help="a checkout of the earlier commit")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of data sets")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.measure:
-        print(json.dumps(measure(flags.measure)))
+        print(json.dumps(CASES[flags.measure](flags.data)._asdict()))
         return
-    import numpy as np
-
+    before = {"before": flags.before.resolve()} if flags.before else {}
     for case in flags.cases:
-        measured: dict[str, list[dict[str, Any]]] = {"before": [], "now": []}
-        for _ in range(flags.rounds):
-            for name, root in (("before", flags.before), ("now", ROOT)):
-                command = [sys.executable, __file__, f"--before={flags.before}", f"--measure={case}"]
-                environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
-                if done.returncode:
-                    sys.exit(f"{case} {name} failed:\n{done.stderr[-3000:]}")
-                measured[name].append(json.loads(done.stdout.splitlines()[-1]))
-        least = {n: {k: min(row[k] for row in rows) for k in ("first", "second")} for n, rows in measured.items()}
-        results = [np.array(rows[-1]["results"]) for rows in measured.values()]
-        print(
-            f"{case}: {least['now']['first'] / least['before']['first']:.2f} of the CPU seconds the first time "
-            f"({least['before']['first']:.1f} before), {least['now']['second'] / least['before']['second']:.2f} the "
-            f"second ({least['before']['second']:.1f}); results differ by at most "
-            f"{np.max(np.abs(results[0] - results[1]) / np.abs(results[0])):.1e} of their size"
-        )
+        compare(case, {**before, "now": ROOT}, flags.data, flags.rounds)
 
 
 if __name__ == "__main__":
