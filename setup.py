@@ -101,6 +101,7 @@ setuptools.setup(
         "rouge-score>=0.1.2",
         "sacrebleu>=2.4",
         "safetensors>=0.4",
+        "scipy>=1.11",
         "sentencepiece>=0.2",
         "seqio>=0.0.19",
         "shtab>=1.7",

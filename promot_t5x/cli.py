@@ -18,6 +18,7 @@ _VERBS = {
     "plan": ("promot_t5x.plan", "compile a recipe for a TPU slice without having one: memory, FLOPs, traffic"),
     "convert": ("promot_t5x.convert", "convert a checkpoint between our format, T5X's and Hugging Face's"),
     "demo": ("promot_t5x.demo", "run the whole method on a small world, in minutes on a CPU"),
+    "compare": ("promot_t5x.compare", "paired differences of two evaluations, task by task"),
     "report": ("promot_t5x.report", "write the report of a comparison.json, or the table of a scores.json, again"),
     "doctor": ("promot_t5x.doctor", "print versions, devices and folders, to include in a question"),
 }

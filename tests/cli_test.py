@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_help_names_every_verb(argv, capsys):
     assert cli.main(argv) == 0
     stdout = capsys.readouterr().out
-    verbs = ("train", "eval", "infer", "pipeline", "plan", "convert", "demo", "report", "doctor")
+    verbs = ("train", "eval", "infer", "pipeline", "plan", "convert", "demo", "compare", "report", "doctor")
     assert all(f"\n  {verb} " in stdout for verb in verbs)
 
 
@@ -71,7 +71,7 @@ def test_every_verb_has_help_and_refuses_unknown_flags(verb, capsys):
     assert cli.main([verb, "--gin_fil=x"]) == 1
     stderr = capsys.readouterr().err
     # Of two mistakes argparse tells a missing flag first.
-    needed = {"report": "--out", "plan": "--topology", "convert": "--from"}.get(verb)
+    needed = {"report": "--out", "plan": "--topology", "convert": "--from", "compare": "RUN_A"}.get(verb)
     assert "error: unknown flag --gin_fil (did you mean '--gin_file'?)" in stderr or (needed and needed in stderr)
 
 

@@ -42,6 +42,9 @@ CASES = (
     ("convert as several processes", f"{CONVERT_DEMO} --multiprocess", "would change nothing"),
     ("report with a macro", "report --results=other.json --out=report --gin.MODEL_DIR=x", "would change nothing"),
     ("report as a dry run", "report --results=other.json --out=report --dry_run", "would change nothing"),
+    ("compare with a macro", "compare a_folder a_folder --gin.MODEL_DIR=x", "would change nothing"),
+    ("one evaluation to compare", "compare a_folder", "the following arguments are required: RUN_B"),
+    ("three evaluations to compare", "compare a_folder a_folder a_folder", "unexpected argument 'a_folder'"),
     ("doctor with a gin file", "doctor --gin_file=models/toy.gin", "would change nothing"),
     ("results and scores", "report --results=other.json --scores=other.json --out=report", "not allowed with argument"),
     ("a report of nothing", "report --out=report", "--results --scores is required"),
@@ -102,6 +105,8 @@ CASES = (
     ("a list of results", "report --results=list.json --out=report", "list.json"),
     ("other results", "report --results=other.json --out=report", "other.json"),
     ("deep JSON in scores", "report --scores=deep.json --out=report", "deep.json"),
+    ("a folder without scores to compare", "compare a_folder a_folder", "a_folder/scores.json does not exist"),
+    ("other scores to compare", "compare other.json other.json", "other.json"),
     ("other scores", "report --scores=other.json --out=report", "other.json"),
     # hardware
     ("hardware that is absent", "doctor", "JAX_PLATFORMS=cuda", {"JAX_PLATFORMS": "cuda"}),

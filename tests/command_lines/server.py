@@ -54,14 +54,24 @@ class Server:
 
 
 def _serve(folder: str) -> None:
-    from promot_t5x import cli, convert, doctor, eval, infer, pipeline, plan, report, train
+    from promot_t5x import cli, compare, convert, doctor, eval, infer, pipeline, plan, report, train
     from promot_t5x.checkpoints import conversion
     from promot_t5x.evaluation import inference
     from promot_t5x.planning import search
     from promot_t5x.recipes import from_command
     from promot_t5x.reports import page
 
-    _ = convert, doctor, eval, infer, pipeline, plan, report, train  # commands import rooms only when they need them
+    _ = (
+        compare,
+        convert,
+        doctor,
+        eval,
+        infer,
+        pipeline,
+        plan,
+        report,
+        train,
+    )  # commands import rooms only when they need them
     _ = conversion, inference, search, from_command, page
 
     answers = os.fdopen(os.dup(1), "w")
