@@ -42,7 +42,7 @@ def test_a_recipe_is_both_stages_and_its_evaluation(tmp_path, monkeypatch):
         assert (config.embed_dim, config.prompt_length, config.remat, config.scan_layers) == (4096, 100, "full", True)
         assert training.model.label_smoothing == 0.1
     assert planned.evaluation is not None
-    assert planned.evaluation.lengths == {"inputs": 2560, "targets": 128} and planned.evaluation.batch_size == 64
+    assert planned.evaluation.lengths == {"inputs": 6144, "targets": 128} and planned.evaluation.batch_size == 32
     assert planned.evaluation.model.config == planned.stages["prompt_tuning"].model.config
     assert list(tmp_path.iterdir()) == []
 

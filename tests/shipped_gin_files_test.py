@@ -14,11 +14,18 @@ from promot_t5x.data import training_batches
 from promot_t5x.models import architecture, encoder_decoder, parameter_names
 from promot_t5x.recipes import gin_runs, running
 from promot_t5x.recipes.recipe import Recipe, planned_runs
+from promot_t5x.tasks import paper
 from promot_t5x.training import stage_run, trainer
 
 FILES = {str(path.relative_to(gin_files._PACKAGED)): path for path in gin_files.gin_files_packaged()}
 # T5X's binaries parse gin/t5x, in training/t5x_binary_peer_test.py: it imports T5X and names their entry points.
 OURS = [name for name in FILES if not name.startswith("t5x/")]
+
+# The recipes of the paper's experiments.
+PAPER = (
+    *("promot_rte", "promot_wmt14_enfr", "promot_snli", "promot_openbookqa", "promot_rte_1shot"),
+    *("promot_wmt14_enfr_1shot", "ablations_rte", "t5_1_1_xxl_rte", "mt5_xl_wmt14_enfr"),
+)
 
 # What a file needs next to itself: other files and values, as its head comment says.
 _RUN = ["models/mt5_small.gin", "tasks/rte.gin"]
@@ -60,12 +67,12 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
     "recipes/demo.gin": ([], ["WORK_DIR = '/w'"]),
     "recipes/demo_seeds.gin": ([], ["WORK_DIR = '/w'"]),
     "recipes/demo_pretrain.gin": ([], ["MODEL_DIR = '/m'"]),
-    "recipes/promot_rte.gin": ([], ["WORK_DIR = '/w'"]),
+    "recipes/paper.gin": (["models/mt5_small.gin", "tasks/rte.gin"], ["WORK_DIR = '/w'", "PRETRAINED = '/c'"]),
+    **{f"recipes/{name}.gin": ([], ["WORK_DIR = '/w'"]) for name in PAPER},
     "recipes/trial_rte.gin": ([], _TRIAL),
     "recipes/trial_steps.gin": ([], ["STEPS = 10"]),
 }
-PIPELINES = [name for name, path in FILES.items() if "pipeline.Recipe.methods = " in path.read_text()]
-PIPELINES += ["recipes/demo_seeds.gin"]
+PIPELINES = [*(f"recipes/{name}.gin" for name in (*PAPER, "trial_rte", "demo", "demo_seeds"))]
 
 # Sizes of the public checkpoints: heads, layers of each side, D, F. The heads are 64 wide in all of them.
 SIZES = {
@@ -217,7 +224,7 @@ def _checked_splits(name):
         yield recipe, planned, validation, gin_files.configurable(training_batches.DatasetConfig)()
 
 
-IN_CONTEXT = {"inputs": 2560, "targets": 128}
+IN_CONTEXT = {"inputs": 6144, "targets": 128}
 TRIAL = {"inputs": 128, "targets": 4}
 
 
@@ -231,7 +238,7 @@ TRIAL = {"inputs": 128, "targets": 4}
     ],
 )
 def test_a_task_keeps_its_lengths_in_a_recipe(recipe, task, lengths, in_context):
-    """RTE's checkpoints were chosen with 2560 and 128 tokens, and En-Fr was decoded to 128 of its 256."""
+    """RTE's checkpoints were chosen with the in-context tasks' lengths, and En-Fr was decoded to 128 of its 256."""
     files, bindings = [recipe, task], [*_TRIAL, "WORK_DIR = '/w'"]
     gin_files.parse(files, bindings)
     arguments = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
@@ -293,6 +300,43 @@ def test_promot_rte_is_the_papers():
         assert (network.config.prompt_length, network.config.dropout_rate, network.label_smoothing) == (100, 0.1, 0.1)
         assert (network.decoding.method, network.decoding.num_beams) == ("beam", 4)
     assert seen == ["prompt_tuning", "fine_tuning", "promot"]
+
+
+PAPER_TARGETS = {
+    "promot_rte": ("rte", {"inputs": 512, "targets": 8}, 4096),
+    "promot_wmt14_enfr": ("wmt14_enfr", {"inputs": 256, "targets": 256}, 4096),
+    "promot_snli": ("snli", {"inputs": 256, "targets": 8}, 4096),
+    "promot_openbookqa": ("openbookqa", {"inputs": 256, "targets": 8}, 4096),
+    "promot_rte_1shot": ("rte_1shot_seed0", {"inputs": 1024, "targets": 8}, 4096),
+    "promot_wmt14_enfr_1shot": ("wmt14_enfr_1shot_seed0", {"inputs": 768, "targets": 256}, 4096),
+    "ablations_rte": ("rte", {"inputs": 512, "targets": 8}, 4096),
+    "t5_1_1_xxl_rte": ("rte", {"inputs": 512, "targets": 8}, 4096),
+    "mt5_xl_wmt14_enfr": ("wmt14_enfr", {"inputs": 256, "targets": 256}, 2048),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_experiments(name):
+    """Section 5 and appendix C: the target of each table, and eight tasks with 1 and 4 exemplars, three draws each."""
+    target, lengths, embed_dim = PAPER_TARGETS[name]
+    _, recipe = _recipe(f"recipes/{name}.gin")
+    assert (recipe.target, recipe.target_lengths, recipe.learning_rates) == (target, lengths, (1e-3,))
+    draws = [f"{k}shot_seed{seed}" for k in (1, 4) for seed in (0, 1, 2)]
+    assert recipe.in_context == tuple(f"{task}_{draw}" for task in paper.IN_CONTEXT_TASKS for draw in draws)
+    extra = {"joint_tuning", "random_prompt"} if name == "ablations_rte" else set()
+    assert set(recipe.methods) == {"pretrained", "prompt_tuning", "fine_tuning", "promot"} | extra
+    model = gin_files.configurable(encoder_decoder.EncoderDecoderModel)()
+    checkpoint = gin.query_parameter("PRETRAINED/gin.macro.value")
+    vocab_size = 32128 if name.startswith("t5_1_1") else 250112
+    assert (model.config.embed_dim, model.config.vocab_size) == (embed_dim, vocab_size)
+    assert f"/{'t5_1_1' if vocab_size == 32128 else 'mt5'}_{'xl' if embed_dim == 2048 else 'xxl'}/" in checkpoint
+
+
+def test_one_draw_of_one_exemplar():
+    files, values = NEEDS["recipes/promot_rte.gin"]
+    gin_files.parse([*files, "recipes/promot_rte.gin"], [*values, "SHOTS = (1,)", "SEEDS = (0,)"])
+    in_context = gin_files.configurable(Recipe)().in_context
+    assert in_context == tuple(f"{task}_1shot_seed0" for task in paper.IN_CONTEXT_TASKS)
 
 
 @pytest.mark.parametrize("family,size", [(f, size) for f, (_, counts) in FAMILIES.items() for size in counts])
