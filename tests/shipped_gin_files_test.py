@@ -69,6 +69,7 @@ NEEDS: dict[str, tuple[list[str], list[str]]] = {
     "recipes/demo_pretrain.gin": ([], ["MODEL_DIR = '/m'"]),
     "recipes/paper.gin": (["models/mt5_small.gin", "tasks/rte.gin"], ["WORK_DIR = '/w'", "PRETRAINED = '/c'"]),
     **{f"recipes/{name}.gin": ([], ["WORK_DIR = '/w'"]) for name in PAPER},
+    **{f"recipes/at_mt5_{size}.gin": (["tasks/rte.gin"], []) for size in ("small", "base")},
     "recipes/trial_rte.gin": ([], _TRIAL),
     "recipes/trial_steps.gin": ([], ["STEPS = 10"]),
 }
@@ -337,6 +338,23 @@ def test_one_draw_of_one_exemplar():
     gin_files.parse([*files, "recipes/promot_rte.gin"], [*values, "SHOTS = (1,)", "SEEDS = (0,)"])
     in_context = gin_files.configurable(Recipe)().in_context
     assert in_context == tuple(f"{task}_1shot_seed0" for task in paper.IN_CONTEXT_TASKS)
+
+
+@pytest.mark.parametrize("size, embed_dim", [("small", 512), ("base", 768)])
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_experiments_at_a_smaller_size(name, size, embed_dim):
+    files = [f"recipes/{name}.gin", f"recipes/at_mt5_{size}.gin"]
+    gin_files.parse(files, ["WORK_DIR = '/w'"])
+    gin_checks.check_macros()
+    arguments = gin_files.bound_arguments(running.run_recipe, "pipeline.run", given=("train",))
+    assert len(arguments["recipe"].in_context) == 8 and arguments["recipe"].target == PAPER_TARGETS[name][0]
+    assert arguments["recipe"].target_lengths == PAPER_TARGETS[name][1]
+    assert (arguments["evaluation_config"].limit, arguments["partitioner"].num_partitions) == (200, 1)
+    assert (arguments["model"].config.embed_dim, arguments["model"].config.vocab_size) == (embed_dim, 250112)
+    assert f"/mt5_{size}/" in arguments["initial_checkpoint_path"]
+    for planned in planned_runs(arguments["recipe"])[1:]:
+        gin_runs.GinRuns(files, ["WORK_DIR = '/w'"]).configure(planned, "/w/run", ["/c"])
+        assert gin_files.configurable(stage_run.Validation)().config.limit == 200
 
 
 @pytest.mark.parametrize("family,size", [(f, size) for f, (_, counts) in FAMILIES.items() for size in counts])
