@@ -201,10 +201,10 @@ def prompts(
       seed: seed of the exemplars.
       training: draw other exemplars every time that a question is read.
     """
-    prompter = _prompter(task, prompting, shots, seed, sequence_length)
+    of_row = _prompter(task, prompting, shots, seed, sequence_length)
 
     def values(row: bytes, *reading: int) -> list[Any]:
-        made = prompter(row, *reading)
+        made = of_row(row, *reading)
         texts = [getattr(made, name).encode() for name in TEXT_FEATURES]
         choices = np.array([choice.encode() for choice in made.choices], dtype=np.bytes_)
         return [*texts, *(np.int32(made.counts[name]) for name in COUNTS), choices]
@@ -225,27 +225,22 @@ def prompts(
 _TOKENIZED = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim)
 
 
-def prompter(task: seqio.Task, sequence_length: Mapping[str, int] | None = None) -> Prompter | None:
-    """What builds a task's prompts; None for a task whose examples are more than tokenized prompts of its source.
-
-    The examples of such a task can be read without seqio, which takes several times as long.
-
-    Args:
-      task: any task of seqio's registry.
-      sequence_length: see `prompts`.
-
-    Raises:
-      See `prompts`.
-    """
+def is_only_prompts(task: seqio.Task) -> bool:
+    """Whether a task's examples are the tokenized prompts of its source and nothing else, as `register` makes it."""
     first, *others = task.preprocessors or (None,)
-    if type(task) is not seqio.Task or getattr(first, "func", None) is not prompts or tuple(others) != _TOKENIZED:
-        return None
-    arguments = dict(first.keywords)  # pyright: ignore[reportOptionalMemberAccess]
-    vocabulary = arguments["prompting"].vocabulary
-    own_encoder = getattr(vocabulary, "_use_fast_tokenizer", False)  # seqio then encodes with another library
-    if own_encoder or arguments.get("training") or task.output_features != _features(vocabulary):
-        return None
-    return _prompter(**arguments, sequence_length=sequence_length)
+    if type(task) is not seqio.Task or not isinstance(first, functools.partial) or first.func is not prompts:
+        return False
+    vocabulary = first.keywords["prompting"].vocabulary
+    as_registered = tuple(others) == _TOKENIZED and task.output_features == _features(vocabulary)
+    # A fast tokenizer is another library's, which only seqio's TensorFlow ops use.
+    other_encoder = getattr(vocabulary, "_use_fast_tokenizer", False)
+    return as_registered and not first.keywords.get("training") and not other_encoder
+
+
+def prompter(task: seqio.Task, sequence_length: Mapping[str, int] | None = None) -> Prompter:
+    """What builds the prompts of a task for which `is_only_prompts` holds; takes and raises what `prompts` does."""
+    first: Any = task.preprocessors[0]
+    return _prompter(**first.keywords, sequence_length=sequence_length)
 
 
 def _features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:

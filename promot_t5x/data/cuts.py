@@ -5,6 +5,7 @@ its own prompts, has those of `OF_PROMPTS`.
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ _OF_VOCABULARY = {
     EQUAL_CHOICES: "choices that the vocabulary cannot tell apart",
 }
 _WHITE_SPACE = r"[\s\pZ]+"
+_WHITE_SPACE_IN_PYTHON = re.compile("[\t\n\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 
 
 def noting(task: seqio.Task) -> seqio.Task:
@@ -68,6 +70,18 @@ def _note_other_texts(dataset: tf.data.Dataset, output_features: Mapping[str, An
 
 def _one_line(text: tf.Tensor) -> tf.Tensor:
     return tf.strings.strip(tf.strings.regex_replace(text, _WHITE_SPACE, " "))
+
+
+def is_other_text(decoded: str, text: str) -> bool:
+    """Whether decoded tokens are another text than the one they were made of, apart from white space.
+
+    >>> is_other_text("red cat", " red\\u3000cat"), is_other_text("red", "red cat")
+    (False, True)
+    """
+    if decoded == text:
+        return False
+    one, other = (_WHITE_SPACE_IN_PYTHON.sub(" ", t).strip(" \t\n\v\f\r") for t in (decoded, text))
+    return one != other
 
 
 def _note(
