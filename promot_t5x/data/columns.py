@@ -2,7 +2,7 @@
 
 import array
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -67,8 +67,8 @@ class Collected:
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns(Sequence[dict[str, Any]]):
-    """N examples as columns; one is made a dictionary, as seqio returns it, when it is asked for.
+class Columns(Sequence["Row"]):
+    """N examples as columns; each has the features and values that seqio returns.
 
     Attributes:
       tokens: features of token ids.
@@ -86,20 +86,42 @@ class Columns(Sequence[dict[str, Any]]):
         return len(next(iter({**self.tokens, **self.texts}.values())))
 
     @overload
-    def __getitem__(self, number: int) -> dict[str, Any]: ...
+    def __getitem__(self, number: int) -> "Row": ...
     @overload
-    def __getitem__(self, number: slice) -> Sequence[dict[str, Any]]: ...
-    def __getitem__(self, number: int | slice) -> dict[str, Any] | Sequence[dict[str, Any]]:
+    def __getitem__(self, number: slice) -> Sequence["Row"]: ...
+    def __getitem__(self, number: int | slice) -> "Row | Sequence[Row]":
         if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        number = range(len(self))[number]
-        example: dict[str, Any] = {name: column[number] for name, column in self.tokens.items()}
-        example |= {name: column[number].tobytes() for name, column in self.texts.items()}
-        for name, (texts, ends_N) in self.lists.items():
-            items = range(ends_N[number - 1] if number else 0, ends_N[number])
-            example[name] = np.array([texts[i].tobytes() for i in items], object)
-        return example | {name: column[number] for name, column in self.numbers.items()}
+            return [Row(self, i) for i in range(*number.indices(len(self)))]
+        return Row(self, range(len(self))[number])
 
     def with_numbers(self, names: Iterable[str]) -> "Columns":
         """The examples with only these of `numbers`."""
         return dataclasses.replace(self, numbers={name: self.numbers[name] for name in names})
+
+
+class Row(Mapping[str, Any]):
+    """One example of `Columns`: a feature is made when it is asked for."""
+
+    __slots__ = ("_columns", "_number")
+
+    def __init__(self, columns: Columns, number: int):
+        self._columns, self._number = columns, number
+
+    def __getitem__(self, name: str) -> Any:
+        columns, number = self._columns, self._number
+        if name in columns.tokens:
+            return columns.tokens[name][number]
+        if name in columns.texts:
+            return columns.texts[name][number].tobytes()
+        if name in columns.lists:
+            texts, ends_N = columns.lists[name]
+            items = range(ends_N[number - 1] if number else 0, ends_N[number])
+            return np.array([texts[i].tobytes() for i in items], object)
+        return columns.numbers[name][number]
+
+    def __iter__(self) -> Iterator[str]:
+        columns = self._columns
+        return iter((*columns.tokens, *columns.texts, *columns.lists, *columns.numbers))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))

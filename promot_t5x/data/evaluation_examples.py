@@ -44,7 +44,7 @@ class EvaluationExamples:
 
     task_name: str
     split: str
-    examples: Sequence[dict[str, Any]]
+    examples: Sequence[Mapping[str, Any]]
     targets: list[Any]
     features: dict[str, np.ndarray]
     truncated: int
@@ -117,7 +117,7 @@ def forget() -> None:
 
 def _read_with_cuts(
     task: seqio.Task, lengths: Mapping[str, int], split: str, limit: int | None
-) -> tuple[Sequence[dict[str, Any]], dict[str, np.ndarray]]:
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, np.ndarray]]:
     """The examples as the task produces them, and what was cut from each."""
     if few_shot.is_only_prompts(task):
         columns = prompt_examples.read(task, lengths, split, limit)
@@ -130,7 +130,7 @@ def _read_with_cuts(
     return tuple({k: v for k, v in example.items() if k not in hidden} for example in noted), cuts_N
 
 
-def _tokens(examples: Sequence[dict[str, Any]], key: str) -> Sequence[np.ndarray]:
+def _tokens(examples: Sequence[Mapping[str, Any]], key: str) -> Sequence[np.ndarray]:
     """The tokens of all examples."""
     return examples.tokens[key] if isinstance(examples, Columns) else [example[key] for example in examples]
 
@@ -151,7 +151,7 @@ def _width(length: Any) -> Any:
     return _NARROWEST * 2**doublings
 
 
-def _target(task: seqio.Task, example: dict[str, Any]) -> Any:
+def _target(task: seqio.Task, example: Mapping[str, Any]) -> Any:
     if "targets_pretokenized" in example:
         text = tf.compat.as_text(example["targets_pretokenized"])
     else:
