@@ -47,7 +47,7 @@ def keys(examples: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], numb
         digest = common.copy()
         tokens = np.asarray(example["inputs"], "<i4").tobytes()
         texts = (str(number) if numbered else "", input_text(example), *features.choices(example))
-        for part in (tokens, *(text.encode() for text in texts)):
+        for part in (tokens, *(t.encode() for t in texts)):
             digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()[:32]
 
