@@ -217,9 +217,9 @@ class Sampler:
 def _sample(rng: random.Random, items: Sequence[int], count: int) -> list[int]:
     """`count` items (all, if there are fewer) in random order, in time independent of the number of items."""
     moved: dict[int, int] = {}  # a shuffle from the front that stores only the positions it has touched
-    picked = []
-    for i in range(min(count, len(items))):
-        j = i + int(rng.random() * (len(items) - i))
+    picked, uniform, size = [], rng.random, len(items)
+    for i in range(min(count, size)):
+        j = i + int(uniform() * (size - i))
         picked.append(items[moved.get(j, j)])
         moved[j] = moved.get(i, i)
     return picked

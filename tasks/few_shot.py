@@ -132,7 +132,9 @@ class Prompter:
     def __init__(self, task: TextTask, prompting: Prompting, sampler: exemplars.Sampler, limit: int | None):
         self._task, self._prompting, self._sampler = task, prompting, sampler
         self._limit = limit
-        self._shortened = functools.lru_cache(maxsize=exemplars.POOL_SIZE)(self._shorten)
+        # Exemplars occur again and again; telling that they do takes longer than keeping them whole.
+        kept = functools.lru_cache(maxsize=exemplars.POOL_SIZE)(self._shorten)
+        self._shortened = self._shorten if task.wording.max_input_tokens is None else kept
         # A prompt that fits was encoded to see that it does.
         self.tokens = functools.lru_cache(maxsize=32)(prompting.vocabulary.encode)
 
