@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import seqio
+from absl import logging
 
 from promot_t5x.data import evaluation_examples, kept_examples
 from promot_t5x.runtime import files
@@ -143,11 +144,24 @@ def test_a_full_disk_costs_one_line(data, cache, caplog, monkeypatch):
         raise files.NoRoomError(28, "No space left on device")
 
     names = [_task(data), _task(data, "kept_too")]
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})  # as in a process of its own
     monkeypatch.setattr(np, "savez", full)
     with caplog.at_level("WARNING", logger="absl"):
         assert [len(_read(name).targets) for name in names] == [8, 8]
     assert caplog.text.count("No space left on device") == 1 and "examples are not kept in" in caplog.text
     assert not list(cache.iterdir()), "no part of a file stays"
+
+
+def test_a_folder_that_cannot_be_made_costs_one_line(data, tmp_path, caplog, monkeypatch):
+    names = [_task(data), _task(data, "kept_too")]
+    monkeypatch.setattr(logging, "_log_counter_per_token", {})
+    monkeypatch.setattr(files, "_UNSETTLED", -10.0)  # as for files that were written long ago
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PROMOT_CACHE", str(tmp_path / "file"))
+    with caplog.at_level("WARNING", logger="absl"):
+        assert [len(_read(name).targets) for name in names] == [8, 8]
+    assert caplog.text.count("examples are not kept in") == 1 and "Not a directory" in caplog.text
+    assert caplog.text.count("is hashed again") == 2, "one line for each file, however often it is read"
 
 
 def test_the_files_that_were_not_used_for_longest_go_first(data, cache, monkeypatch):
