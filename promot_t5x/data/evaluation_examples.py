@@ -14,7 +14,7 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-from promot_t5x.data import cuts, features, prompt_examples, vocabularies
+from promot_t5x.data import cuts, features, prompt_examples, text_examples, vocabularies
 from promot_t5x.data.columns import Columns
 from promot_t5x.tasks import few_shot
 
@@ -122,8 +122,10 @@ def _read_with_cuts(
     if few_shot.is_only_prompts(task):
         columns = prompt_examples.read(task, lengths, split, limit)
         return columns.with_numbers(cuts.OF_PROMPTS), {name: columns.numbers[name] for name in cuts.ALL}
-    dataset = cuts.noting(task).get_dataset(lengths, split=split, shuffle=False)
-    noted = tuple(features.as_numpy(dataset.take(-1 if limit is None else limit)))
+    noted = text_examples.read(task, lengths, split, limit) if text_examples.only_tokenizes(task) else None
+    if noted is None:
+        dataset = cuts.noting(task).get_dataset(lengths, split=split, shuffle=False)
+        noted = list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
     own = cuts.OF_PROMPTS if noted and cuts.shortens_prompts(noted[0]) else ()
     cuts_N = {name: cut_N for name, cut_N in cuts.counts(noted).items() if name in (*own, *cuts.OF_TASKS)}
     hidden = set(cuts.ALL) - set(own)
