@@ -234,9 +234,8 @@ def is_only_prompts(task: seqio.Task) -> bool:
         return False
     vocabulary = first.keywords["prompting"].vocabulary
     as_registered = tuple(others) == _TOKENIZED and task.output_features == _features(vocabulary)
-    # A fast tokenizer is another library's, which only seqio's TensorFlow ops use.
-    other_encoder = getattr(vocabulary, "_use_fast_tokenizer", False)
-    return as_registered and not first.keywords.get("training") and not other_encoder
+    known = vocabularies.encodes_like_tensorflow(vocabulary)
+    return as_registered and known and not first.keywords.get("training")
 
 
 def prompter(task: seqio.Task, sequence_length: Mapping[str, int] | None = None) -> Prompter:

@@ -71,7 +71,7 @@ class Columns(Sequence["Row"]):
     """N examples as columns; each has the features and values that seqio returns.
 
     Attributes:
-      tokens: features of token ids.
+      tokens: features of token ids, at least one.
       texts: features that are a text, as UTF-8.
       lists: features that are a list of texts: all texts, and the end of each example's list among them.
       numbers: features that are a number, int32.
@@ -83,7 +83,10 @@ class Columns(Sequence["Row"]):
     numbers: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(next(iter({**self.tokens, **self.texts}.values())))
+        return len(next(iter(self.tokens.values())))
+
+    def __iter__(self) -> Iterator["Row"]:
+        return (Row(self, number) for number in range(len(self)))
 
     @overload
     def __getitem__(self, number: int) -> "Row": ...

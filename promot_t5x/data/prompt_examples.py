@@ -38,7 +38,9 @@ def read(task: seqio.Task, lengths: Mapping[str, int], split: str, limit: int | 
     if kept is not None:
         return kept
     examples = _made(task, lengths, split, limit)
-    if definition is not None and len(examples):
+    # Data that changed while they were read are of neither definition.
+    unchanged = definition is not None and definition == kept_examples.made_of(task, lengths, split, limit)
+    if definition is not None and unchanged and len(examples):
         kept_examples.write(task.name, definition, examples)
     return examples
 

@@ -12,15 +12,13 @@ import seqio
 import tensorflow as tf
 
 from promot_t5x.data import cuts, features
+from promot_t5x.tasks.vocabularies import encodes_like_tensorflow
 
 _ENDS = (seqio.preprocessors.append_eos, seqio.preprocessors.append_eos_after_trim)
 
 
 def only_tokenizes(task: seqio.Task) -> bool:
-    """Whether a task's preprocessors tokenize and end its texts and nothing else, with a vocabulary that is known.
-
-    seqio encodes by TensorFlow ops. For the vocabularies of seqio and of this package, these give what `encode` gives.
-    """
+    """Whether a task's preprocessors tokenize and end its texts and nothing else."""
     steps = tuple(task.preprocessors)
     outputs = task.output_features
     return (
@@ -30,14 +28,8 @@ def only_tokenizes(task: seqio.Task) -> bool:
         and steps[1] in _ENDS
         and set(outputs) == set(features.TASK_FEATURES)
         and all(feature.dtype == tf.int32 and feature.rank == 1 for feature in outputs.values())
-        and all(_is_known(feature.vocabulary) for feature in outputs.values())
+        and all(encodes_like_tensorflow(feature.vocabulary) for feature in outputs.values())
     )
-
-
-def _is_known(vocabulary: seqio.Vocabulary) -> bool:
-    of_seqio = type(vocabulary) in (seqio.ByteVocabulary, seqio.SentencePieceVocabulary)
-    fast = getattr(vocabulary, "_use_fast_tokenizer", False)  # another library's
-    return not fast and (of_seqio or type(vocabulary).__module__.startswith("promot_t5x."))
 
 
 def read(task: seqio.Task, lengths: Mapping[str, int], split: str, limit: int | None) -> list[dict[str, Any]] | None:

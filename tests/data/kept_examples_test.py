@@ -106,6 +106,19 @@ def test_another_vocabulary_under_the_same_path_size_and_time_is_another_one(dat
     assert inputs().tobytes() != before.tobytes(), "tokens of the old vocabulary were used again"
 
 
+def test_data_that_change_while_they_are_read_are_not_kept(data, cache, monkeypatch):
+    name, prompter = _task(data), few_shot.prompter
+
+    def changing(*arguments):
+        file = data / "test.jsonl"
+        file.write_text(file.read_text().replace("Ort", "Tor"))
+        return prompter(*arguments)
+
+    monkeypatch.setattr(few_shot, "prompter", changing)
+    _read(name)
+    assert not cache.exists()
+
+
 def _flip(content):
     """One bit of a text, an "O" that becomes an "N"."""
     assert b"Ort 5" in content
