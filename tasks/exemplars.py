@@ -192,12 +192,17 @@ class Sampler:
         rng = random.Random(int(_digest(json.dumps(key))[:16], 16))
         # One more of each class than needed, since one may be the question itself.
         sampled = [_sample(rng, members, self.shots + 1) for members in self._classes]
-        classes = [[self.pool[i] for i in sampled[c]] for c in _sample(rng, range(len(sampled)), len(sampled))]
+        classes = [sampled[c] for c in _sample(rng, range(len(sampled)), len(sampled))]
         form = normal_form(question)
-        classes = [[shot for shot in members if normal_form(shot.inputs) != form] for members in classes]
+        classes = [[i for i in members if self._forms[i] != form] for members in classes]
         turns = [members[turn] for turn in range(self.shots) for members in classes if turn < len(members)]
         chosen = turns[: self.shots]
-        return [chosen[i] for i in _sample(rng, range(self.shots), self.shots)]
+        return [self.pool[chosen[i]] for i in _sample(rng, range(self.shots), self.shots)]
+
+    @functools.cached_property
+    def _forms(self) -> list[str]:
+        """The normal form of each question in the pool."""
+        return [normal_form(example.inputs) for example in self.pool]
 
     @functools.cached_property
     def _classes(self) -> list[list[int]]:
@@ -212,9 +217,9 @@ class Sampler:
 def _sample(rng: random.Random, items: Sequence[int], count: int) -> list[int]:
     """`count` items (all, if there are fewer) in random order, in time independent of the number of items."""
     moved: dict[int, int] = {}  # a shuffle from the front that stores only the positions it has touched
-    picked = []
-    for i in range(min(count, len(items))):
-        j = i + int(rng.random() * (len(items) - i))
+    picked, uniform, size = [], rng.random, len(items)
+    for i in range(min(count, size)):
+        j = i + int(uniform() * (size - i))
         picked.append(items[moved.get(j, j)])
         moved[j] = moved.get(i, i)
     return picked

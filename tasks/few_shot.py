@@ -5,7 +5,6 @@ checkpoint of span corruption ` <extra_id_0>` is appended, and the target begins
 is too long loses exemplars from the left; the question itself is shortened only when no exemplar is left.
 """
 
-import collections
 import dataclasses
 import functools
 import json
@@ -102,37 +101,87 @@ def prompt(
     return shortened.inputs + end, {"exemplars_dropped": len(shots), "input_cut": 1}
 
 
-class _Prompter:
-    """Turns rows of a task into prompts."""
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One row of a task as texts.
+
+    Attributes:
+      inputs: exemplars and question.
+      targets: the answer to learn.
+      answers: all accepted answers, a list as JSON.
+      choices: the targets to choose from.
+      counts: what was cut, for each name of COUNTS.
+    """
+
+    inputs: str
+    targets: str
+    answers: str
+    choices: tuple[str, ...]
+    counts: Mapping[str, int]
+
+
+class Prompter:
+    """Turns rows of a task into prompts.
+
+    Args:
+      task, prompting: the task, and how its prompts are built.
+      sampler: draws the exemplars.
+      limit: the most tokens of a prompt, with the end of sequence; None for any length.
+    """
 
     def __init__(self, task: TextTask, prompting: Prompting, sampler: exemplars.Sampler, limit: int | None):
         self._task, self._prompting, self._sampler = task, prompting, sampler
         self._limit = limit
-        self._shortened = functools.lru_cache(maxsize=exemplars.POOL_SIZE)(self._shorten)
-
-    def _tokens(self, text: str) -> int:
-        return len(self._prompting.vocabulary.encode(text))
+        # Exemplars occur again and again; telling that they do takes longer than keeping them whole.
+        kept = functools.lru_cache(maxsize=exemplars.POOL_SIZE)(self._shorten)
+        self._shortened = self._shorten if task.wording.max_input_tokens is None else kept
+        # A prompt that fits was encoded to see that it does.
+        self.tokens = functools.lru_cache(maxsize=32)(prompting.vocabulary.encode)
 
     def _fits(self, text: str) -> bool:
-        return self._limit is None or self._tokens(text) < self._limit  # leaves one token for the end of sequence
+        return self._limit is None or self._has_at_most(self._limit - 1, text)  # and the end of sequence
+
+    def _has_at_most(self, limit: int, text: str) -> bool:
+        """Whether a text has at most so many tokens; of one that is far too long, only the beginning is encoded."""
+        size = 16 * limit + 1024  # characters
+        while size < len(text) // 2:
+            # More text may change the last of these tokens, but does not halve their number.
+            if len(self.tokens(text[:size])) > 2 * limit:
+                return False
+            size *= 4
+        return len(self.tokens(text)) <= limit
 
     def _shorten(self, example: Example) -> Example:
         """A question within the task's own limit: the paper cuts articles before anything else."""
         limit = self._task.wording.max_input_tokens
-        return example if limit is None else example.shortened(lambda text: self._tokens(text) <= limit)
+        return example if limit is None else example.shortened(functools.partial(self._has_at_most, limit))
 
-    def __call__(self, row: bytes, reading: int | None = None) -> list[Any]:
-        """The values of TEXT_FEATURES, COUNTS and `choices` of a row; `reading` is that of `Sampler.draw`."""
+    def __call__(self, row: str | bytes, reading: int | None = None) -> Prompt:
+        """The prompt of a row of the task's source; `reading` is that of `Sampler.draw`."""
         sentinels = self._prompting.sentinels
         whole = self._task.wording.example(json.loads(row))
         example = self._shortened(whole)
         drawn = [self._shortened(shot) for shot in self._sampler.draw(whole.inputs, reading)]
         text, counts = prompt(example, drawn, self._fits, sentinels)
         mark = f"{SENTINEL} " if sentinels else ""
-        texts = (text, mark + example.target, json.dumps(example.answers))
-        all_counts = collections.ChainMap(counts, {"article_cut": int(example != whole)})
-        choices = np.array([(mark + choice).encode() for choice in example.choices], dtype=np.bytes_)
-        return [*(t.encode() for t in texts), *(np.int32(all_counts[name]) for name in COUNTS), choices]
+        return Prompt(
+            inputs=text,
+            targets=mark + example.target,
+            answers=json.dumps(example.answers),
+            choices=tuple(mark + choice for choice in example.choices),
+            counts={**counts, "article_cut": int(example != whole)},
+        )
+
+
+def _prompter(
+    task: TextTask, prompting: Prompting, shots: int, seed: int, sequence_length: Mapping[str, int] | None
+) -> Prompter:
+    if prompting.sentinels:
+        vocabularies.check_sentinel(prompting.vocabulary)
+    with tf.init_scope():  # the pool is read now, even if the rest is traced
+        pool = exemplars.pool(task.name, task.source, EXEMPLAR_SPLIT, task.wording) if shots else ()
+    sampler = exemplars.Sampler(task.name, pool, shots, seed, prompting.exemplars)
+    return Prompter(task, prompting, sampler, sequence_length["inputs"] if sequence_length else None)
 
 
 def prompts(
@@ -155,15 +204,17 @@ def prompts(
       seed: seed of the exemplars.
       training: draw other exemplars every time that a question is read.
     """
-    if prompting.sentinels:
-        vocabularies.check_sentinel(prompting.vocabulary)
-    pool = exemplars.pool(task.name, task.source, EXEMPLAR_SPLIT, task.wording) if shots else ()
-    sampler = exemplars.Sampler(task.name, pool, shots, seed, prompting.exemplars)
-    prompter = _Prompter(task, prompting, sampler, sequence_length["inputs"] if sequence_length else None)
+    of_row = _prompter(task, prompting, shots, seed, sequence_length)
+
+    def values(row: bytes, *reading: int) -> list[Any]:
+        made = of_row(row, *reading)
+        texts = [getattr(made, name).encode() for name in TEXT_FEATURES]
+        choices = np.array([choice.encode() for choice in made.choices], dtype=np.bytes_)
+        return [*texts, *(np.int32(made.counts[name]) for name in COUNTS), choices]
 
     def build(row: tf.Tensor, *reading: tf.Tensor) -> dict[str, tf.Tensor]:
         types = [tf.string] * len(TEXT_FEATURES) + [tf.int32] * len(COUNTS) + [tf.string]
-        *scalars, choices = tf.numpy_function(prompter, [row, *reading], types, stateful=False)
+        *scalars, choices = tf.numpy_function(values, [row, *reading], types, stateful=False)
         named = {k: tf.ensure_shape(v, []) for k, v in zip((*TEXT_FEATURES, *COUNTS), scalars, strict=True)}
         return {**named, "choices": tf.ensure_shape(choices, [None])}
 
@@ -172,6 +223,30 @@ def prompts(
     # seqio repeats a source before its preprocessors, which cannot see where an epoch ends. The number of an example in
     # the endless stream serves as well: a question has another one in every epoch, and in a resumed run the same ones.
     return dataset.enumerate().map(lambda number, example: build(example["row"], number))
+
+
+_TOKENIZED = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim)
+
+
+def is_only_prompts(task: seqio.Task) -> bool:
+    """Whether a task's examples are the tokenized prompts of its source and nothing else, as `register` makes it."""
+    first, *others = task.preprocessors or (None,)
+    if type(task) is not seqio.Task or not isinstance(first, functools.partial) or first.func is not prompts:
+        return False
+    vocabulary = first.keywords["prompting"].vocabulary
+    as_registered = tuple(others) == _TOKENIZED and task.output_features == _features(vocabulary)
+    known = vocabularies.encodes_like_tensorflow(vocabulary)
+    return as_registered and known and not first.keywords.get("training")
+
+
+def prompter(task: seqio.Task, sequence_length: Mapping[str, int] | None = None) -> Prompter:
+    """What builds the prompts of a task for which `is_only_prompts` holds; takes and raises what `prompts` does."""
+    first: Any = task.preprocessors[0]
+    return _prompter(**first.keywords, sequence_length=sequence_length)
+
+
+def _features(vocabulary: seqio.Vocabulary) -> dict[str, seqio.Feature]:
+    return {key: seqio.Feature(vocabulary) for key in ("inputs", "targets")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,10 +294,9 @@ def register(task: TextTask, prompting: Prompting, shots: int = 0, seed: int = 0
         source=task.source,  # pyright: ignore[reportArgumentType]  # seqio's own sources miss its protocol
         preprocessors=[
             functools.partial(prompts, task=task, prompting=prompting, shots=shots, seed=seed),
-            seqio.preprocessors.tokenize,
-            seqio.preprocessors.append_eos_after_trim,
+            *_TOKENIZED,
         ],
-        output_features={key: seqio.Feature(prompting.vocabulary) for key in ("inputs", "targets")},
+        output_features=_features(prompting.vocabulary),
         postprocess_fn=functools.partial(
             answers.postprocess,
             sentinels=prompting.sentinels,

@@ -125,7 +125,8 @@ class WordVocabulary(seqio.Vocabulary):
             return tf.lookup.StaticHashTable(initializer, default_value=self.unk_id)
 
     def _encode(self, s: str) -> Sequence[int]:
-        return [self._ids.get(word, self.unk_id) for word in s.split()]
+        # bytes.split knows ASCII's white space only, as TensorFlow does.
+        return [self._ids.get(word.decode(), self.unk_id) for word in s.encode().split()]
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         return self._table.lookup(tf.strings.split(s))

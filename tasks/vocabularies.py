@@ -33,6 +33,19 @@ def identity(vocabulary: seqio.Vocabulary) -> object:
     return vocabulary
 
 
+def encodes_like_tensorflow(vocabulary: seqio.Vocabulary) -> bool:
+    """Whether a vocabulary is known to encode texts in Python as seqio's pipelines do, by TensorFlow ops.
+
+    True for the vocabularies of seqio and of this package; a fast tokenizer of seqio's is another library's.
+
+    >>> encodes_like_tensorflow(seqio.ByteVocabulary())
+    True
+    """
+    of_seqio = type(vocabulary) in (seqio.ByteVocabulary, seqio.SentencePieceVocabulary)
+    fast = getattr(vocabulary, "_use_fast_tokenizer", False)
+    return not fast and (of_seqio or type(vocabulary).__module__.startswith("promot_t5x."))
+
+
 def check_sentinel(vocabulary: seqio.Vocabulary) -> None:
     """Refuses a vocabulary in which `<extra_id_0>` is not one piece.
 

@@ -5,6 +5,7 @@ its own prompts, has those of `OF_PROMPTS`.
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,13 +24,14 @@ ALL: tuple[str, ...] = tuple(dict.fromkeys((*OF_TASKS, *OF_PROMPTS)))
 EQUAL_CHOICES = "equal_choices"
 """Counted in evaluation only: an example has choices of different texts and equal tokens."""
 
-_OF_FEATURE = {"inputs": "input_cut", "targets": "target_cut"}
-_UNWRITABLE = "target_unwritable"
+OF_FEATURE = {"inputs": "input_cut", "targets": "target_cut"}
+UNWRITABLE = "target_unwritable"
 _OF_VOCABULARY = {
-    _UNWRITABLE: "targets that the vocabulary cannot write",
+    UNWRITABLE: "targets that the vocabulary cannot write",
     EQUAL_CHOICES: "choices that the vocabulary cannot tell apart",
 }
 _WHITE_SPACE = r"[\s\pZ]+"
+_WHITE_SPACE_IN_PYTHON = re.compile("[\t\n\f\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")
 
 
 def noting(task: seqio.Task) -> seqio.Task:
@@ -61,13 +63,25 @@ def _note_other_texts(dataset: tf.data.Dataset, output_features: Mapping[str, An
         if text is None or text.dtype != tf.string or text.shape.rank != 0:
             return example
         is_other = tf.not_equal(_one_line(decoded(example["targets"])), _one_line(text))
-        return {**example, _UNWRITABLE: tf.cast(is_other, tf.int32)}
+        return {**example, UNWRITABLE: tf.cast(is_other, tf.int32)}
 
     return dataset.map(note)
 
 
 def _one_line(text: tf.Tensor) -> tf.Tensor:
     return tf.strings.strip(tf.strings.regex_replace(text, _WHITE_SPACE, " "))
+
+
+def is_other_text(decoded: str, text: str) -> bool:
+    """Whether decoded tokens are another text than the one they were made of, apart from white space.
+
+    >>> is_other_text("red cat", " red\\u3000cat"), is_other_text("red", "red cat")
+    (False, True)
+    """
+    if decoded == text:
+        return False
+    one, other = (_WHITE_SPACE_IN_PYTHON.sub(" ", t).strip(" \t\n\v\f\r") for t in (decoded, text))
+    return one != other
 
 
 def _note(
@@ -79,14 +93,14 @@ def _note(
 ) -> tf.data.Dataset:
     def note(example: dict[str, Any]) -> dict[str, Any]:
         noted = {}
-        for key, name in _OF_FEATURE.items():
+        for key, name in OF_FEATURE.items():
             if key in example and not (name in OF_PROMPTS and shortens_prompts(example)):
                 limit = sequence_length[key] - int(reserves_end and output_features[key].add_eos)
                 is_cut = tf.cast(tf.size(example[key]) > limit, tf.int32)
                 noted[name] = tf.maximum(example[name], is_cut) if name in example else is_cut
         unknown = output_features["targets"].vocabulary.unk_id
-        if "targets" in example and _UNWRITABLE not in example and unknown is not None:
-            noted[_UNWRITABLE] = tf.cast(tf.reduce_any(tf.equal(example["targets"], unknown)), tf.int32)
+        if "targets" in example and UNWRITABLE not in example and unknown is not None:
+            noted[UNWRITABLE] = tf.cast(tf.reduce_any(tf.equal(example["targets"], unknown)), tf.int32)
         return {**example, **noted}
 
     return dataset.map(note)
@@ -140,7 +154,7 @@ def warning(counted: Mapping[str, int], where: str, lengths: Mapping[str, int], 
     """
     of_lengths = [
         f"{key} cut to {lengths[key]} tokens in {counted[name]}"
-        for key, name in _OF_FEATURE.items()
+        for key, name in OF_FEATURE.items()
         if counted.get(name)
     ]
     if dropped := counted.get("exemplars_dropped"):

@@ -3,6 +3,7 @@
 Dimensions: B batch rows, T encoder length, U decoder length, N examples.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ import seqio
 import tensorflow as tf
 from absl import logging
 
-from promot_t5x.data import cuts, features, vocabularies
+from promot_t5x.data import cuts, features, prompt_examples, text_examples, vocabularies
+from promot_t5x.data.columns import Columns
+from promot_t5x.tasks import few_shot
 
 # Inputs are padded to the next of these widths: few programs serve all lengths, and short inputs cost little. An
 # example's width depends on its own length alone, so it runs through the same program whatever batch it is in.
@@ -41,7 +44,7 @@ class EvaluationExamples:
 
     task_name: str
     split: str
-    examples: tuple[dict[str, Any], ...]
+    examples: Sequence[Mapping[str, Any]]
     targets: list[Any]
     features: dict[str, np.ndarray]
     truncated: int
@@ -84,25 +87,27 @@ def evaluation_examples(
 def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, limit: int | None) -> EvaluationExamples:
     task_feature_lengths = dict(lengths)
 
-    dataset = cuts.noting(task).get_dataset(task_feature_lengths, split=split, shuffle=False)
-    noted = list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
-    if not noted:
+    examples, cuts_N = _read_with_cuts(task, task_feature_lengths, split, limit)
+    if not examples:
         raise ValueError(f"Split {split!r} of task {task.name!r} is empty, expected examples: check the task's source.")
-    truncated, counts = _cuts(noted)
-    if any(features.choices(example) for example in noted):
-        counts[cuts.EQUAL_CHOICES] = _equal_choices(noted, task.output_features["targets"].vocabulary)
-    if len(noted) > 1:  # a single one is read to see whether the split is there
-        where = f"Of {len(noted)} examples of {task.name}/{split}"
+    counts = {name: int(cut_N.sum()) for name, cut_N in cuts_N.items()}
+    truncated = int(((cuts_N.get("exemplars_dropped", 0) > 0) | (cuts_N["input_cut"] > 0)).sum())
+    targets: list[Any] = []
+    with_choices: collections.Counter[tuple[str, ...]] = collections.Counter()
+    for example in examples:
+        targets.append(_target(task, example))
+        with_choices[tuple(features.choices(example))] += 1
+    if any(with_choices):
+        counts[cuts.EQUAL_CHOICES] = _equal_choices(with_choices, task.output_features["targets"].vocabulary)
+    if len(examples) > 1:  # a single one is read to see whether the split is there
+        where = f"Of {len(examples)} examples of {task.name}/{split}"
         if warning := cuts.warning(counts, where, task_feature_lengths, "the task's feature lengths"):
             logging.warning("%s", warning)
-    examples = [_without_notes(example) for example in noted]
-    longest = max(len(example["inputs"]) for example in examples)
+    tokens = {key: _tokens(examples, key) for key in task_feature_lengths}
+    longest = max(map(len, tokens["inputs"]))
     widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
-    arrays = features.converted({k: features.padded([ex[k] for ex in examples], n) for k, n in widths.items()})
-    targets = [_target(task, example) for example in examples]
-    return EvaluationExamples(
-        task.name, split, tuple(examples), targets, arrays, truncated, counts, task_feature_lengths
-    )
+    arrays = features.converted({k: features.padded(tokens[k], n) for k, n in widths.items()})
+    return EvaluationExamples(task.name, split, examples, targets, arrays, truncated, counts, task_feature_lengths)
 
 
 def forget() -> None:
@@ -110,28 +115,36 @@ def forget() -> None:
     _read.cache_clear()
 
 
-def _cuts(examples: list[dict[str, Any]]) -> tuple[int, dict[str, int]]:
-    """The number of shortened prompts, and the counts of what was cut."""
-    cuts_N = cuts.counts(examples)
-    shortened_N = (cuts_N["exemplars_dropped"] > 0) | (cuts_N["input_cut"] > 0)
-    names = cuts.ALL if cuts.shortens_prompts(examples[0]) else cuts.OF_TASKS
-    return int(shortened_N.sum()), {name: int(cuts_N[name].sum()) for name in names}
+def _read_with_cuts(
+    task: seqio.Task, lengths: Mapping[str, int], split: str, limit: int | None
+) -> tuple[Sequence[Mapping[str, Any]], dict[str, np.ndarray]]:
+    """The examples as the task produces them, and what was cut from each."""
+    if few_shot.is_only_prompts(task):
+        columns = prompt_examples.read(task, lengths, split, limit)
+        return columns.with_numbers(cuts.OF_PROMPTS), {name: columns.numbers[name] for name in cuts.ALL}
+    noted = text_examples.read(task, lengths, split, limit) if text_examples.only_tokenizes(task) else None
+    if noted is None:
+        dataset = cuts.noting(task).get_dataset(lengths, split=split, shuffle=False)
+        noted = list(features.as_numpy(dataset.take(-1 if limit is None else limit)))
+    own = cuts.OF_PROMPTS if noted and cuts.shortens_prompts(noted[0]) else ()
+    cuts_N = {name: cut_N for name, cut_N in cuts.counts(noted).items() if name in (*own, *cuts.OF_TASKS)}
+    hidden = set(cuts.ALL) - set(own)
+    return tuple({k: v for k, v in example.items() if k not in hidden} for example in noted), cuts_N
 
 
-def _equal_choices(examples: list[dict[str, Any]], vocabulary: seqio.Vocabulary) -> int:
-    """The number of examples of which choices of different texts are the same tokens."""
+def _tokens(examples: Sequence[Mapping[str, Any]], key: str) -> Sequence[np.ndarray]:
+    """The tokens of all examples."""
+    return examples.tokens[key] if isinstance(examples, Columns) else [example[key] for example in examples]
+
+
+def _equal_choices(examples: Mapping[tuple[str, ...], int], vocabulary: seqio.Vocabulary) -> int:
+    """The number of examples of which choices of different texts are the same tokens, from their number by choices."""
     encoded = functools.cache(lambda choice: tuple(vocabulary.encode(choice)))
 
     def has_equal(choices: set[str]) -> bool:
         return len({encoded(choice) for choice in choices}) < len(choices)
 
-    return sum(has_equal(set(features.choices(example))) for example in examples)
-
-
-def _without_notes(example: dict[str, Any]) -> dict[str, Any]:
-    """An example as its task produces it."""
-    own = cuts.OF_PROMPTS if cuts.shortens_prompts(example) else ()
-    return {name: value for name, value in example.items() if name in own or name not in cuts.ALL}
+    return sum(count for choices, count in examples.items() if has_equal(set(choices)))
 
 
 def _width(length: Any) -> Any:
@@ -140,7 +153,7 @@ def _width(length: Any) -> Any:
     return _NARROWEST * 2**doublings
 
 
-def _target(task: seqio.Task, example: dict[str, Any]) -> Any:
+def _target(task: seqio.Task, example: Mapping[str, Any]) -> Any:
     if "targets_pretokenized" in example:
         text = tf.compat.as_text(example["targets_pretokenized"])
     else:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tqdm
 from absl import logging
 from etils import epath
@@ -40,12 +41,15 @@ def keys(examples: Sequence[Mapping[str, Any]], made_by: Mapping[str, Any], numb
       made_by: what else determines an answer, JSON values only: checkpoint, prompt, decoding.
       numbered: whether an answer also depends on the example's position, as in sampling.
     """
-    common = json.dumps(made_by, sort_keys=True)
+    common = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode())
 
     def key(number: int, example: Mapping[str, Any]) -> str:
-        tokens = [int(token) for token in example["inputs"]]
-        question = [input_text(example), tokens, features.choices(example), numbered and number]
-        return hashlib.sha256(f"{common}\n{json.dumps(question)}".encode()).hexdigest()[:32]
+        digest = common.copy()
+        tokens = np.asarray(example["inputs"], "<i4").tobytes()
+        texts = (str(number) if numbered else "", input_text(example), *features.choices(example))
+        for part in (tokens, *(t.encode() for t in texts)):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        return digest.hexdigest()[:32]
 
     return [key(number, example) for number, example in enumerate(examples)]
 
@@ -91,7 +95,8 @@ class Answers:
         self._keys = keys
         on_disk = self._read()
         self.by_number = {number: on_disk[key] for number, key in enumerate(keys) if key in on_disk}
-        self._others = {key: answer for key, answer in on_disk.items() if key not in set(keys)}
+        needed = set(keys)
+        self._others = {key: answer for key, answer in on_disk.items() if key not in needed}
         self._waiting: list[int] = []
         self._written = time.monotonic()
 
@@ -169,11 +174,16 @@ class Answers:
           rows: for each example what to write next to its answer, JSON values only.
         """
         if self._others:
-            files.write_whole(self._others_file, _joined([_line(key, answer) for key, answer in self._others.items()]))
-        lines = [{**row, **_line(self._keys[n], self.by_number[n])} for n, row in enumerate(rows)]
-        files.write_whole(self._file, _joined(lines))
+            _write(self._others_file, _joined(_line(key, answer) for key, answer in self._others.items()))
+        _write(self._file, _joined({**row, **_line(self._keys[n], self.by_number[n])} for n, row in enumerate(rows)))
         if self._parts.exists() and processes.speaks():
             self._parts.rmtree()
+
+
+def _write(file: epath.Path, contents: bytes) -> None:
+    """Writes a file atomically, unless it has these contents already."""
+    if not (file.exists() and file.read_bytes() == contents):
+        files.write_whole(file, contents)
 
 
 def _line(key: str, answer: Answer) -> dict[str, Any]:
@@ -201,7 +211,10 @@ def _read_file(file: epath.Path) -> dict[str, Answer]:
 
 def _parse(line: bytes) -> tuple[str, Answer]:
     """The key and the answer of a line; raises ValueError if it is not as it was written."""
-    fields = strict_json.loads(line)
+    try:
+        fields = json.loads(line.decode())  # the checksum finds what a strict reader would
+    except RecursionError as error:
+        raise ValueError("too many levels of nesting") from error
     if not strict_json.is_sealed(fields):
         raise ValueError("not an answer with its checksum")
     scores = fields.get("choice_scores")
@@ -210,6 +223,6 @@ def _parse(line: bytes) -> tuple[str, Answer]:
     return fields["key"], Answer(fields["output"], scores)
 
 
-def _joined(lines: Sequence[Mapping[str, Any]]) -> bytes:
+def _joined(lines: Iterable[Mapping[str, Any]]) -> bytes:
     stored = (strict_json.sealed(strict_json.finite(line), default=str) for line in lines)
     return "".join(strict_json.dumps(line) + "\n" for line in stored).encode()

@@ -21,6 +21,8 @@ _DEMO_CHECKPOINT = "promot_t5x/demo_checkpoint"
 
 _UNSETTLED = 2.0  # seconds after a change in which another one may leave the file's time as it is
 
+_told: set[epath.Path] = set()  # the hashes of which a line said that they cannot be saved
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -189,7 +191,10 @@ def content_hash(path: str | os.PathLike[str]) -> str:
             with whole_file(kept) as stream:
                 stream.write(strict_json.dumps({**key, "sha256": content}).encode())
         except OSError as error:
-            logging.warning("%s could not be saved (%s), so %s is hashed again; set PROMOT_CACHE", kept, error, file)
+            if kept not in _told:
+                _told.add(kept)
+                reason = "%s could not be saved (%s), so %s is hashed again; set PROMOT_CACHE"
+                logging.warning(reason, kept, error, file)
     return content
 
 

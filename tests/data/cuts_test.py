@@ -4,6 +4,7 @@ import collections
 import itertools
 import json
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -136,6 +137,15 @@ def test_targets_that_the_vocabulary_cannot_write_are_counted_in_training_and_ev
             f"{where}, targets cut to 2 tokens in 6; targets that the vocabulary cannot write in 2. Raise"
             in caplog.text
         )
+
+
+def test_a_text_is_another_one_in_python_as_in_tensorflow():
+    """White space is Unicode's separators and what RE2 calls a space; all else is text."""
+    spaces = [chr(i) for i in range(0x11000) if unicodedata.category(chr(i))[0] in "ZC" or chr(i).isspace()]
+    pairs = [(f"a{space}b", "a b") for space in spaces if not 0xD800 <= ord(space) < 0xE000]
+    pairs += [(f"{one}a", f"a{one}") for one, _ in pairs] + [("a", "b"), ("", " "), ("a  b", "a\n b "), ("ab", "a b")]
+    left, right = (cuts._one_line(tf.constant(texts)).numpy() for texts in zip(*pairs, strict=True))
+    assert [cuts.is_other_text(*pair) for pair in pairs] == (left != right).tolist()
 
 
 def test_a_task_of_tokens_counts_targets_with_the_unknown_one():

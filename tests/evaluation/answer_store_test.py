@@ -61,6 +61,46 @@ def test_finished_answers_are_reused(tmp_path):
     assert _kept(tmp_path, [other[0], KEYS[2]]).by_number == {1: ANSWERS[2]}, "in another order, next to new ones"
 
 
+def test_a_file_that_is_up_to_date_is_not_written_again(tmp_path):
+    file = _finished(tmp_path)
+    before = file.stat()
+    assert _finished(tmp_path).stat().st_ino == before.st_ino, "an atomic write makes another file"
+    kept = _kept(tmp_path)
+    kept.finish([{"prompt": p} for p in "abd"])
+    assert file.stat().st_ino != before.st_ino and '"d"' in file.read_text()
+
+
+def test_kept_answers_are_found_in_linear_time(tmp_path):
+    """The keys were gone through once for every answer on disk: minutes for 20,000."""
+    _finished(tmp_path)
+    passes = []
+
+    class Keys(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    assert len(_kept(tmp_path, Keys(KEYS)).by_number) == 3
+    assert len(passes) <= 2
+
+
+@pytest.mark.parametrize(
+    "one,other",
+    [
+        ({"inputs_pretokenized": b"ab", "choices": [b"c"]}, {"inputs_pretokenized": b"a", "choices": [b"bc"]}),
+        ({"choices": [b"ab"]}, {"choices": [b"a", b"b"]}),
+        ({"inputs": np.array([5, 0])}, {"inputs": np.array([5])}),
+        ({"inputs": np.array([5])}, {"inputs": np.array([5 * 256])}),
+    ],
+)
+def test_parts_of_a_key_do_not_run_into_each_other(one, other):
+    keys = answer_store.keys([{"inputs": np.array([1]), **fields} for fields in (one, other)], MADE_BY)
+    assert keys[0] != keys[1]
+    tokens = one.get("inputs", np.array([1]))
+    again = [{"inputs": tokens.astype(dtype), **{k: v for k, v in one.items() if k != "inputs"}} for dtype in "ilq"]
+    assert set(answer_store.keys(again, MADE_BY)) == {keys[0]}, "the same tokens as another integer type"
+
+
 def test_in_sampling_an_examples_place_is_part_of_its_key():
     assert len(set(answer_store.keys(_examples("aab"), MADE_BY, numbered=True))) == 3
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import random
 
 import numpy as np
@@ -142,6 +143,53 @@ def test_tokens_fit_and_are_those_of_the_text(tmp_path, limit):
     dropped = {int(example["exemplars_dropped"]) for example in examples}
     assert dropped == {30: {4}, 400: {0}}.get(limit, dropped) and (len(dropped) > 1 or limit in (30, 400))
     assert any(example["input_cut"] for example in examples) == (limit < 100)
+
+
+SEQIOS = os.path.join(os.path.dirname(seqio.__file__), "test_data", "sentencepiece", "sentencepiece.model")
+LONG = few_shot.Prompting(vocabularies.sentencepiece(SEQIOS))
+PIECES = st.lists(
+    st.sampled_from(["test ", "a", "\u732b", "e\u0301", "\u3000", "  ", "this is a test. ", "\u200b"]), min_size=1
+)
+
+
+def _prompt(prompting, question, limit, article_limit=None):
+    wording = dataclasses.replace(QA, max_input_tokens=article_limit)
+    task = few_shot.TextTask("long", None, wording, ())
+    row = json.dumps({"question": question, "target": "x"})
+    return few_shot.Prompter(task, prompting, exemplars.Sampler("long", (), 0), limit)(row)
+
+
+@pytest.mark.parametrize("prompting", [BYTES, LONG])
+@given(
+    pieces=PIECES,
+    length=st.integers(4000, 9000),
+    limit=st.integers(1, 60),
+    start=st.sampled_from(["", "a b c ", "x" * 999]),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_a_text_of_any_length_is_cut_as_if_it_were_encoded_whole(prompting, pieces, length, limit, start):
+    unit = "".join(pieces)
+    question = start + unit * (length // len(unit))
+    encode = prompting.vocabulary.encode
+    whole = Example("Q: ", question, " A:", ("x",))
+    expected = whole.shortened(lambda text: len(encode(text)) <= limit)
+    assert _prompt(prompting, question, None, article_limit=limit).inputs == expected.inputs
+    assert _prompt(prompting, question, limit + 1).inputs == expected.inputs
+
+
+@pytest.mark.parametrize("question", ["word " * 200_000, "\u732b" * 300_000])
+def test_a_line_of_a_megabyte_is_not_encoded_again_and_again(question):
+    """Its bisection encoded more than twice the line."""
+    encoded = []
+
+    class Counting(seqio.ByteVocabulary):
+        def _encode(self, s):
+            encoded.append(len(s))
+            return super()._encode(s)
+
+    made = _prompt(few_shot.Prompting(Counting()), question, 512, article_limit=1024)
+    assert len(made.inputs.encode()) <= 512 and made.counts["article_cut"] == made.counts["input_cut"] == 1
+    assert sum(encoded) < len(question) / 2
 
 
 def test_tokens_fit_with_a_sentencepiece_vocabulary(tmp_path, shared_dir):
