@@ -30,6 +30,7 @@ from promot_t5x.training import (
     run_metrics,
     run_settings,
     stages,
+    train_step,
     trainer,
 )
 from promot_t5x.training import validation as validations
@@ -156,11 +157,11 @@ def _run(
     frozen = stages.held_in(frozen, settings.frozen_weights_dtype)
     params = stages.combine(trainable, frozen)
     _print_parameters(params, stage, partitioner, model)
-    staged = optimizers.staged_optimizer(settings.optimizer, params, stage)
+    staged = optimizers.Staged(settings.optimizer, stage)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(saving.RunCheckpoints(model_dir, settings.checkpoint)) as run_checkpoints:
-        state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
+        state = run_folder.restored(run_checkpoints, train_step.init_state(staged, trainable), frozen, base)
         if optimizer_state is not None and state.step == 0:
             fresh = state.opt_state
             state = dataclasses.replace(state, opt_state=restored_optimizer.restored(fresh, optimizer_state))
@@ -217,7 +218,7 @@ def _open_data(
 def _train(
     settings: RunSettings,
     staged,
-    state: trainer.TrainState,
+    state: train_step.TrainState,
     frozen,
     save,
     model_dir: str,
