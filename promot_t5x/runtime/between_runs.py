@@ -22,8 +22,10 @@ class Kept:
       most_bytes: of all of them.
 
     >>> kept = Kept(most_bytes=10)
-    >>> kept.put("a", 1, bytes=6) and kept.put("b", 2, bytes=6), kept.get("a"), kept.get("b")
-    (True, None, 2)
+    >>> kept.put("a", 1, bytes=6), kept.put("b", 2, bytes=6)
+    (None, None)
+    >>> kept.get("a"), kept.get("b")
+    (None, 2)
     """
 
     def __init__(self, most_bytes: int):
@@ -37,15 +39,16 @@ class Kept:
         self._things.move_to_end(key)
         return self._things[key][0]
 
-    def put(self, key: Hashable, thing: Any, bytes: int = 0) -> bool:
-        """Keeps a thing as the newest, or says that it has grown; returns whether there was room for it."""
-        if bytes > self._most_bytes:
-            return False
+    def fits(self, bytes: int) -> bool:
+        """Whether there is room for a thing of that size, once others are gone."""
+        return bytes <= self._most_bytes
+
+    def put(self, key: Hashable, thing: Any, bytes: int = 0) -> None:
+        """Keeps a thing that fits as the newest, also if it was kept before and had another size."""
         self._things[key] = thing, bytes
         self._things.move_to_end(key)
         while len(self._things) > _MOST or sum(size for _, size in self._things.values()) > self._most_bytes:
             self._things.popitem(last=False)
-        return True
 
 
 _KINDS: ContextVar[dict[str, Kept] | None] = ContextVar("between_runs", default=None)

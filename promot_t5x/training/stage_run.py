@@ -14,7 +14,7 @@ from absl import logging
 from clu import metric_writers
 
 from promot_t5x.checkpoints import networks, saving, sources
-from promot_t5x.data import features, training_batches, vocabularies
+from promot_t5x.data import features, kept_batches, training_batches, vocabularies
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -210,7 +210,8 @@ def _open_data(
 ) -> tuple[Callable[[int], trainer.Batches], Callable[..., float | None]]:
     """(the function from the batches consumed to the next ones, the function that scores parameters)."""
     stage, model, partitioner, dataset = settings.stage, settings.model, settings.partitioner, settings.dataset
-    opened = training_batches.opened(dataset, rows=partitioner.rows(dataset.batch_size), with_cuts=True)
+    contents = settings.tasks[dataset.mixture_or_task_name]
+    opened = kept_batches.opened(dataset, contents, partitioner.rows(dataset.batch_size))
     evaluate = validations.evaluator(settings.validation, stage, model, partitioner)
     return lambda start_batch: _checked(opened(start_batch), stage, model), evaluate
 
