@@ -128,7 +128,7 @@ def train(
             train_step = make_step(model, optimizer, config.seed, config.num_microbatches, shardings)
             train_step = announced(train_step, "the training step")
             for step in range(state.step, config.total_steps):
-                counts, features = cuts.separated(next(batches))
+                counts, features = cuts.separated(progress.fetched(batches))
                 batch = partitioner.place_batch(features, rows, batch_size)
                 trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
                 done = step + 1
