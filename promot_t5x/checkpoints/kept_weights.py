@@ -75,15 +75,12 @@ def _everywhere(here: bool) -> bool:
 
 
 def _blocks(leaf: jax.Array) -> _Blocks:
-    # Copies: on a CPU these would be the devices' own memory, which a step may overwrite.
-    return {_ends(part.index, leaf.shape): np.array(part.data) for part in leaf.addressable_shards}
+    # On a CPU this is the device's own memory, which JAX does not give to a step as long as something else refers to it.
+    return {_ends(part.index, leaf.shape): np.asarray(part.data) for part in leaf.addressable_shards}
 
 
 def _placed(blocks: _Blocks, like: Any) -> jax.Array:
-    def block(index: Any) -> np.ndarray:
-        return blocks[_ends(index, like.shape)].copy()
-
-    return jax.make_array_from_callback(like.shape, like.sharding, block)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: blocks[_ends(index, like.shape)])
 
 
 def _ends(index: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
