@@ -18,7 +18,7 @@ from pathlib import Path
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, stages, trainer
+from promot_t5x.training import optimizers, stages, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"vocab_size": 250112, "num_heads": 6, "head_dim": 64, "mlp_dim": 1024, "layers": 8, "embed": 512}
@@ -51,12 +51,14 @@ def ours():
     model, stage = EncoderDecoderModel(config), stages.stage("fine_tuning")
     params = jax.jit(model.init)(jax.random.key(0))
     trainable, frozen = stages.partition(params, stage)
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-3), params, stage)
-    state = trainer.init_state(optimizer, trainable)
+    optimizer = optimizers.Staged(optimizers.adafactor(1e-3), stage)
+    state = train_step.init_state(optimizer, trainable)
     arguments = (trainable, state.opt_state, frozen, batch(), jnp.int32(0))
     with Partitioner().context():
-        step = trainer.make_step(model, optimizer).lower(*arguments).compile()
-    return step, arguments, lambda result: (*result[:2], frozen, arguments[3], jnp.int32(1))
+        step = train_step.make_step(model, optimizer)
+        compiled = step.lower(*arguments).compile()
+    of_run = step.of_run
+    return compiled, (*arguments, *of_run), lambda result: (*result[:2], frozen, arguments[3], jnp.int32(1), *of_run)
 
 
 def t5x():

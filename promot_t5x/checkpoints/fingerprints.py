@@ -33,7 +33,7 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     if all(isinstance(leaf, StoredLeaf) for leaf in flat.values()):
         flat = parameter_names.unstack_layers(flat, stored_leaves.layer)
         return _digest({name: (x.shape, x.dtype, stored_leaves.bit_sum(x)) for name, x in flat.items()})
-    sums = jax.device_get(jax.jit(_bit_sums)(flat))
+    sums = jax.device_get(_bit_sums(flat))
     shapes = jax.eval_shape(parameter_names.unstack_layers, flat)
     return _digest({name: (leaf.shape, leaf.dtype, int(sums[name])) for name, leaf in shapes.items()})
 
@@ -56,6 +56,7 @@ def _digest(leaves: Mapping[str, tuple[tuple[int, ...], Any, int]]) -> str:
     return digest.hexdigest()[:16]
 
 
+@jax.jit
 def _bit_sums(flat: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     def bit_sum(x):
         unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]

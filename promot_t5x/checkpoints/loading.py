@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from promot_t5x.checkpoints import fingerprints, networks, placing, sources
+from promot_t5x.checkpoints import kept_weights, networks, placing, sources
 from promot_t5x.checkpoints.sources import Source
 from promot_t5x.checkpoints.stored_leaves import StoredLeaf
 from promot_t5x.checkpoints.t5x import layouts
@@ -71,12 +71,11 @@ def load(
     else:
         sources.check_agreement(source, model.config)
     leaves, like = _fitting(source, wanted_params(model, partitioner))
-    params = parameter_names.unflatten(placing.place(leaves, like))
-    fingerprint = fingerprints.fingerprint(params)
+    flat, fingerprint = kept_weights.read(source, leaves, like)
     sources.check_base(source, fingerprint)
     logging.info("read %s, base %s, fingerprint %s", source.folder, source.model.folder, fingerprint)
     vocabulary = source.description.get("vocabulary") or source.model.description.get("vocabulary")
-    return Loaded(params, str(source.model.folder), fingerprint, model, vocabulary)
+    return Loaded(parameter_names.unflatten(flat), str(source.model.folder), fingerprint, model, vocabulary)
 
 
 def wanted_params(model: EncoderDecoderModel, partitioner: Partitioner) -> dict[str, jax.ShapeDtypeStruct]:

@@ -5,6 +5,7 @@ feature runs the program of the plain (m)T5. Params are the plain nested diction
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, cast
@@ -106,11 +107,11 @@ class EncoderDecoderModel:
 
     def abstract_params(self) -> dict[str, Any]:
         """Shapes and dtypes of the parameters, without making any."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: leaf, _described(self)[0])
 
     def logical_axes(self) -> dict[str, Any]:
         """A PartitionSpec of logical axis names for every parameter."""
-        return nn.get_partition_spec(jax.eval_shape(self._init_boxed, jax.random.key(0)))
+        return jax.tree.map(lambda axes: axes, _described(self)[1])
 
     def _init_boxed(self, key: jax.Array):
         token = jnp.ones((1, 1), jnp.int32)
@@ -235,3 +236,10 @@ class EncoderDecoderModel:
             top_p=c.top_p,
             eos_id=c.eos_id,
         )
+
+
+@functools.lru_cache(maxsize=16)
+def _described(model: EncoderDecoderModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(abstract parameters, logical axes): kept, as tracing the initialisers takes longer than most of their users."""
+    boxed = jax.eval_shape(model._init_boxed, jax.random.key(0))
+    return jax.eval_shape(nn.unbox, boxed), nn.get_partition_spec(boxed)

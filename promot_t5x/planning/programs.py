@@ -15,7 +15,7 @@ from promot_t5x.evaluation import answering
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, stages, trainer
+from promot_t5x.training import optimizers, stages, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +96,10 @@ def training_step(training: Training) -> Traced:
     stage, partitioner = stages.stage(training.stage), training.partitioner
     partitioner.check_rows(training.batch_size // training.num_microbatches)
     trainable, frozen = parameters(training)
-    optimizer = optimizers.staged_optimizer(training.optimizer, stages.combine(trainable, frozen), stage)
-    shardings = trainer.state_shardings(optimizer, trainable)
+    optimizer = optimizers.Staged(training.optimizer, stage)
+    shardings = train_step.state_shardings(optimizer, trainable)
     slots = _abstract(jax.eval_shape(optimizer.init, trainable), shardings[1])
-    step = trainer.make_step(training.model, optimizer, 0, training.num_microbatches, shardings)
+    step = train_step.make_step(training.model, optimizer, 0, training.num_microbatches, shardings)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated())
 
     def trace(batch_size: int):

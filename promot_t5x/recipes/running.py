@@ -18,7 +18,7 @@ from promot_t5x.recipes import run_scores
 from promot_t5x.recipes.methods import METHODS, PRETRAINED
 from promot_t5x.recipes.recipe import PlannedRun, Recipe, planned_runs
 from promot_t5x.reports import comparison, page, shots, tables
-from promot_t5x.runtime import arguments, files, processes, strict_json
+from promot_t5x.runtime import arguments, between_runs, files, processes, strict_json
 from promot_t5x.runtime.versions import versions
 from promot_t5x.training import initial_parameters, run_folder
 
@@ -35,6 +35,7 @@ If it has a method `check`, that is called with all runs before anything is trai
 
 
 @arguments.checked
+@between_runs.keeping()
 def run_recipe(
     recipe: Recipe,
     train: Train,

@@ -7,6 +7,7 @@ of its size, and what happens when it is damaged or full.
 import functools
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 
 
 def keep() -> None:
-    """Keeps what is compiled from now on in $PROMOT_CACHE/compiled; call it before jax is imported.
+    """Keeps what is compiled from now on in $PROMOT_CACHE/compiled; call it before anything is compiled.
 
     JAX's own variables are left as they are: JAX_COMPILATION_CACHE_DIR names another folder, such as one in a bucket
     that all hosts of a pod share, and JAX_ENABLE_COMPILATION_CACHE=0 keeps nothing. A folder that cannot be written
@@ -40,6 +41,11 @@ def keep() -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_BYTES))
         # A stage has hundreds of small programs before its step; together they take as long to compile.
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        if jax := sys.modules.get("jax"):  # it has read its variables already
+            jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+            jax.config.update("jax_compilation_cache_max_size", int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"]))
+            seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
     warnings.showwarning = functools.partial(_show, following=warnings.showwarning, own=own, told=set())
 
 

@@ -88,27 +88,61 @@ def _per_layer(transform: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(jax.vmap(transform.init), update)
 
 
-def staged_optimizer(optimizer: Optimizer, params: stages.Params, stage: stages.Stage) -> optax.GradientTransformation:
-    """optax.multi_transform of an optimizer over the stage's trainable leaves.
+@dataclasses.dataclass(frozen=True)
+class Staged:
+    """optax.multi_transform of an optimizer over a stage's trainable leaves; it is used as an optax transformation.
 
     A transform sees the leaves of one label only, and stacked layers one layer at a time. The norm over all trainable
     leaves, sqrt(sum of g^2), is passed to it as the extra argument `gradient_norm`, which `adam` clips by.
 
-    Args:
+    Attributes:
       optimizer: what updates one group of leaves: its settings, or a bare optax transformation.
-      params: the whole tree, arrays or shapes; the result works on `partition(params, stage)[0]`.
       stage: the stage.
-    """
-    transform, by_leaf = built(optimizer), labels(params, stage)
-    present = sorted(set(jax.tree.leaves(by_leaf)))
-    by_label = optax.multi_transform(
-        {label: transform if label == "single" else _per_layer(transform) for label in present}, by_leaf
-    )
 
-    def update(updates, state, params=None):
+    >>> Staged(adam(0.1), stages.stage("fine_tuning")).learning_rate
+    0.1
+    """
+
+    optimizer: Optimizer
+    stage: stages.Stage
+
+    @property
+    def learning_rate(self) -> float | None:
+        """The constant learning rate, None for a schedule or an optimizer of your own."""
+        rate = self.optimizer.learning_rate if isinstance(self.optimizer, adafactor | adam) else None
+        return float(rate) if isinstance(rate, int | float) else None
+
+    @property
+    def with_any_rate(self) -> "Staged":
+        """The same for optimizers that differ in nothing but their constant learning rate."""
+        if self.learning_rate is None or not isinstance(self.optimizer, adafactor | adam):
+            return self
+        return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
+
+    def init(self, trainable: stages.Params) -> Any:
+        """The state before the first step for `stages.partition(params, stage)[0]`."""
+        return self._by_label(trainable, None).init(trainable)
+
+    def update(self, updates: Any, state: Any, params: Any = None, *, learning_rate: Any = None) -> tuple[Any, Any]:
+        """The updates of the parameters from their gradients, and the next state.
+
+        Args:
+          updates, state, params: as optax has them.
+          learning_rate: takes the place of the constant one, such as an argument of a compiled step.
+        """
+        by_label = self._by_label(updates, learning_rate)
         return by_label.update(updates, state, params, gradient_norm=optax.tree.norm(updates))
 
-    return optax.GradientTransformation(by_label.init, update)
+    def _by_label(self, trainable: stages.Params, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+        if learning_rate is not None and isinstance(self.optimizer, adafactor | adam):
+            transform = self.optimizer.build(learning_rate)
+        else:
+            transform = built(self.optimizer)
+        by_leaf = labels(trainable, self.stage)
+        present = sorted(set(jax.tree.leaves(by_leaf)))
+        return optax.multi_transform(
+            {label: transform if label == "single" else _per_layer(transform) for label in present}, by_leaf
+        )
 
 
 @arguments.checked
@@ -143,16 +177,17 @@ class adafactor:
                 "least 0."
             )
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax transformation."""
+    def build(self, learning_rate: Any = None) -> optax.GradientTransformation:
+        """The optax transformation; its learning rate may be given as a traced number."""
+        rate = self.learning_rate if learning_rate is None else learning_rate
         by_label: dict[Hashable, optax.GradientTransformation]
-        by_label = {"prompt": self._with_moments(factored=False), "model": self._with_moments(factored=True)}
+        by_label = {"prompt": self._with_moments(False, rate), "model": self._with_moments(True, rate)}
         return optax.multi_transform(by_label, _prompt_or_model)
 
-    def _with_moments(self, factored: bool) -> optax.GradientTransformation:
+    def _with_moments(self, factored: bool, rate: Any) -> optax.GradientTransformation:
         links = [
             adafactor_in_slabs.scale_by_clipped_factored_rms(factored, self.decay_rate),
-            optax.scale_by_learning_rate(self.learning_rate, flip_sign=False),
+            optax.scale_by_learning_rate(rate, flip_sign=False),
         ]
         if self.multiply_by_parameter_scale:
             links.append(optax.stateless_with_tree_map(_scale_by_parameter_rms))
@@ -197,9 +232,10 @@ class adam:
     def __post_init__(self):
         _check_rate("adam", self.learning_rate)
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax transformation."""
-        transform = optax.adam(self.learning_rate, b1=self.b1, b2=self.b2)
+    def build(self, learning_rate: Any = None) -> optax.GradientTransformation:
+        """The optax transformation; its learning rate may be given as a traced number."""
+        rate = self.learning_rate if learning_rate is None else learning_rate
+        transform = optax.adam(rate, b1=self.b1, b2=self.b2)
         return transform if self.clip_norm is None else optax.chain(_clip(self.clip_norm), transform)
 
 
@@ -210,7 +246,7 @@ def _check_rate(optimizer: str, learning_rate: Any) -> None:
 
 
 def _clip(clip_norm: float) -> optax.GradientTransformationExtraArgs:
-    """optax.clip_by_global_norm; under `staged_optimizer` the norm is that over the leaves of all labels."""
+    """optax.clip_by_global_norm; under `Staged` the norm is that over the leaves of all labels."""
 
     def update(updates, state, params=None, *, gradient_norm=None, **_):
         norm = optax.tree.norm(updates) if gradient_norm is None else gradient_norm

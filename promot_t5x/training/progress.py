@@ -4,8 +4,8 @@ import collections
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 from absl import logging
@@ -17,14 +17,18 @@ from promot_t5x.training.run_metrics import Writer
 # Steps before a profile begins, so that compilation is not in it, and steps in it.
 _WARM_UP, _PROFILED = 10, 5
 
+_NOTICEABLE = 0.05  # of the time that a log line says was spent waiting for data
+
+_Batch = TypeVar("_Batch")
+
 
 class Progress:
     """Follows a run one step behind, so that it never waits for the step that was just dispatched.
 
     `follow` is called after every dispatch and reads the metrics of the step before; `settle` reads the newest ones,
-    which waits for the device. Once per log period it writes the mean loss since the last report, the speed and the
-    time left; time spent on evaluations and checkpoints counts. Cuts since the last report are counted over this
-    process's rows.
+    which waits for the device. Once per log period it writes the mean loss since the last report, the speed, the time
+    left, and the share of the time in which the run waited for data; time spent on evaluations and checkpoints counts.
+    Cuts since the last report are counted over this process's rows.
 
     Args:
       total_steps: of the run.
@@ -40,6 +44,13 @@ class Progress:
         self._report = periodic_actions.PeriodicCallback(
             every_steps=log_period, on_steps=[total_steps], callback_fn=self._write
         )
+
+    def fetched(self, batches: Iterator[_Batch]) -> _Batch:
+        """The next batch; the time that this takes is reported as waiting for data."""
+        began = time.monotonic()
+        batch = next(batches)
+        self._waited += time.monotonic() - began
+        return batch
 
     def follow(self, step: int, metrics: Mapping[str, Any], cuts: Mapping[str, int] = {}) -> None:
         """Remembers the step that was just dispatched and reads the one before.
@@ -68,7 +79,7 @@ class Progress:
 
     def _begin_window(self, step: int) -> None:
         self._sums, self._window_start, self._started = LossSums._make([0.0] * 4), step, time.monotonic()
-        self._cuts = collections.Counter()
+        self._cuts, self._waited = collections.Counter(), 0.0
 
     def _read(self, step: int, metrics: Mapping[str, Any], cuts: Mapping[str, int]) -> None:
         on_host = jax.device_get(metrics)
@@ -88,23 +99,26 @@ class Progress:
         seconds = max(t - self._started, 1e-9)
         rate = (step - self._window_start) / seconds
         tokens = float(self._sums.weight_sum)
+        waiting = min(self._waited / seconds, 1.0)
         scalars = {
             "train/loss": float(self._sums.loss) / tokens if tokens else 0.0,
             "train/accuracy": float(self._sums.correct) / tokens if tokens else 0.0,
             "train/gradient_norm": gradient_norm,
             "train/steps_per_second": rate,
             "train/target_tokens_per_second": tokens / seconds,
+            "train/waiting_for_data": waiting,
             **{f"train/{name}": float(count) for name, count in self._cuts.items()},
         }
         self._writer.write_scalars(step, scalars)
         logging.info(
-            "step %d/%d  loss %.4f  accuracy %.3f  %.1f steps/s  %.0f target tokens/s  %.0f s left",
+            "step %d/%d  loss %.4f  accuracy %.3f  %.1f steps/s  %.0f target tokens/s%s  %.0f s left",
             step,
             self._total,
             scalars["train/loss"],
             scalars["train/accuracy"],
             rate,
             scalars["train/target_tokens_per_second"],
+            f"  {waiting:.0%} waiting for data" if waiting >= _NOTICEABLE else "",
             (self._total - step) / rate,
         )
         self._begin_window(step)

@@ -43,7 +43,7 @@ def opened(path: str, optimizer: optimizers.Optimizer, params: stages.Params, st
     Args:
       path: the checkpoint.
       optimizer: the run's.
-      params: the whole tree, as for `optimizers.staged_optimizer`; shapes will do.
+      params: the whole tree, arrays or shapes.
       stage: the stage.
 
     Raises:
@@ -59,7 +59,7 @@ def opened(path: str, optimizer: optimizers.Optimizer, params: stages.Params, st
         )
     stored = optimizer_state.read(folder)
     trainable, _ = stages.partition(params, stage)
-    fresh = jax.eval_shape(optimizers.staged_optimizer(optimizer, params, stage).init, trainable)
+    fresh = jax.eval_shape(optimizers.Staged(optimizer, stage).init, trainable)
     slots = _slots(optimizer_slots.by_path(fresh))
     wanted = {name: leaf for name, leaf in slots.items() if not name.startswith(f"{parameter_names.PROMPT}/")}
     in_layout = stored_leaves.as_stored_in(stored.slots, wanted) if wanted else {}

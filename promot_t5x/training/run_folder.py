@@ -20,7 +20,7 @@ from promot_t5x.checkpoints import finished_run, networks, saving, soft_prompts
 from promot_t5x.checkpoints.metadata import MisnamedError
 from promot_t5x.models import parameter_names
 from promot_t5x.runtime import files, processes, settings, strict_json
-from promot_t5x.training import stages, trainer
+from promot_t5x.training import stages, train_step
 
 _SETTINGS_FILE, _CONFIG_FILE = "settings.json", "config.gin"
 
@@ -192,8 +192,8 @@ def check_metadata(folder: str) -> None:
 
 
 def restored(
-    run_checkpoints: saving.RunCheckpoints, fresh: trainer.TrainState, frozen: Any, base: dict[str, str] | None
-) -> trainer.TrainState:
+    run_checkpoints: saving.RunCheckpoints, fresh: train_step.TrainState, frozen: Any, base: dict[str, str] | None
+) -> train_step.TrainState:
     """The state of the newest checkpoint, or `fresh` where there is none.
 
     Args:
@@ -216,10 +216,10 @@ def restored(
 def _state_of(
     run_checkpoints: saving.RunCheckpoints,
     step: int,
-    fresh: trainer.TrainState,
+    fresh: train_step.TrainState,
     frozen: Any,
     base: dict[str, str] | None,
-) -> trainer.TrainState:
+) -> train_step.TrainState:
     """The state of one checkpoint; see `restored`."""
     folder = saving.checkpoint_folder(run_checkpoints.folder, step)
     stored_base = saving.read_metadata(folder)["base"]
@@ -238,7 +238,7 @@ def _state_of(
             )
     trainable = parameter_names.map_with_names(lambda n, leaf: None if leaf is None else read[n], fresh.trainable)
     logging.info("resuming %s at step %d", run_checkpoints.folder, step)
-    return trainer.TrainState(step, trainable, run_checkpoints.restore_opt_state(step, fresh.opt_state))
+    return train_step.TrainState(step, trainable, run_checkpoints.restore_opt_state(step, fresh.opt_state))
 
 
 def how_to_resume(folder: str) -> str:

@@ -14,7 +14,7 @@ from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import files
-from promot_t5x.training import initial_parameters, optimizers, prompt_initializers, stages, trainer
+from promot_t5x.training import initial_parameters, optimizers, prompt_initializers, stages, train_step, trainer
 from promot_t5x.training import validation as validations
 from promot_t5x.training.validation import Validation
 
@@ -100,7 +100,7 @@ def check(settings: RunSettings) -> None:
     """Raises ValueError for settings that do not fit together, which would only be noticed in the first step."""
     stage, model, dataset, partitioner = settings.stage, settings.model, settings.dataset, settings.partitioner
     validations.check(settings.validation, stage, model, partitioner)
-    trainer.check_microbatches(dataset.batch_size, settings.loop.num_microbatches)
+    train_step.check_microbatches(dataset.batch_size, settings.loop.num_microbatches)
     partitioner.check_rows(dataset.batch_size // settings.loop.num_microbatches)
     initial_parameters.check_starts(model, stage, paths(settings.initial_checkpoint_path))
     for name, (parameter, _) in _read(dataset, settings.validation).items():

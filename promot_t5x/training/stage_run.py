@@ -14,7 +14,7 @@ from absl import logging
 from clu import metric_writers
 
 from promot_t5x.checkpoints import networks, saving, sources
-from promot_t5x.data import features, training_batches, vocabularies
+from promot_t5x.data import features, kept_batches, training_batches, vocabularies
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -30,6 +30,7 @@ from promot_t5x.training import (
     run_metrics,
     run_settings,
     stages,
+    train_step,
     trainer,
 )
 from promot_t5x.training import validation as validations
@@ -156,11 +157,11 @@ def _run(
     frozen = stages.held_in(frozen, settings.frozen_weights_dtype)
     params = stages.combine(trainable, frozen)
     _print_parameters(params, stage, partitioner, model)
-    staged = optimizers.staged_optimizer(settings.optimizer, params, stage)
+    staged = optimizers.Staged(settings.optimizer, stage)
     run_folder.claim(model_dir, settings, config_gin and config_gin())
     # Closed also after an error, so that the checkpoint being written then is kept.
     with contextlib.closing(saving.RunCheckpoints(model_dir, settings.checkpoint)) as run_checkpoints:
-        state = run_folder.restored(run_checkpoints, trainer.init_state(staged, trainable), frozen, base)
+        state = run_folder.restored(run_checkpoints, train_step.init_state(staged, trainable), frozen, base)
         if optimizer_state is not None and state.step == 0:
             fresh = state.opt_state
             state = dataclasses.replace(state, opt_state=restored_optimizer.restored(fresh, optimizer_state))
@@ -209,7 +210,8 @@ def _open_data(
 ) -> tuple[Callable[[int], trainer.Batches], Callable[..., float | None]]:
     """(the function from the batches consumed to the next ones, the function that scores parameters)."""
     stage, model, partitioner, dataset = settings.stage, settings.model, settings.partitioner, settings.dataset
-    opened = training_batches.opened(dataset, rows=partitioner.rows(dataset.batch_size), with_cuts=True)
+    contents = settings.tasks[dataset.mixture_or_task_name]
+    opened = kept_batches.opened(dataset, contents, partitioner.rows(dataset.batch_size))
     evaluate = validations.evaluator(settings.validation, stage, model, partitioner)
     return lambda start_batch: _checked(opened(start_batch), stage, model), evaluate
 
@@ -217,7 +219,7 @@ def _open_data(
 def _train(
     settings: RunSettings,
     staged,
-    state: trainer.TrainState,
+    state: train_step.TrainState,
     frozen,
     save,
     model_dir: str,

@@ -30,7 +30,7 @@ from promot_t5x.training import optimizers, stages
 class StagedOptimizer:
     """T5X's optimizer definition for a stage: an optimizer over the leaves that train.
 
-    Its state is that of `optimizers.staged_optimizer`, for any optax transformation, Adafactor's factored moments
+    Its state is that of `optimizers.Staged`, for any optax transformation, Adafactor's factored moments
     included; checkpoints hold its leaves by path under `state/param_states`. The learning rate and its schedule belong
     to the transformation: T5X's own learning rate is ignored.
 
@@ -71,7 +71,7 @@ class StagedOptimizer:
         from t5x import optimizers as t5x_optimizers  # pyright: ignore[reportMissingImports] - from source, not on PyPI
 
         trainable, _ = stages.partition(flax.core.unfreeze(params), self.staged)
-        slots = optimizers.staged_optimizer(self.transform, trainable, self.staged).init(trainable)
+        slots = optimizers.Staged(self.transform, self.staged).init(trainable)
         return t5x_optimizers.OptimizerState(step=jnp.zeros((), jnp.int32), param_states=slots)
 
     def update_hyper_params(self, **overrides: Any) -> None:
@@ -82,7 +82,7 @@ class StagedOptimizer:
         trainable, frozen = stages.partition(flax.core.unfreeze(params), self.staged)
         gradients, _ = stages.partition(flax.core.unfreeze(grads), self.staged)
         with mesh_in_force():
-            optimizer = optimizers.staged_optimizer(self.transform, trainable, self.staged)
+            optimizer = optimizers.Staged(self.transform, self.staged)
             updates, slots = optimizer.update(gradients, state.param_states, trainable)
         updated: Any = optax.apply_updates(trainable, updates)
         new_params = jax.tree.leaves(stages.combine(updated, frozen))

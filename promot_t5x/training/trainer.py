@@ -1,46 +1,31 @@
-"""One training step and one training loop, the same for every stage.
+"""The training loop, the same for every stage.
 
-The step is step(trainable, opt_state, frozen, batch, step number): the gradient is taken with respect to the trainable
-leaves, the first two arguments are donated, and no metric reads frozen leaves. Dropout depends on (seed, step) alone,
-and the data on the number of batches consumed, so a resumed run equals one that was never stopped.
+Dropout depends on (seed, step) alone, and the data on the number of batches consumed, so a resumed run equals one that
+was never stopped.
 
 The loop reads a step's metrics after it has dispatched the next one, so that the device always has work. Before a
 validation and a checkpoint it reads the newest step too: what is saved has been checked.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 
 from promot_t5x.checkpoints.saving import RunCheckpoints
 from promot_t5x.data import cuts
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.partitioning.optimizer_slots import slot_shardings
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import arguments, processes
 from promot_t5x.training import stages
 from promot_t5x.training.progress import Progress, announced, profiler
 from promot_t5x.training.run_metrics import Writer
-
-Params = dict[str, Any]
+from promot_t5x.training.train_step import Optimizer, Params, TrainState, make_step, state_shardings
 
 Batches = Iterator[Mapping[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """What changes during training. `step` counts the updates made in this run."""
-
-    step: int
-    trainable: Params
-    opt_state: Any
 
 
 @arguments.checked
@@ -88,89 +73,9 @@ class LoopConfig:
             )
 
 
-def make_step(
-    model: EncoderDecoderModel,
-    optimizer: optax.GradientTransformation,
-    seed: int = 0,
-    num_microbatches: int = 1,
-    shardings: tuple[Any, Any] | None = None,
-) -> Callable:
-    """The jitted step (trainable, opt_state, frozen, batch, step) -> (trainable, opt_state, metrics).
-
-    Args:
-      model: the objective.
-      optimizer: from `optimizers.staged_optimizer`.
-      seed: of the dropout masks; each microbatch has a key of its own.
-      num_microbatches: see LoopConfig.
-      shardings: of the first two results; None leaves them to XLA.
-    """
-
-    def gradients_of(trainable, frozen, batch, dropout_rng):
-        def loss_of(trainable):
-            return model.loss_sum(stages.combine(trainable, frozen), batch, dropout_rng)
-
-        (_, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
-        return gradients, sums
-
-    def accumulated(trainable, frozen, batch, dropout_rng):
-        def add(total, numbered):
-            i, part = numbered
-            of_part = gradients_of(trainable, frozen, part, jax.random.fold_in(dropout_rng, i))
-            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, of_part), None
-
-        parts = jax.tree.map(lambda rows: _microbatches(rows, num_microbatches), batch)
-        shapes = jax.eval_shape(gradients_of, trainable, frozen, jax.tree.map(lambda x: x[0], parts), dropout_rng)
-        start = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-        if shardings is not None:
-            start = (jax.lax.with_sharding_constraint(start[0], shardings[0]), start[1])
-        (gradients, sums), _ = jax.lax.scan(add, start, (jnp.arange(num_microbatches), parts))
-        return jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), gradients, trainable), sums
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=None if shardings is None else (*shardings, None))
-    def train_step(trainable, opt_state, frozen, batch, step):
-        dropout_rng = jax.random.fold_in(jax.random.key(seed), step)
-        compute = gradients_of if num_microbatches == 1 else accumulated
-        gradients, sums = compute(trainable, frozen, batch, dropout_rng)
-        normalizer = model.loss_normalizer(sums)
-        gradients = jax.tree.map(lambda g: (g / normalizer).astype(g.dtype), gradients)
-        updates, opt_state = optimizer.update(gradients, opt_state, trainable)
-        trainable = optax.apply_updates(trainable, updates)
-        metrics = {"sums": sums, "gradient_norm": optax.tree.norm(gradients)}
-        return trainable, opt_state, metrics
-
-    return train_step
-
-
-def _microbatches(rows: jax.Array, count: int) -> jax.Array:
-    """[B, …] as [count, B / count, …]: part i has rows i, i + count, …, so that each device keeps the rows it has."""
-    check_microbatches(rows.shape[0], count)
-    return jnp.moveaxis(rows.reshape(rows.shape[0] // count, count, *rows.shape[1:]), 1, 0)
-
-
-def check_microbatches(rows: int, count: int) -> None:
-    """Raises ValueError unless the rows of a batch divide evenly over the microbatches."""
-    if rows % count:
-        raise ValueError(
-            f"trainer.LoopConfig.num_microbatches is {count}, which does not divide the batch of {rows} rows; choose a "
-            "divisor."
-        )
-
-
-def state_shardings(optimizer: optax.GradientTransformation, trainable: Params) -> tuple[Any, Any]:
-    """Where the trainable leaves (arrays or ShapeDtypeStructs with a sharding) and their optimizer slots live."""
-    slots = jax.eval_shape(optimizer.init, trainable)
-    return jax.tree.map(lambda leaf: leaf.sharding, trainable), slot_shardings(slots, trainable)
-
-
-def init_state(optimizer: optax.GradientTransformation, trainable: Params) -> TrainState:
-    """The state before the first step, with optimizer slots sharded as their parameters."""
-    _, slots = state_shardings(optimizer, trainable)
-    return TrainState(0, trainable, jax.jit(optimizer.init, out_shardings=slots)(trainable))
-
-
 def train(
     model: EncoderDecoderModel,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: TrainState,
     frozen: Params,
     batches: Batches,
@@ -189,7 +94,7 @@ def train(
 
     Args:
       model: the objective.
-      optimizer: from `optimizers.staged_optimizer`.
+      optimizer: such as `optimizers.Staged`.
       state: where to start.
       frozen: the leaves that do not train.
       batches: this process's rows of every batch, from batch number `state.step` on. Their cuts, if they have
@@ -211,8 +116,6 @@ def train(
       FloatingPointError: the loss or the gradient is no longer finite; the last checkpoint is from before.
     """
     shardings = state_shardings(optimizer, state.trainable)
-    train_step = make_step(model, optimizer, config.seed, config.num_microbatches, shardings)
-    train_step = announced(train_step, "the training step")
     rows = partitioner.rows(batch_size)
     partitioner.check_rows(batch_size // config.num_microbatches)
     trainable, opt_state = state.trainable, state.opt_state
@@ -222,8 +125,10 @@ def train(
     step = state.step
     try:
         with partitioner.context():
+            train_step = make_step(model, optimizer, config.seed, config.num_microbatches, shardings)
+            train_step = announced(train_step, "the training step")
             for step in range(state.step, config.total_steps):
-                counts, features = cuts.separated(next(batches))
+                counts, features = cuts.separated(progress.fetched(batches))
                 batch = partitioner.place_batch(features, rows, batch_size)
                 trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
                 done = step + 1

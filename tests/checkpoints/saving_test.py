@@ -16,7 +16,7 @@ from promot_t5x.checkpoints import fingerprints, placing, saving, stored_leaves
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.training import optimizers, stages, trainer
+from promot_t5x.training import optimizers, stages, train_step, trainer
 
 PROMPT = stages.stage("prompt_tuning")
 
@@ -299,11 +299,11 @@ def test_stage_one_checkpoints_are_small(tmp_path):
     trainable = jax.tree.map(jnp.asarray, trainable)
     assert trainable["soft_prompt"]["embedding"].shape == (1, 100, 512)
     transform = optimizers.adafactor(0.2, multiply_by_parameter_scale=False, weight_decay_rate=1e-5)
-    optimizer = optimizers.staged_optimizer(transform, params, PROMPT)
+    optimizer = optimizers.Staged(transform, PROMPT)
     _, opt_state = optimizer.update(trainable, optimizer.init(trainable), trainable)
     run = saving.RunCheckpoints(tmp_path, saving.CheckpointConfig())
     trainer.saver(run, frozen, {"base": {"path": "x", "fingerprint": "y"}})(
-        trainer.TrainState(7, trainable, opt_state), 0.5
+        train_step.TrainState(7, trainable, opt_state), 0.5
     )
     run.close()
     sizes = [f.stat().st_size for f in (tmp_path / "checkpoint_7").rglob("*") if f.is_file()]

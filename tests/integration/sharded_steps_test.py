@@ -25,7 +25,7 @@ from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, run_folder, stages, trainer
+from promot_t5x.training import optimizers, run_folder, stages, train_step, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, ROWS, INPUT_LENGTH, TARGET_LENGTH, VOCAB = 5, 16, 6, 5, 64
@@ -87,8 +87,8 @@ def _steps(case: Case, last_step: int, folder: str) -> tuple[list[float], Any, s
     fingerprint = fingerprints.fingerprint(params)
     stage = stages.stage(case.stage)
     trainable, frozen = stages.partition(params, stage)
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(0.05), params, stage)
-    places = trainer.state_shardings(optimizer, trainable)
+    optimizer = optimizers.Staged(optimizers.adafactor(0.05), stage)
+    places = train_step.state_shardings(optimizer, trainable)
     losses, made, make_step = [], [], trainer.make_step
 
     def recorded(*args):
@@ -103,7 +103,7 @@ def _steps(case: Case, last_step: int, folder: str) -> tuple[list[float], Any, s
             pass
 
     with contextlib.closing(saving.RunCheckpoints(folder, saving.CheckpointConfig())) as run_checkpoints:
-        state = run_folder.restored(run_checkpoints, trainer.init_state(optimizer, trainable), frozen, None)
+        state = run_folder.restored(run_checkpoints, train_step.init_state(optimizer, trainable), frozen, None)
         assert places == _places(state), "the optimizer's state begins where its parameters are"
         with mock.patch.object(trainer, "make_step", recorded):
             state = trainer.train(

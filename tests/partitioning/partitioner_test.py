@@ -347,7 +347,7 @@ def states(parameters):
     stage, states = stages.stage("joint_tuning"), {}
     jit = functools.partial(jax.jit, compiler_options=QUICK)
     for name, make in OPTIMIZERS.items():
-        optimizer = optimizers.staged_optimizer(make(), parameters, stage)
+        optimizer = optimizers.Staged(make(), stage)
         _, states[name] = jit(optimizer.update)(parameters, optimizer.init(parameters), parameters)
     return states
 

@@ -16,7 +16,7 @@ from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import DecodingConfig, EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.planning import programs
-from promot_t5x.training import optimizers, stages, trainer
+from promot_t5x.training import optimizers, stages, train_step, trainer
 from tests import absent_devices
 
 ROWS, T, U, P = 8, 6, 5, 4
@@ -177,8 +177,8 @@ def test_a_step_of_training(stage, changes, monkeypatch):
         del params["soft_prompt"], batch["soft_prompt_ids"]
     trainable, frozen = stages.partition(params, own)
     frozen = stages.held_in(frozen, training.frozen_weights_dtype)
-    optimizer = optimizers.staged_optimizer(training.optimizer, params, own)
-    make_step, lowered = trainer.make_step, []
+    optimizer = optimizers.Staged(training.optimizer, own)
+    make_step, lowered = train_step.make_step, []
 
     def recorded(*args):
         def step(*arguments):
@@ -192,7 +192,7 @@ def test_a_step_of_training(stage, changes, monkeypatch):
         trainer.train(
             model,
             optimizer,
-            trainer.init_state(optimizer, trainable),
+            train_step.init_state(optimizer, trainable),
             frozen,
             iter([batch]),
             trainer.LoopConfig(1, num_microbatches=training.num_microbatches),

@@ -10,6 +10,8 @@ from promot_t5x.runtime import compiled_programs
 
 _PROGRAM = """
 import os, resource, signal
+if os.environ.get("FIRST"):
+    import jax
 from promot_t5x.configuration import program
 from promot_t5x.runtime import compiled_programs
 program.show_progress()
@@ -53,6 +55,13 @@ def test_a_second_process_compiles_nothing_and_damage_is_mended(start, tmp_path)
     assert again == results and hits == 0
     assert len(lines) == 1 and "reading a compiled program in" in lines[0] and "are compiled again" in lines[0]
     assert start() == (results, misses, 0, [])
+
+
+def test_programs_are_kept_where_jax_was_imported_first(start):
+    """As in a pipeline, which imports jax with the recipe."""
+    results, hits, misses, _ = start(FIRST="1")
+    assert hits == 0 and misses >= 2
+    assert start(FIRST="1") == (results, misses, 0, [])
 
 
 def test_a_folder_that_cannot_be_made_costs_a_line(start, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import adafactor_in_slabs, optimizers, stages, trainer
+from promot_t5x.training import adafactor_in_slabs, optimizers, stages, train_step
 
 LARGE = {
     "slabs that divide": (4096, 1024),
@@ -94,12 +94,12 @@ def test_a_step_on_one_cpu_holds_little_more_than_the_gradients():
     params = jax.eval_shape(model.init, jax.random.key(0))
     matrix = 4 * config.vocab_size * config.embed_dim
     trainable, frozen = stages.partition(params, stage)
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-3), params, stage)
+    optimizer = optimizers.Staged(optimizers.adafactor(1e-3), stage)
     tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32)
     names = ("encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens")
     batch = {**dict.fromkeys(names, tokens), "decoder_loss_weights": jax.ShapeDtypeStruct((2, 4), jnp.float32)}
     with Partitioner(devices=(jax.devices()[0],)).context():
-        step = trainer.make_step(model, optimizer)
+        step = train_step.make_step(model, optimizer)
         compiled = step.lower(trainable, jax.eval_shape(optimizer.init, trainable), frozen, batch, 0).compile()
     # Embedding and output matrix have a gradient each; squares and scaled gradients would be four more.
     assert compiled.memory_analysis().temp_size_in_bytes < 2.6 * matrix

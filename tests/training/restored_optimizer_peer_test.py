@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from promot_t5x.checkpoints import stored_leaves
 from promot_t5x.checkpoints.t5x import layouts
 from promot_t5x.models import parameter_names
-from promot_t5x.training import optimizers, restored_optimizer, stages, trainer
+from promot_t5x.training import optimizers, restored_optimizer, stages, train_step
 from tests.training import t5x_state
 
 pytest.importorskip("t5x", reason="needs T5X, AirIO and jestimator from source on PYTHONPATH, see docs/t5x.md")
@@ -75,9 +75,9 @@ def test_the_next_update_is_t5xs(tmp_path, layout, per_layer):
         flat = [parameter_names.unstack_layers(leaves) for leaves in flat]
     start, gradient, expected = (parameter_names.unflatten(leaves) for leaves in flat)
     stage, settings = stages.stage("fine_tuning"), optimizers.adafactor(RATE)
-    staged = optimizers.staged_optimizer(settings, start, stage)
+    staged = optimizers.Staged(settings, stage)
     start = jax.tree.map(jax.numpy.asarray, start)
-    fresh = trainer.init_state(staged, start).opt_state
+    fresh = train_step.init_state(staged, start).opt_state
     state = restored_optimizer.restored(fresh, restored_optimizer.opened(str(folder), settings, start, stage))
     updates, _ = jax.jit(staged.update)(gradient, state, start)
     updated = parameter_names.flatten(optax.apply_updates(start, updates))

@@ -12,7 +12,7 @@ from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning import optimizer_slots
-from promot_t5x.training import optimizers, restored_optimizer, stages, trainer
+from promot_t5x.training import optimizers, restored_optimizer, stages, train_step
 from tests.training import t5x_state, tiny
 
 FINE_TUNING = stages.stage("fine_tuning")
@@ -38,11 +38,13 @@ def updated(optimizer, params, gradients, state):
 def test_the_update_after_a_checkpoint_of_t5x_is_t5xs(steps, tmp_path):
     adafactor = optimizers.adafactor(1e-2)
     tree = parameter_names.unflatten(steps["params"])
-    optimizer = optimizers.staged_optimizer(adafactor, tree, FINE_TUNING)
+    optimizer = optimizers.Staged(adafactor, FINE_TUNING)
     after_1, _ = updated(optimizer, steps["params"], steps["grads_1"], optimizer.init(tree))
     folder = t5x_state.write(tmp_path / "checkpoint_1", after_1, t5x_state.moments(steps["grads_1"]), step=1)
 
-    fresh = trainer.init_state(optimizer, jax.tree.map(jax.numpy.asarray, parameter_names.unflatten(after_1))).opt_state
+    fresh = train_step.init_state(
+        optimizer, jax.tree.map(jax.numpy.asarray, parameter_names.unflatten(after_1))
+    ).opt_state
     stored = restored_optimizer.opened(str(folder), adafactor, tree, FINE_TUNING)
     after_2, _ = updated(optimizer, after_1, steps["grads_2"], restored_optimizer.restored(fresh, stored))
     without, _ = updated(optimizer, after_1, steps["grads_2"], fresh)

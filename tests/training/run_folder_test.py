@@ -13,7 +13,7 @@ import pytest
 
 from promot_t5x.checkpoints import saving
 from promot_t5x.runtime import settings
-from promot_t5x.training import optimizers, run_folder, stages, trainer
+from promot_t5x.training import optimizers, run_folder, stages, train_step, trainer
 
 BASE = {"path": "somewhere", "fingerprint": "0123"}
 
@@ -30,8 +30,8 @@ def _start(prompt):
     params = {"encoder": {"scale": jnp.ones(3)}, "soft_prompt": {"embedding": jnp.full((1, 2, 3), prompt)}}
     stage = stages.stage("model_tuning")
     trainable, frozen = stages.partition(params, stage)
-    optimizer = optimizers.staged_optimizer(optax.sgd(0.1, momentum=0.9), params, stage)
-    return trainer.init_state(optimizer, trainable), frozen
+    optimizer = optimizers.Staged(optax.sgd(0.1, momentum=0.9), stage)
+    return train_step.init_state(optimizer, trainable), frozen
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def run(tmp_path):
     save = trainer.saver(checkpoints, frozen, {"base": BASE, "stage": "model_tuning"})
     for step, score in ((1, 0.5), (2, 0.25)):
         trained = {"encoder": {"scale": jnp.full(3, float(step))}, "soft_prompt": {"embedding": None}}
-        save(trainer.TrainState(step, trained, fresh.opt_state), score)
+        save(train_step.TrainState(step, trained, fresh.opt_state), score)
     yield checkpoints
     checkpoints.close()
 

@@ -67,7 +67,7 @@ def test_stacked_layers_are_updated_like_single_ones(stage_name, scaled):
     final = []
     for params, convert in ((single, lambda tree: tree), (stacked, _stacked)):
         trainable, frozen = stages.partition(params, stage)
-        optimizer = optimizers.staged_optimizer(transform, params, stage)
+        optimizer = optimizers.Staged(transform, stage)
         state, update = optimizer.init(trainable), jax.jit(optimizer.update)
         for seed in (1, 2, 3):
             # Layers of very different gradients: clipping or scaling them together would show.
@@ -125,7 +125,7 @@ def test_optimizer_state_exists_for_trainable_leaves_only(stacked, make):
     def slots(name):
         stage = stages.stage(name)
         trainable, _ = stages.partition(params, stage)
-        state = optimizers.staged_optimizer(make(1e-2), params, stage).init(trainable)
+        state = optimizers.Staged(make(1e-2), stage).init(trainable)
         return [leaf for leaf in jax.tree.leaves(state) if leaf.size > L]  # without the counters
 
     prompt_slots = slots("prompt_tuning")
@@ -140,7 +140,7 @@ def test_optimizer_state_exists_for_trainable_leaves_only(stacked, make):
 def test_a_long_prompt_keeps_its_whole_second_moment(stage_name):
     params, stage = _tree(0), stages.stage(stage_name)
     params["soft_prompt"]["embedding"] = jnp.ones((2, 150, 512))
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-2), params, stage)
+    optimizer = optimizers.Staged(optimizers.adafactor(1e-2), stage)
     state = optimizer.init(stages.partition(params, stage)[0])
     slots = {jax.tree_util.keystr(path): slot.shape for path, slot in jax.tree_util.tree_flatten_with_path(state)[0]}
     moments = {shape for name, shape in slots.items() if "soft_prompt" in name}
@@ -152,7 +152,7 @@ def test_a_long_prompt_keeps_its_whole_second_moment(stage_name):
 def test_frozen_leaves_are_absent_from_updates():
     params, stage = _tree(0), stages.stage("prompt_tuning")
     trainable, _ = stages.partition(params, stage)
-    optimizer = optimizers.staged_optimizer(optax.sgd(1.0), params, stage)
+    optimizer = optimizers.Staged(optax.sgd(1.0), stage)
     updates, _ = optimizer.update(trainable, optimizer.init(trainable), trainable)
     assert list(parameter_names.flatten(updates)) == ["soft_prompt/embedding"]
     np.testing.assert_array_equal(updates["soft_prompt"]["embedding"], -params["soft_prompt"]["embedding"])
@@ -250,7 +250,7 @@ def test_what_a_custom_stage_freezes_keeps_its_bits(stacked):
     params = _stacked(_tree(0)) if stacked else _tree(0)
     own = stages.Stage("own", trainable=("decoder",), frozen=(r".*/scale",), attaches_prompt=False)
     trainable, frozen = stages.partition(params, own)
-    optimizer = optimizers.staged_optimizer(optimizers.adafactor(1e-2), params, own)
+    optimizer = optimizers.Staged(optimizers.adafactor(1e-2), own)
     state, update = optimizer.init(trainable), jax.jit(optimizer.update)
     for seed in (1, 2, 3):
         gradients = stages.partition(_stacked(_tree(seed)) if stacked else _tree(seed), own)[0]
@@ -324,7 +324,7 @@ def test_an_unknown_stage_names_the_nearest():
 def _adam_updates(params, gradients, clip_norm, stage=stages.STAGES["joint_tuning"]):
     """Two steps, the second with a tenth of the gradients: updates of both, flat, layer by layer."""
     trainable, _ = stages.partition(params, stage)
-    optimizer = optimizers.staged_optimizer(optimizers.adam(0.1, clip_norm=clip_norm), params, stage)
+    optimizer = optimizers.Staged(optimizers.adam(0.1, clip_norm=clip_norm), stage)
     state, update, result = optimizer.init(trainable), jax.jit(optimizer.update), []
     for scale in (1.0, 0.1):
         trained, _ = stages.partition(jax.tree.map(lambda g, scale=scale: g * scale, gradients), stage)

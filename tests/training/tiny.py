@@ -15,7 +15,7 @@ from promot_t5x.data import training_batches
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import optimizers, stage_run, stages, trainer
+from promot_t5x.training import optimizers, stage_run, stages, train_step, trainer
 
 # Sizes of which no two are equal and no product is another: an activation never has a weight's shape.
 B, T, U, P, D, V = 3, 5, 4, 7, 11, 37
@@ -59,8 +59,8 @@ def start(model, stage, transform=None, params=None):
         params = {k: v for k, v in params.items() if k != "soft_prompt"}
     before = jax.tree.map(np.array, params)
     trainable, frozen = stages.partition(params, stage)
-    optimizer = optimizers.staged_optimizer(transform or optimizers.adafactor(0.05), params, stage)
-    return before, optimizer, trainer.init_state(optimizer, trainable), frozen
+    optimizer = optimizers.Staged(transform or optimizers.adafactor(0.05), stage)
+    return before, optimizer, train_step.init_state(optimizer, trainable), frozen
 
 
 def run(model, optimizer, state, frozen, tmp_path, batches, **kwargs):

@@ -13,7 +13,7 @@ import tensorflow as tf
 from promot_t5x.data import cuts
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
-from promot_t5x.training import progress, run_metrics, trainer
+from promot_t5x.training import progress, run_metrics, train_step, trainer
 from tests.training import tiny
 from tests.training.tiny import ONE_LAYER, B, U, V
 
@@ -211,7 +211,7 @@ def test_a_profile_of_a_few_steps(steps, tmp_path):
     model = EncoderDecoderModel(ONE_LAYER)
     _, optimizer, state, frozen = tiny.start(model, "prompt_tuning")
     for profile in (False, True):
-        args = trainer.TrainState(0, *jax.tree.map(jnp.copy, (state.trainable, state.opt_state)))
+        args = train_step.TrainState(0, *jax.tree.map(jnp.copy, (state.trainable, state.opt_state)))
         config = trainer.LoopConfig(steps, profile=profile)
         batches = (tiny.batch(i) for i in range(steps))
         tiny.run(model, optimizer, args, frozen, tmp_path, batches, config=config, profile_dir=str(tmp_path))

@@ -15,7 +15,7 @@ from promot_t5x.checkpoints.t5x import reader
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
-from promot_t5x.training import optimizers, stages, trainer
+from promot_t5x.training import optimizers, stages, train_step, trainer
 from tests.training import tiny
 from tests.training.tiny import CONFIG, ONE_LAYER, P
 
@@ -32,7 +32,7 @@ def test_one_fine_tuning_step_is_t5x(testdata):
     batch = {k: jnp.asarray(fixture[k]) for k in tiny.batch() if k in fixture}
     expected = dict(np.load(folder / "t5_after_one_adafactor_step.npz"))
     before, optimizer, state, frozen = tiny.start(model, "fine_tuning", optimizers.adafactor(1e-3), params)
-    step = trainer.make_step(model, optimizer)
+    step = train_step.make_step(model, optimizer)
     trainable, _, metrics = step(state.trainable, state.opt_state, frozen, batch, jnp.int32(0))
     flat = parameter_names.flatten(trainable)
     assert len(flat) == 52
@@ -74,8 +74,8 @@ def test_frozen_leaves_own_no_gradient(scan_layers, remat):
     def produced(name):
         stage = stages.stage(name)
         trainable, frozen = stages.partition(params, stage)
-        optimizer = optimizers.staged_optimizer(optimizers.adafactor(0.1), params, stage)
-        step = trainer.make_step(model, optimizer)
+        optimizer = optimizers.Staged(optimizers.adafactor(0.1), stage)
+        step = train_step.make_step(model, optimizer)
         opt_state = jax.eval_shape(optimizer.init, trainable)
         return _produced_shapes(jax.make_jaxpr(step)(trainable, opt_state, frozen, tiny.batch(), jnp.int32(0)).jaxpr)
 
@@ -119,7 +119,7 @@ def test_the_gradient_norm_is_of_trainable_leaves():
     before, optimizer, state, frozen = tiny.start(model, "prompt_tuning")
     batch = tiny.batch()
     gradients = jax.jit(jax.grad(lambda p: model.loss_fn(p, batch, None)[0]))(before)
-    step = trainer.make_step(model, optimizer)
+    step = train_step.make_step(model, optimizer)
     _, _, metrics = step(state.trainable, state.opt_state, frozen, batch, jnp.int32(0))
     expected = np.linalg.norm(np.asarray(gradients["soft_prompt"]["embedding"]).ravel())
     np.testing.assert_allclose(metrics["gradient_norm"], expected, rtol=1e-5)
@@ -130,10 +130,11 @@ def test_a_prompt_tuning_step_returns_the_prompt_and_leaves_the_model_alone():
     model = EncoderDecoderModel(dataclasses.replace(ONE_LAYER, embed_dim=64, mlp_dim=1024))
     before, optimizer, state, frozen = tiny.start(model, "prompt_tuning")
     args = state.trainable, state.opt_state, frozen, tiny.batch(), jnp.int32(0)
-    compiled = trainer.make_step(model, optimizer).lower(*args).compile()
+    step = train_step.make_step(model, optimizer)
+    compiled = step.lower(*args).compile()
     weights = parameter_names.flatten(frozen)
     places = {name: leaf.unsafe_buffer_pointer() for name, leaf in weights.items()}
-    trainable, opt_state, metrics = compiled(*args)
+    trainable, opt_state, metrics = compiled(*args, *step.of_run)
 
     prompt_bytes = P * 64 * 4
     assert list(parameter_names.flatten(trainable)) == ["soft_prompt/embedding"]
@@ -159,7 +160,7 @@ def test_dropout_depends_on_seed_and_step(tmp_path):
     losses = {}
     _, optimizer, state, frozen = tiny.start(model, "prompt_tuning", optax.sgd(0.0))
     for seed in (0, 1):
-        step = trainer.make_step(model, optimizer, seed)
+        step = train_step.make_step(model, optimizer, seed)
         for number in (0, 1, 0):
             args = jax.tree.map(jnp.copy, (state.trainable, state.opt_state))
             loss = float(step(*args, frozen, tiny.batch(), jnp.int32(number))[2]["sums"].loss)
