@@ -162,7 +162,7 @@ def as_numpy(ds: tf.data.Dataset) -> Iterator[dict[str, Any]]:
     options.deterministic = True
     options.autotune.enabled = False  # tuning hundreds of small ops costs more than running them
     options.threading.private_threadpool_size = 1
-    options.experimental_optimization.map_fusion = True
+    options.experimental_optimization.apply_default_optimizations = False  # takes longer than the first epoch gains
     options.threading.max_intra_op_parallelism = 1
     iterator: Any = ds.with_options(options).as_numpy_iterator()
     return iterator
