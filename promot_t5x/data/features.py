@@ -12,6 +12,7 @@ import seqio
 import tensorflow as tf
 
 from promot_t5x.runtime.text import nearest
+from promot_t5x.tasks import toy_world  # noqa: F401 (registers its tasks, which are then found as all others)
 
 SOFT_PROMPT_IDS = "soft_prompt_ids"
 
@@ -156,7 +157,7 @@ def cached_source(task: seqio.Task, split: str) -> seqio.DataSource | None:
         ) from error
 
 
-def as_numpy(ds: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+def as_numpy(ds: tf.data.Dataset) -> Iterator[Any]:
     """Iterates in a fixed order, on few threads, which leaves the cores to the model."""
     options = tf.data.Options()
     options.deterministic = True
