@@ -157,8 +157,7 @@ def prompts(
     """
     if prompting.sentinels:
         vocabularies.check_sentinel(prompting.vocabulary)
-    with tf.init_scope():  # the pool is read now, even if the rest is traced
-        pool = exemplars.pool(task.name, task.source, EXEMPLAR_SPLIT, task.wording) if shots else ()
+    pool = exemplars.pool(task.name, task.source, EXEMPLAR_SPLIT, task.wording) if shots else ()
     sampler = exemplars.Sampler(task.name, pool, shots, seed, prompting.exemplars)
     prompter = _Prompter(task, prompting, sampler, sequence_length["inputs"] if sequence_length else None)
 
