@@ -57,6 +57,7 @@ __all__ = [*_API, "tasks"]  # noqa: PLE0604 (names that __getattr__ finds)
 
 def __getattr__(name: str) -> Any:
     if name == "tasks":
+        importlib.import_module("promot_t5x.tasks.toy_world")  # registers its tasks
         return importlib.import_module("promot_t5x.tasks")
     if name not in _API:
         raise AttributeError(f"module 'promot_t5x' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures of ProMoT; importing this package registers the toy world.
+"""seqio tasks and mixtures of ProMoT. What is here is loaded on first use; `toy_world` registers the toy world.
 
 The other tasks are registered by functions, which take the vocabulary and the location of the data.
 
@@ -6,5 +6,8 @@ The tasks know seqio, not the framework. The two share seqio's registry and the 
 `answers` and `choices`.
 """
 
-from promot_t5x.tasks import catalog, jsonl, paper, toy_world  # noqa: F401
-from promot_t5x.tasks.jsonl import jsonl_task  # noqa: F401
+from etils import epy
+
+with epy.lazy_api_imports(globals()):  # the tables of tasks are read without seqio, which takes seconds to import
+    from promot_t5x.tasks import catalog, jsonl, paper, toy_world  # noqa: F401
+    from promot_t5x.tasks.jsonl import jsonl_task  # noqa: F401

@@ -1,20 +1,27 @@
 """The catalog of evaluation tasks and suites, and their expansion over numbers of exemplars and seeds."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-import seqio
 from absl import logging
+from etils import epy
 
 from promot_t5x.runtime.text import aligned, nearest
-from promot_t5x.tasks import few_shot, paper, registration, toy_world
+from promot_t5x.tasks import paper, registration, toy_tables
+
+with epy.lazy_imports():  # the listing needs no seqio
+    import seqio
+
+    from promot_t5x.tasks import few_shot
 
 _SPLITS = ("train", "validation", "test")
 SUITES: dict[str, tuple[str, ...]] = {
     "in_context": paper.IN_CONTEXT_TASKS,
     "fine_tuning": paper.FINE_TUNING_TASKS,
     "xnli": tuple(f"xnli_{language}" for language in paper.XNLI_LANGUAGES),
-    "toy_in_context": toy_world.IN_CONTEXT_TASKS,
+    "toy_in_context": toy_tables.IN_CONTEXT_TASKS,
 }
 
 
@@ -74,6 +81,7 @@ def entries(
             f"catalog.entries has tasks={tasks!r}, shots={shots!r}, seeds={seeds!r}: expected at least one of each, "
             "and no negative number of exemplars or seed."
         )
+    registration.import_module("promot_t5x.tasks.toy_world", "catalog.entries.tasks")
     if module is not None:
         registration.import_module(module, "catalog.entries.module")
     listed: list[Entry] = []
@@ -160,9 +168,9 @@ def listing() -> str:
     for name, task in paper.TASKS.items():
         source = f"{task.tfds} ({task.splits['test']})"
         rows.append((name, _metric_name(task), *_sizes(task.sizes), source, task.folder))
-    for name in (*toy_world.IN_CONTEXT_TASKS, *toy_world.TARGET_TASKS):
-        metric = toy_world.HEADLINE_METRICS[name]
-        rows.append((name, metric, *_sizes(toy_world.sizes(name)), "- (generated)", "-"))
+    for name in (*toy_tables.IN_CONTEXT_TASKS, *toy_tables.TARGET_TASKS):
+        metric = toy_tables.HEADLINE_METRICS[name]
+        rows.append((name, metric, *_sizes(toy_tables.sizes(name)), "- (generated)", "-"))
     suites = [f"{name} ({len(tasks)} tasks): {', '.join(tasks)}" for name, tasks in SUITES.items()]
     return "\n".join([aligned(rows), "", "suites", *suites])
 

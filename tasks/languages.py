@@ -4,13 +4,16 @@ English keeps what the field compares with: sacrebleu's `intl`, rouge-score's ow
 separates words) and SQuAD's normal form. In other scripts these see no words, or a whole sentence as one.
 """
 
+import dataclasses
 import functools
 import re
 import string
 import unicodedata
 
-import sacrebleu
-from rouge_score import tokenizers
+from etils import epy
+
+with epy.lazy_imports():
+    import sacrebleu
 
 # Scripts written without spaces between words, as the names of their characters begin in Unicode.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -89,7 +92,8 @@ def _kind(character: str) -> str:
     return {"L": "word", "N": "word", "M": "mark"}.get(category, "separator")
 
 
-class UnicodeWords(tokenizers.Tokenizer):
+@dataclasses.dataclass(frozen=True)
+class UnicodeWords:
     """A tokenizer for rouge-score: runs of letters, marks and digits, in lower case and NFKC.
 
     Where a script has no spaces between words, each letter is a word, with the marks that follow it.

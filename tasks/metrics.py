@@ -5,6 +5,8 @@ metric that knows its standard error also returns it, as `<name>_stderr`; notes 
 English unless `in_language` makes them.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib.metadata
 import re
@@ -12,11 +14,14 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import sacrebleu
-import seqio
-from rouge_score import rouge_scorer, tokenizers
+from etils import epy
 
 from promot_t5x.tasks import languages
+
+with epy.lazy_imports():  # they take seconds to import, and most metrics need none of them
+    import sacrebleu
+    import seqio
+    from rouge_score import rouge_scorer, tokenizers
 
 Metric = Callable[..., Mapping[str, Any]]
 
@@ -24,9 +29,6 @@ BLEU_TOKENIZER = "intl"
 """T5's choice for its sacrebleu metric; sacrebleu's own default is 13a."""
 
 _TRIVIA_QA_PUNCTUATION = frozenset(string.punctuation + "‘’´")
-
-_ENGLISH_WORDS = tokenizers.DefaultTokenizer(use_stemmer=False)
-_UNICODE_WORDS = languages.UnicodeWords()
 
 _BOOTSTRAP_SAMPLES = 1000
 _NORMAL_97_5 = 1.959964  # half the width of a 95 % interval in standard errors
@@ -122,17 +124,22 @@ def bleu(targets: Sequence[str], predictions: Sequence[str], tokenizer: str = BL
 
 
 @functools.cache
-def _rouge(tokenizer: tokenizers.Tokenizer) -> rouge_scorer.RougeScorer:
+def _english_words() -> tokenizers.Tokenizer:
+    return tokenizers.DefaultTokenizer(use_stemmer=False)
+
+
+@functools.cache
+def _rouge(tokenizer: languages.UnicodeWords | tokenizers.Tokenizer) -> rouge_scorer.RougeScorer:
     return rouge_scorer.RougeScorer(["rouge2", "rougeL"], tokenizer=tokenizer)
 
 
 def rouge(
-    targets: Sequence[str], predictions: Sequence[str], tokenizer: tokenizers.Tokenizer = _ENGLISH_WORDS
+    targets: Sequence[str], predictions: Sequence[str], tokenizer: languages.UnicodeWords | None = None
 ) -> dict[str, Any]:
     """Mean F-measure of ROUGE-2 and ROUGE-L by rouge-score, without stemming, in percent.
 
     A reference of one word has no bigram, so its ROUGE-2 is always 0. For another tokenizer than rouge-score's own,
-    `rouge_signature` names it.
+    which is that of None, `rouge_signature` names it.
 
     Raises:
       ValueError: the tokenizer sees no words in a reference that has letters or digits.
@@ -140,16 +147,17 @@ def rouge(
     >>> rouge(["the cat sat down"], ["the cat sat up"])
     {'rouge2': 66.66666666666666, 'rougeL': 75.0}
     """
+    words = tokenizer or (_english_words() if targets else None)
     for target in targets:
-        if any(map(str.isalnum, target)) and not tokenizer.tokenize(target):
+        if any(map(str.isalnum, target)) and not words.tokenize(target):
             raise ValueError(
-                f"ROUGE's tokenizer {type(tokenizer).__name__} sees no words in the reference {target!r}: name the "
+                f"ROUGE's tokenizer {type(words).__name__} sees no words in the reference {target!r}: name the "
                 "task's language, for a task of JSONL files with jsonl_task.language."
             )
-    scores = [_rouge(tokenizer).score(t, p) for t, p in zip(targets, predictions, strict=True)]
+    scores = [_rouge(words).score(t, p) for t, p in zip(targets, predictions, strict=True)]
     names = ("rouge2", "rougeL")
     values: dict[str, Any] = {k: 100 * sum(s[k].fmeasure for s in scores) / max(len(scores), 1) for k in names}
-    if tokenizer is not _ENGLISH_WORDS:
+    if tokenizer is not None:
         signature = f"tok:{type(tokenizer).__name__}|version:{importlib.metadata.version('rouge-score')}"
         values["rouge_signature"] = seqio.metrics.Text(signature)
     return values
@@ -176,6 +184,6 @@ def in_language(name: str, language: str | None) -> Metric:
     changed = {
         "exact_match": lambda: {"normal_form": languages.answer},
         "bleu": lambda: {"tokenizer": languages.bleu_tokenizer(language)},
-        "rouge": lambda: {"tokenizer": _UNICODE_WORDS},
+        "rouge": lambda: {"tokenizer": languages.UnicodeWords()},
     }
     return functools.partial(BY_NAME[name], **changed[name]()) if name in changed else BY_NAME[name]

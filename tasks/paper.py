@@ -5,18 +5,23 @@ reported. The paper reports the dev split of RTE, CB and WiC; TriviaQA's own tes
 nine tenths of its training split and validates on the rest, so that the reported split plays no part in any choice.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
-import seqio
-import tensorflow as tf
-from etils import epath
+from etils import epath, epy
 
-from promot_t5x.tasks import few_shot, metrics, sources, vocabularies
-from promot_t5x.tasks.sources import TfdsColumn
+from promot_t5x.tasks import metrics
 from promot_t5x.tasks.wording import Wording
+
+with epy.lazy_imports():  # the table of tasks needs no seqio
+    import seqio
+    import tensorflow as tf
+
+    from promot_t5x.tasks import few_shot, sources, vocabularies
 
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
 _ONLY_DEV = {"train": "train", "test": "validation"}
@@ -43,11 +48,11 @@ class PaperTask:
     tfds: str
     splits: Mapping[str, str]
     sizes: Mapping[str, int]
-    columns: Mapping[str, tuple[TfdsColumn, str]]
+    columns: Mapping[str, tuple[sources.TfdsColumn, str]]
     folder: str
 
 
-def _same(*columns: str) -> dict[str, tuple[TfdsColumn, str]]:
+def _same(*columns: str) -> dict[str, tuple[sources.TfdsColumn, str]]:
     """Columns with the same name everywhere."""
     return {column: (column, column) for column in columns}
 

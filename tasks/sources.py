@@ -6,10 +6,11 @@ Rows without a gold label (label -1, in files also "-") are left out. Nothing is
 """
 
 import functools
+import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ TfdsColumn = str | Callable[[Mapping[str, Any]], Any]
 
 JSONL_SPLITS = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 UNLABELLED = -1
+
+_ROWS_AT_ONCE = 100_000
 
 _SLICED_FILE = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?")
 
@@ -160,15 +163,24 @@ class JsonlRows(seqio.FunctionDataSource):
     def _read(self, split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # rows keep the file's order; training shuffles them itself
         file, part = self._file(split)
-        rows = read_rows(self._folder / file, self._columns, self._row_check)
-        kept = [row for row in rows[part] if row.get("label") != UNLABELLED]
-        if not kept:
+        rows = _rows(self._folder / file, self._columns, self._row_check)
+        parts, labelled = [], bytearray()
+        while batch := list(itertools.islice(rows, _ROWS_AT_ONCE)):  # all as dictionaries would take gigabytes
+            labelled += bytes(row.get("label") != UNLABELLED for row in batch)
+            parts.append(tf.constant([json.dumps(row) for row in batch]))
+        is_wanted_N = np.zeros(len(labelled), bool)
+        is_wanted_N[part] = True
+        in_slice = int(is_wanted_N.sum())
+        is_wanted_N &= np.frombuffer(labelled, bool)
+        if not is_wanted_N.any():
             raise ValueError(
-                f"Split {split!r} of {self._folder} is empty: {file} has {len(rows)} rows, and {len(rows[part])} of "
-                "them in the slice; choose another file or slice."
+                f"Split {split!r} of {self._folder} is empty: {file} has {len(labelled)} rows, and {in_slice} of them "
+                "in the slice; choose another file or slice."
             )
-        rows_N = tf.constant([json.dumps(row) for row in kept])
-        return tf.data.Dataset.from_tensor_slices(rows_N).map(lambda row: {"row": row})
+        wanted = np.split(is_wanted_N, range(_ROWS_AT_ONCE, len(labelled), _ROWS_AT_ONCE))
+        texts = [rows_N if keep.all() else rows_N[keep] for rows_N, keep in zip(parts, wanted, strict=True)]
+        datasets = [tf.data.Dataset.from_tensor_slices({"row": rows_N}) for rows_N in texts]
+        return functools.reduce(lambda before, following: before.concatenate(following), datasets)
 
     def _file(self, split: str) -> tuple[str, slice]:
         """The file of a split, which exists, and the slice of its rows."""
@@ -220,15 +232,27 @@ def read_rows(
     Raises:
       ValueError: a line is not JSON, lacks a column or has an invalid value, or the file has no rows.
     """
-    rows = [_convert_row(record, columns, check, where) for where, record in strict_json.read_lines(path)]
-    if not rows:
+    return list(_rows(path, columns, check))
+
+
+def _rows(
+    path: epath.PathLike,
+    columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
+    check: Callable[[dict[str, Any]], None],
+) -> Iterator[dict[str, Any]]:
+    keys = {column: path.split("/") for column, (path, _) in columns.items()}
+    row = None
+    for where, record in strict_json.read_lines(path):
+        row = _convert_row(record, columns, keys, check, where)
+        yield row
+    if row is None:
         raise ValueError(f"File {path} is empty, expected one JSON object per line.")
-    return rows
 
 
 def _convert_row(
     record: Any,
     columns: Mapping[str, tuple[str, Callable[[Any], Any]]],
+    keys: Mapping[str, list[str]],
     check: Callable[[dict[str, Any]], None],
     where: str,
 ) -> dict[str, Any]:
@@ -238,7 +262,7 @@ def _convert_row(
     row = {}
     for column, (path, convert) in columns.items():
         try:
-            value = functools.reduce(_inside, path.split("/"), record)
+            value = functools.reduce(_inside, keys[column], record)
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
                 f"{where} has no column {path!r}, only {', '.join(record)}: name one of these columns."

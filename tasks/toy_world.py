@@ -38,6 +38,7 @@ import tensorflow as tf
 from promot_t5x.tasks import metrics
 from promot_t5x.tasks import toy_generators as generators
 from promot_t5x.tasks import toy_lexicon as lexicon
+from promot_t5x.tasks.toy_tables import HEADLINE_METRICS, IN_CONTEXT_TASKS, TARGET_TASKS, sizes
 
 VOCABULARY_MULTIPLE = 16
 FEATURE_LENGTHS = {"inputs": 28, "targets": 6}
@@ -52,20 +53,6 @@ PRETRAINING_WEIGHTS = {
     "summary": 4.0,
     "seqop": 1.2,
     "raw": 0.4,
-}
-IN_CONTEXT_TASKS = tuple(f"toy_{name}" for name in generators.IN_CONTEXT_FAMILIES)
-TARGET_TASKS = ("toy_rtec", "toy_enfr")
-HEADLINE_METRICS = {
-    "toy_nli3": "accuracy",
-    "toy_wic": "accuracy",
-    "toy_qa_short": "accuracy",
-    "toy_qa_long": "accuracy",
-    "toy_en_de": "f1",
-    "toy_en_ro": "f1",
-    "toy_key_sentence": "f1",
-    "toy_keywords": "f1",
-    "toy_rtec": "accuracy",
-    "toy_enfr": "f1",
 }
 
 
@@ -206,18 +193,6 @@ def _dataset(split: str, shuffle_files: bool, seed: int | None = None, *, task: 
     inputs, targets = zip(*examples(task, split), strict=True)
     features = {"inputs": tf.constant(inputs), "targets": tf.constant(targets)}
     return tf.data.Dataset.from_tensor_slices(features)  # pyright: ignore[reportArgumentType]  # any nest is fine
-
-
-def sizes(task: str) -> Mapping[str, int]:
-    """The number of examples in each split of an in-context or target task.
-
-    >>> sizes("toy_enfr")["test"]
-    192
-    """
-    targets: dict[str, Mapping[str, int]] = dict(
-        zip(TARGET_TASKS, (generators.RTEC_SIZES, generators.ENFR_SIZES), strict=True)
-    )
-    return targets.get(task, generators.IN_CONTEXT_SIZES)
 
 
 def _register(task: str, split_sizes: Mapping[str, int], metric_fn: Callable[..., dict[str, float]]) -> None:

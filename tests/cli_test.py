@@ -80,11 +80,15 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"promot-t5x {promot_t5x.__version__}\n"
 
 
+_HEAVY = ("jax", "matplotlib", "nltk", "sacrebleu", "scipy", "seqio", "tensorflow")
+
+
 def _run_and_list_modules(argv, folder):
     """Output of a verb in a process of its own, then the heavy packages that it imported."""
     code = (
+        f"HEAVY = {_HEAVY}\n"
         "import atexit, sys\n"
-        "atexit.register(lambda: print('imported', *sorted({'jax', 'seqio', 'tensorflow'} & set(sys.modules))))\n"
+        "atexit.register(lambda: print('imported', *sorted({*HEAVY} & set(sys.modules))))\n"
         "from promot_t5x import cli\n"
         "sys.exit(cli.main())"
     )
@@ -105,7 +109,12 @@ def test_what_only_parses_flags_starts_without_jax_and_tensorflow(argv, tmp_path
 def test_the_report_is_written_without_jax_and_tensorflow(tmp_path):
     _write_results(tmp_path / "results.json")
     stdout, imported = _run_and_list_modules(["report", "--results=results.json", "--out=report"], tmp_path)
-    assert "Report: report/report.html" in stdout and imported == []
+    assert "Report: report/report.html" in stdout and imported == ["matplotlib"]
+
+
+def test_tasks_are_listed_without_seqio_and_the_libraries_of_metrics(tmp_path):
+    stdout, imported = _run_and_list_modules(["eval", "--list"], tmp_path)
+    assert "xsum" in stdout and "toy_key_sentence" in stdout and imported == []
 
 
 def test_doctor_imports_jax_for_its_last_lines_only(tmp_path):

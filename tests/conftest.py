@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import seqio  # noqa: E402
 
-import promot_t5x.tasks  # noqa: E402, F401  # what it registers is there before the first test
+import promot_t5x.tasks.toy_world  # noqa: E402, F401  # what it registers is there before the first test
 from promot_t5x.checkpoints import saving  # noqa: E402
 from promot_t5x.configuration import gin_statements  # noqa: E402
 from promot_t5x.models import architecture, encoder_decoder  # noqa: E402

@@ -9,11 +9,7 @@ Dimensions: B batch rows, T encoder length, U decoder length.
 """
 
 import dataclasses
-import functools
-import inspect
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import seqio
@@ -21,11 +17,9 @@ import tensorflow as tf
 from absl import logging
 
 from promot_t5x.data import cuts, features, vocabularies
+from promot_t5x.data.sharded_tasks import ShardedTask, seed_of
 from promot_t5x.runtime import arguments
 from promot_t5x.tasks import registration
-
-# A split up to this size is read once and kept in memory if its source cannot be read in pieces.
-_EXAMPLES_IN_MEMORY = 100_000
 
 # About this many examples are checked for cuts before the first step; with long prompts this takes a few seconds.
 _EXAMPLES_CHECKED = 256
@@ -86,93 +80,6 @@ class DatasetConfig:
             )
 
 
-class _ShardedSource(seqio.DataSource):
-    """One split of another source, in virtual shards that are each reshuffled every epoch.
-
-    seqio repeats a source's examples before it shuffles them, which mixes epochs, and it reads a whole function source
-    once per shard. Here examples are shuffled first, and a source that cannot be read in pieces is read once for all
-    shards.
-    """
-
-    def __init__(self, task: seqio.Task, source: seqio.DataSource, config: DatasetConfig):
-        super().__init__(splits=(config.split,))
-        self._task, self._source, self._config = task, source, config
-        self._sharded_by_file = source.supports_arbitrary_sharding or (
-            config.shards > 1 and len(source.list_shards(config.split)) >= config.shards
-        )
-        if task.shuffle_buffer_size is None and not source.performs_internal_shuffling:
-            raise ValueError(
-                f"Task {task.name!r} has shuffle_buffer_size=None, which forbids shuffling, but training shuffles: "
-                "give the task a shuffle_buffer_size."
-            )
-        self._buffer = task.shuffle_buffer_size or 1
-        if not self._sharded_by_file:
-            self._examples = self._read()
-
-    def _read(self) -> tf.data.Dataset:
-        """The unsharded examples in their fixed order, kept in memory if they are few enough."""
-        task, shards = self._task, self._config.shards
-        examples = self._source.get_dataset(split=self._config.split, shuffle=False)
-        stated_count = self._source.num_input_examples(self._config.split) or int(examples.cardinality())
-        if stated_count == tf.data.INFINITE_CARDINALITY or stated_count > _EXAMPLES_IN_MEMORY:
-            return examples
-        cached = examples.take(_EXAMPLES_IN_MEMORY + 1).cache()
-        # Reading it once fills the cache, which all pipelines built on this dataset share.
-        count = int(cached.reduce(np.int64(0), lambda n, _: n + 1))
-        if count < shards:
-            has_examples = f"has {count} examples" if count else "is empty"
-            raise ValueError(
-                f"Split {self._config.split!r} of task {task.name!r} {has_examples}, fewer than "
-                f"training_batches.DatasetConfig.shards={shards}: set shards to at most the number "
-                "of examples, or give it more data."
-            )
-        if count > _EXAMPLES_IN_MEMORY:
-            return examples
-        self._buffer = -(-count // shards)
-        return cached
-
-    @property
-    def supports_arbitrary_sharding(self) -> bool:
-        return True
-
-    @property
-    def caching_permitted(self) -> bool:
-        return self._source.caching_permitted
-
-    def list_shards(self, split: str) -> list[str]:
-        return [f"{split}-{i}" for i in range(self._config.shards)]
-
-    def num_input_examples(self, split: str) -> int | None:
-        return self._source.num_input_examples(split)
-
-    def get_dataset(
-        self, split: str = "train", shuffle: bool = True, seed: int | None = None, shard_info: Any = None, **_: Any
-    ) -> tf.data.Dataset:
-        if self._sharded_by_file:
-            # One seed for all shards keeps them disjoint parts of the same order of files.
-            shard = self._source.get_dataset(split, True, self._config.seed, shard_info)
-        else:
-            shard = self._examples.shard(shard_info.num_shards, shard_info.index)
-        return shard.shuffle(self._buffer, seed=seed, reshuffle_each_iteration=True)
-
-
-def _sharded(task: seqio.Task, config: DatasetConfig) -> seqio.Task:
-    """The task with a sharded source: its own source, or its cache and the preprocessors that follow caching."""
-    source, steps = task.source, task.preprocessors
-    if config.use_cached and (cached := features.cached_source(task, config.split)):
-        logging.info("reading task %s from its cache %s", task.name, task.cache_dir)
-        is_cached = [isinstance(step, seqio.CacheDatasetPlaceholder) for step in steps]
-        source, steps = cached, steps[is_cached.index(True) + 1 :]
-    return task.replace(source=_ShardedSource(task, source, config), preprocessors=list(map(_for_training, steps)))
-
-
-def _for_training(step: Callable[..., tf.data.Dataset]) -> Callable[..., tf.data.Dataset]:
-    """A preprocessor with `training=True`, if it has that argument; so does seqio with `sequence_length`."""
-    if "training" in inspect.signature(step).parameters:
-        return functools.partial(step, training=True)
-    return step
-
-
 class _TrainingStreams:
     """Builds the endless streams of the virtual shards of a task or mixture."""
 
@@ -187,10 +94,23 @@ class _TrainingStreams:
         for task in tasks:
             features.check_split(task, config.split)
             vocabularies.open_vocabularies(task)
-            self._tasks.append(cuts.noting(_sharded(task, config)))
+            self._tasks.append(self._sharded(task))
             self._counts.append(task.num_input_examples(config.split))
         if self._mixture:
             self._rates = [self._mixture.get_rate(task) for task in tasks]
+
+    def _sharded(self, task: seqio.Task) -> ShardedTask:
+        config = self._config
+        return ShardedTask(
+            task,
+            config.split,
+            config.shards,
+            config.seed,
+            config.task_feature_lengths,
+            use_cached=config.use_cached,
+            noting=cuts.noting,
+            as_features=lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), cuts.FEATURE: cuts.of(ex)},
+        )
 
     def check(self, shards: Sequence[int]) -> None:
         """Raises ValueError if a task's preprocessors leave one of these shards without examples.
@@ -200,13 +120,11 @@ class _TrainingStreams:
         examples, counts_K = 0, np.zeros(len(cuts.ALL), np.int64)
         per_shard = -(-_EXAMPLES_CHECKED // (len(self._tasks) * len(shards)))
         for task in self._tasks:
-            epochs = tuple(
-                self._task_dataset(task, shard, num_epochs=1).map(lambda ex: ex[cuts.FEATURE]) for shard in shards
-            )
+            epochs = tuple(task.examples(shard, num_epochs=1) for shard in shards)
             before = examples
-            for cuts_SxK in tf.data.Dataset.zip(epochs).take(per_shard).as_numpy_iterator():
+            for examples_S in features.as_numpy(tf.data.Dataset.zip(epochs).take(per_shard)):
                 examples += len(shards)
-                counts_K += np.sum(cuts_SxK, axis=0)
+                counts_K += np.sum([example[cuts.FEATURE] for example in examples_S], axis=0)
             if examples == before:
                 raise self._empty_shard(task)
         counts = dict(zip(cuts.ALL, counts_K.tolist(), strict=True))
@@ -214,9 +132,9 @@ class _TrainingStreams:
         if warning := cuts.warning(counts, where, lengths, "training_batches.DatasetConfig.task_feature_lengths"):
             logging.warning("%s", warning)
 
-    def _empty_shard(self, task: seqio.Task) -> ValueError:
+    def _empty_shard(self, task: ShardedTask) -> ValueError:
         split, shards = self._config.split, self._config.shards
-        epochs = (self._task_dataset(task, shard, num_epochs=1) for shard in range(shards))
+        epochs = (task.examples(shard, num_epochs=1) for shard in range(shards))
         counts = [int(epoch.take(_EXAMPLES_COUNTED).reduce(np.int64(0), lambda n, _: n + 1)) for epoch in epochs]
         if not any(counts):
             return ValueError(
@@ -230,20 +148,6 @@ class _TrainingStreams:
             "always works), or check the task's filters."
         )
 
-    def _task_dataset(self, task: seqio.Task, shard: int, num_epochs: int | None) -> tf.data.Dataset:
-        config = self._config
-        seed = _seed(config.seed, shard, task.name)
-        examples = task.get_dataset(
-            config.task_feature_lengths,
-            split=config.split,
-            shuffle=False,  # the source shuffles
-            seed=seed,
-            shard_info=seqio.ShardInfo(shard, config.shards),
-            num_epochs=num_epochs,
-            try_in_mem_cache=False,  # a cache would freeze the first epoch's order
-        )
-        return examples.map(lambda ex: {**features.with_prompt(ex, config.soft_prompt_id), cuts.FEATURE: cuts.of(ex)})
-
     def log_counts(self) -> None:
         """Logs how many examples each task has, if its source knows."""
         for task, count in zip(self._tasks, self._counts, strict=True):
@@ -253,9 +157,9 @@ class _TrainingStreams:
     def shard(self, shard: int, start_batch: int) -> tf.data.Dataset:
         """The padded rows of one shard, B/S at a time, starting at a batch."""
         config = self._config
-        streams = [self._task_dataset(task, shard, num_epochs=None) for task in self._tasks]
+        streams = [task.examples(shard, num_epochs=None) for task in self._tasks]
         if self._mixture:
-            seed = _seed(config.seed, shard, config.mixture_or_task_name)
+            seed = seed_of(config.seed, shard, config.mixture_or_task_name)
             examples = self._mixture._sample_fn(streams, self._rates, seed)
         else:
             (examples,) = streams
@@ -264,9 +168,11 @@ class _TrainingStreams:
             examples.skip(start_batch * rows), config.task_feature_lengths, rows, drop_remainder=True
         )
 
-
-def _seed(seed: int, shard: int, name: str) -> int:
-    return int(np.random.SeedSequence([seed, shard, zlib.crc32(name.encode())]).generate_state(1)[0])
+    def read(self, shards: Sequence[int], start_batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of shards from a batch on, features of [S, B/S, ...]."""
+        zipped = tf.data.Dataset.zip(tuple(self.shard(shard, start_batch) for shard in shards))
+        stacked = zipped.map(lambda *parts: {k: tf.stack([part[k] for part in parts]) for k in parts[0]})
+        yield from features.as_numpy(stacked.prefetch(8))  # a generator keeps this object, as long as it is read
 
 
 def training_batches(
@@ -333,8 +239,6 @@ def opened(
 
     def batches(start_batch: int) -> Iterator[dict[str, np.ndarray]]:
         streams.log_counts()
-        zipped = tf.data.Dataset.zip(tuple(streams.shard(int(shard), start_batch) for shard in shards))
-        stacked = zipped.map(lambda *parts: {k: tf.stack([part[k] for part in parts]) for k in parts[0]})
-        return (of_rows(batch) for batch in features.as_numpy(stacked.prefetch(8)))
+        return map(of_rows, streams.read(shards.tolist(), start_batch))
 
     return batches

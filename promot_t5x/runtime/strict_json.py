@@ -19,6 +19,12 @@ CHECKSUM = "crc32"
 
 _DEEPEST = 100  # levels of nesting; Python's own limit depends on how deep the caller is
 
+_LONGEST_NUMBER = 300  # characters that are certainly no more than a program can hold
+
+_LONG_NUMBER = re.compile(f"[0-9]{{{_LONGEST_NUMBER}}}")
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair, or an escaped backslash before such text
+
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|-?(?:NaN|Infinity)|-?[0-9][0-9.eE+-]*|[][{},:]', re.DOTALL)
 
 
@@ -43,6 +49,11 @@ def loads(data: str | bytes) -> Any:
         except UnicodeDecodeError as error:
             before, wrong = error.object[: error.start].decode(), error.object[error.start]
             raise ValueError(f"byte 0x{wrong:02x} is not UTF-8, {_place(before)}") from error
+    if _is_plain(data):
+        try:
+            return _DECODER.decode(data)
+        except (RecursionError, ValueError):  # said again below, with its place
+            pass
     try:
         value = json.loads(data)
     except json.JSONDecodeError as error:
@@ -52,6 +63,29 @@ def loads(data: str | bytes) -> Any:
         raise
     _check(data)
     return value
+
+
+def _is_plain(text: str) -> bool:
+    """Whether only what `_DECODER` notices can be wrong with a document, as in most; it is several times faster."""
+    if text.count("[") + text.count("{") > _DEEPEST or _SURROGATE.search(text) or lone_surrogate(text):
+        return False
+    return len(text) < _LONGEST_NUMBER or not _LONG_NUMBER.search(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return members
+
+
+def _float(token: str) -> float:
+    if reason := _no_number(token):
+        raise ValueError(reason)
+    return float(token)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_constant=_float)
 
 
 def _place(before: str) -> str:
@@ -104,7 +138,7 @@ def _short(token: str) -> str:
 
 def _no_number(token: str) -> str:
     """Why a number is none, or none that a program can hold; empty if it is one."""
-    if re.fullmatch("-?[0-9.]{1,300}", token):
+    if len(token) <= _LONGEST_NUMBER and re.fullmatch("-?[0-9.]+", token):
         return ""
     if token.lstrip("-") in ("NaN", "Infinity"):
         return f"{token} is not a number in JSON"
@@ -127,15 +161,19 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, Any]]:
     Raises:
       ValueError: a line is not UTF-8 or not JSON; the sentence names file, line and column.
     """
-    for number, line in enumerate(epath.Path(path).read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{os.fspath(path)} line {number}"
-        try:
-            value = loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is not valid JSON ({error}), expected one JSON object: correct it.") from error
-        yield place, value
+    name = os.fspath(path)
+    with epath.Path(path).open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            line = line.removesuffix(b"\n")
+            if not line.strip():
+                continue
+            place = f"{name} line {number}"
+            try:
+                value = loads(line)
+            except ValueError as error:
+                reason = f"{place} is not valid JSON ({error})"
+                raise ValueError(f"{reason}, expected one JSON object: correct it.") from error
+            yield place, value
 
 
 def dumps(value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:

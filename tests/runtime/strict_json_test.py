@@ -34,6 +34,7 @@ FAULTS = {
     r'"\ud83d"': "half of a surrogate pair, U+D83D",
     r'"a\udc00 \ud83d\ude00"': "half of a surrogate pair, U+DC00",
     r'{"\ud83d": 1}': "half of a surrogate pair, U+D83D",
+    '"\ud83d"': "half of a surrogate pair, U+D83D",
     '{"a": 1, "a": 2}': 'the key "a" occurs twice',
     r'{"a": {"b": 1}, "\u0061": 1}': r'the key "\u0061" occurs twice',
     "[" * 101 + "]" * 101: "more than 100 levels of nesting",

@@ -65,6 +65,26 @@ def test_slices_count_as_python_does(tmp_path_factory, count, start, stop):
             _read(source, "test")
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(2, 7), slice(-3, None), slice(4, 8), slice(3, 9)])
+def test_a_long_file_is_read_in_pieces(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_ROWS_AT_ONCE", 4)
+    labels = [0, 1, "-", 2, "-", "-", "-", "-", 0, 1]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"label": label}) + "\n" for label in labels))
+    file = f"train.jsonl[{'' if part.start is None else part.start}:{'' if part.stop is None else part.stop}]"
+    expected, source = [label for label in labels[part] if label != "-"], _source_of(tmp_path, file)
+    if not expected:
+        with pytest.raises(ValueError, match="train.jsonl has 10 rows, and 4 of them in the slice"):
+            _read(source)
+    else:
+        assert [row["label"] for row in _read(source)] == expected
+        examples = source.get_dataset("train", shuffle=False)
+        assert [json.loads(ex["row"])["label"] for ex in examples.shard(2, 1).as_numpy_iterator()] == expected[1::2]
+
+
+def _source_of(folder, file):
+    return sources.JsonlRows(str(folder), {"train": file}, LABEL)
+
+
 @pytest.mark.parametrize(
     "file", ["train.jsonl[:90%]", "train.jsonl[1]", "train.jsonl[::2]", "[1:]", "", "a[:2]b", "a[x:]"]
 )
