@@ -219,7 +219,7 @@ def answers(
       ValueError: see `predict_tokens`.
     """
     run = _Runner(model, params, prompt_id, partitioner)
-    batches = planned(examples, way, batch_size, partitioner)
+    batches = _planned(examples, way, batch_size, partitioner)
     if way == "generate":
         vocabulary = _vocabulary(examples)
         for numbers, tokens_BxU in run(predict, examples.features, batches, rows):
@@ -241,16 +241,25 @@ def answers(
         yield numbers, likeliest
 
 
-def planned(examples: EvaluationExamples, way: str, batch_size: int, partitioner: Partitioner) -> tuple[Batch, ...]:
+def _planned(examples: EvaluationExamples, way: str, batch_size: int, partitioner: Partitioner) -> tuple[Batch, ...]:
     """The batches in which `answers` runs all examples."""
     inputs_NxT, decoder_NxU = examples.features["encoder_input_tokens"], examples.features["decoder_input_tokens"]
     decoder = decoder_NxU.shape[1]
     if way == "rank":
-        tokens, texts = _choice_tokens(examples), [features.choices(example) for example in examples.examples]
+        tokens, texts = _choice_tokens(examples), map(features.choices, examples.examples)
         most = max(len({tokens[choice] for choice in choices}) for choices in texts)
         decoder = most * max(map(len, tokens.values()))
     room = _room(batch_size, examples.lengths.get("inputs", inputs_NxT.shape[1]), decoder, partitioner)
-    return evaluation_batches.batches([max(len(example["inputs"]), 1) for example in examples.examples], room)
+    return evaluation_batches.batches(_lengths(examples), room)
+
+
+def _lengths(examples: EvaluationExamples) -> list[int]:
+    return [max(len(example["inputs"]), 1) for example in examples.examples]
+
+
+def report(examples: EvaluationExamples, way: str, batch_size: int, partitioner: Partitioner) -> dict[str, Any]:
+    """What `evaluation_batches.report` says of the batches in which `answers` runs all examples."""
+    return evaluation_batches.report(_planned(examples, way, batch_size, partitioner), _lengths(examples))
 
 
 def _vocabulary(examples: EvaluationExamples) -> seqio.Vocabulary:
