@@ -32,9 +32,10 @@ WIDTHS = (
 # grow with its rows, however short the inputs are.
 _MOST_TIMES_THE_ROWS = 8
 
-# One more program has to spare this part of a full batch, and this part of the whole task.
-_PROGRAM_IN_BATCHES = 1 / 64
-_PROGRAM_IN_TASKS = 1 / 32
+# One more program has to spare so many tokens, which a CPU computes while it compiles one (TPUs compute far more, but
+# compiled programs are kept on disk), and this part of the whole task.
+_PROGRAM_IN_TOKENS = 4096
+_PROGRAM_IN_TASKS = 1 / 64
 
 _ATTENTION = 1 / 1024  # the cost of attention for each token and width, in tokens
 
@@ -120,16 +121,14 @@ def batches(length_N: Sequence[int] | np.ndarray, room: Room) -> tuple[Batch, ..
       length_N: tokens of each input, as they are cut.
       room: how large a batch may be.
 
-    >>> [(batch.numbers, batch.shape) for batch in batches([40, 500, 30, 64], Room(2, inputs=512, decoder=8))]
-    [((1,), Shape(width=512, rows=1)), ((3, 0, 2), Shape(width=64, rows=4))]
+    >>> [(batch.numbers, batch.shape) for batch in batches([40, 4000, 30, 64], Room(2, inputs=4096, decoder=8))]
+    [((1,), Shape(width=4096, rows=1)), ((3, 0, 2), Shape(width=64, rows=4))]
     """
     length_N = np.asarray(length_N)
     order = np.argsort(-length_N, kind="stable").tolist()
     widths = np.array([*(width for width in WIDTHS if width < room.inputs), room.inputs])
     width_N = widths[np.searchsorted(widths[:-1], length_N[order])].tolist()
-    program = _PROGRAM_IN_TASKS * sum(map(room.cost, width_N)) + _PROGRAM_IN_BATCHES * room.batch_size * room.cost(
-        room.inputs
-    )
+    program = _PROGRAM_IN_TOKENS + _PROGRAM_IN_TASKS * sum(map(room.cost, width_N))
 
     def cost(begin: int, end: int) -> float:
         rows = _rows_of_each(width_N[begin], end - begin, room, program)
@@ -189,9 +188,9 @@ def gathered(arrays: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.nda
 def report(planned: Sequence[Batch], length_N: Sequence[int] | np.ndarray) -> dict[str, Any]:
     """What the results say about batches: {"shapes": [{"width", "rows", "batches"}, ...], "padding": share of tokens}.
 
-    >>> planned = batches([40, 500, 30, 64], room := Room(2, inputs=512, decoder=8))
-    >>> report(planned, [40, 500, 30, 64])["padding"]
-    0.17447916666666663
+    >>> planned = batches([40, 4000, 30, 64], Room(2, inputs=4096, decoder=8))
+    >>> round(report(planned, [40, 4000, 30, 64])["padding"], 2)
+    0.05
     """
     shapes = collections.Counter(batch.shape for batch in planned)
     tokens = sum(shape.width * shape.rows * number for shape, number in shapes.items())
