@@ -109,7 +109,7 @@ def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation
     if not numbers:
         raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
     metric = next(iter(numbers))
-    of_examples = _of_examples(numbers[metric])
+    of_examples = getattr(numbers[metric], "of_examples", None)
     values = {name: float(value) for name, value in numbers.items()}
     stderr = values.pop(f"{metric}_stderr", None)
     return Evaluation(metric, values[metric], stderr, values, notes, predictions, tied, of_examples)
@@ -125,7 +125,7 @@ def _expected(
     numbers, notes = _computed(metric_fn, targets, predictions)
     if not tied:
         return numbers, notes
-    if all(_of_examples(value) is not None for value in numbers.values()):
+    if all(isinstance(value, metrics.Mean) for value in numbers.values()):
         pairs = [(number, prediction) for number, several in tied.items() for prediction in several]
         alone, _ = _computed(metric_fn, [targets[number] for number, _ in pairs], [one for _, one in pairs])
         return {name: _with_ties(value, alone[name], tied) for name, value in numbers.items()}, notes
@@ -151,12 +151,9 @@ def _computed(
         if isinstance(value, seqio.metrics.Text):
             notes[name] = str(value.textdata)
         else:
-            numbers[name] = value if isinstance(value, metrics.Mean) else _number(value)
+            is_of_all = isinstance(value, metrics.Mean) and len(value.of_examples) == len(targets)
+            numbers[name] = value if is_of_all else _number(value)
     return numbers, notes
-
-
-def _of_examples(value: float) -> list[float] | None:
-    return value.of_examples if isinstance(value, metrics.Mean) else None
 
 
 def _number(value: Any) -> float:
