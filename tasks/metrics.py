@@ -1,7 +1,8 @@
 """Metrics from 0 to 100: accuracy, macro F1, exact match, BLEU, ROUGE; BLEU and ROUGE from their usual libraries.
 
 A metric is a function (targets, predictions) -> {name: value}, as seqio expects. The first name is the headline. A
-metric that knows its standard error also returns it, as `<name>_stderr`; notes are seqio.metrics.Text. Metrics are for
+metric that knows its standard error also returns it, as `<name>_stderr`; notes are seqio.metrics.Text. A value that is
+the mean of the examples' own values is a `Mean`, so that nothing is computed again for each of them. Metrics are for
 English unless `in_language` makes them.
 """
 
@@ -30,18 +31,38 @@ BLEU_TOKENIZER = "intl"
 
 _TRIVIA_QA_PUNCTUATION = frozenset(string.punctuation + "‘’´")
 
+_ROUGE = ["rouge2", "rougeL"]
 _BOOTSTRAP_SAMPLES = 1000
 _NORMAL_97_5 = 1.959964  # half the width of a 95 % interval in standard errors
 
 
-def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+class Mean(float):
+    """A metric's value that is the mean of its values on single examples.
+
+    Attributes:
+      of_examples: these values, in order.
+
+    >>> mean = Mean([100.0, 0.0])
+    >>> mean, mean.of_examples
+    (50.0, [100.0, 0.0])
+    """
+
+    of_examples: list[float]
+
+    def __new__(cls, of_examples: Sequence[float]) -> Mean:
+        mean = super().__new__(cls, sum(of_examples) / max(len(of_examples), 1))
+        mean.of_examples = list(of_examples)
+        return mean
+
+
+def accuracy(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, Mean]:
     """The percentage of predictions that equal their target, ignoring surrounding white space.
 
     >>> accuracy(["True", "False"], [" True", "Neither"])
     {'accuracy': 50.0}
     """
-    pairs = list(zip(targets, predictions, strict=True))
-    return {"accuracy": 100 * sum(t.strip() == p.strip() for t, p in pairs) / max(len(pairs), 1)}
+    pairs = zip(targets, predictions, strict=True)
+    return {"accuracy": Mean([100.0 * (target.strip() == prediction.strip()) for target, prediction in pairs])}
 
 
 def macro_f1(targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]) -> dict[str, float]:
@@ -84,7 +105,7 @@ def exact_match(
     targets: Sequence[str | Sequence[str]],
     predictions: Sequence[str],
     normal_form: Callable[[str], str] = normalized_answer,
-) -> dict[str, float]:
+) -> dict[str, Mean]:
     """The percentage of predictions that equal one of their accepted answers in a normal form, by default SQuAD's.
 
     Args:
@@ -95,11 +116,11 @@ def exact_match(
     >>> exact_match([["The Beatles", "Beatles"], ["Paris"]], ["beatles.", "Rome"])
     {'exact_match': 50.0}
     """
-    hits = 0
+    scores = []
     for accepted, prediction in zip(targets, predictions, strict=True):
         aliases = [accepted] if isinstance(accepted, str) else accepted
-        hits += normal_form(prediction) in {normal_form(alias) for alias in aliases}
-    return {"exact_match": 100 * hits / max(len(predictions), 1)}
+        scores.append(100.0 * (normal_form(prediction) in {normal_form(alias) for alias in aliases}))
+    return {"exact_match": Mean(scores)}
 
 
 def bleu(targets: Sequence[str], predictions: Sequence[str], tokenizer: str = BLEU_TOKENIZER) -> dict[str, Any]:
@@ -130,7 +151,7 @@ def _english_words() -> tokenizers.Tokenizer:
 
 @functools.cache
 def _rouge(tokenizer: languages.UnicodeWords | tokenizers.Tokenizer) -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rouge2", "rougeL"], tokenizer=tokenizer)
+    return rouge_scorer.RougeScorer(_ROUGE, tokenizer=tokenizer)
 
 
 def rouge(
@@ -155,8 +176,7 @@ def rouge(
                 "task's language, for a task of JSONL files with jsonl_task.language."
             )
     scores = [_rouge(words).score(t, p) for t, p in zip(targets, predictions, strict=True)]
-    names = ("rouge2", "rougeL")
-    values: dict[str, Any] = {k: 100 * sum(s[k].fmeasure for s in scores) / max(len(scores), 1) for k in names}
+    values: dict[str, Any] = {name: Mean([100 * score[name].fmeasure for score in scores]) for name in _ROUGE}
     if tokenizer is not None:
         signature = f"tok:{type(tokenizer).__name__}|version:{importlib.metadata.version('rouge-score')}"
         values["rouge_signature"] = seqio.metrics.Text(signature)

@@ -1,12 +1,12 @@
 """One split of one seqio task for evaluation: in its source's order, every example once.
 
-Dimensions: B batch rows, T encoder length, U decoder length, N examples.
+Dimensions: T encoder length, U decoder length, N examples.
 """
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,6 @@ from absl import logging
 from promot_t5x.data import cuts, features, prompt_examples, text_examples, vocabularies
 from promot_t5x.data.columns import Columns
 from promot_t5x.tasks import few_shot
-
-# Inputs are padded to the next of these widths: few programs serve all lengths, and short inputs cost little. An
-# example's width depends on its own length alone, so it runs through the same program whatever batch it is in.
-_NARROWEST = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +29,7 @@ class EvaluationExamples:
       examples: N examples as the task produces them for the given lengths, with inputs_pretokenized and
         targets_pretokenized if the task provides them.
       targets: N targets after the task's postprocessing, as its metrics take them.
-      features: encoder_input_tokens NxT (T as wide as the longest input's batch), decoder_input_tokens,
+      features: encoder_input_tokens NxT (T is the longest input's length), decoder_input_tokens,
         decoder_target_tokens and decoder_loss_weights NxU.
       truncated: number of prompts that were shortened to fit the length of inputs.
       cuts: what was lost: the number of examples with `input_cut`, with `target_cut`, which does not affect
@@ -104,8 +100,7 @@ def _read(task: seqio.Task, lengths: tuple[tuple[str, int], ...], split: str, li
         if warning := cuts.warning(counts, where, task_feature_lengths, "the task's feature lengths"):
             logging.warning("%s", warning)
     tokens = {key: _tokens(examples, key) for key in task_feature_lengths}
-    longest = max(map(len, tokens["inputs"]))
-    widths = {**task_feature_lengths, "inputs": min(int(_width(longest)), task_feature_lengths["inputs"])}
+    widths = {**task_feature_lengths, "inputs": max(1, *map(len, tokens["inputs"]))}
     arrays = features.converted({k: features.padded(tokens[k], n) for k, n in widths.items()})
     return EvaluationExamples(task.name, split, examples, targets, arrays, truncated, counts, task_feature_lengths)
 
@@ -147,62 +142,9 @@ def _equal_choices(examples: Mapping[tuple[str, ...], int], vocabulary: seqio.Vo
     return sum(count for choices, count in examples.items() if has_equal(set(choices)))
 
 
-def _width(length: Any) -> Any:
-    """The narrowest batch width for inputs of a length, or of an array of lengths."""
-    doublings = np.ceil(np.log2(np.maximum(np.asarray(length) / _NARROWEST, 1))).astype(int)
-    return _NARROWEST * 2**doublings
-
-
 def _target(task: seqio.Task, example: Mapping[str, Any]) -> Any:
     if "targets_pretokenized" in example:
         text = tf.compat.as_text(example["targets_pretokenized"])
     else:
         text = task.output_features["targets"].vocabulary.decode([int(i) for i in example["targets"]])
     return task.postprocess_fn(text, example=example, is_target=True)
-
-
-def evaluation_batches(
-    arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None = None
-) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """Splits features into batches of few shapes; a batch that is not full is padded with rows of zeros.
-
-    Inputs of similar length share a batch, which is no wider than necessary: 128 tokens, 256, 512, ... The widest
-    batches come first, so that a lack of memory shows at once.
-
-    Args:
-      arrays: features, encoder_input_tokens NxT among them.
-      batch_size: rows per batch.
-      rows: the rows to take; None for all.
-
-    Returns:
-      An iterator over (indices of the batch's real rows, features with batch_size rows).
-
-    Raises:
-      ValueError: batch_size is not positive.
-
-    >>> tokens_NxT = np.array([[5, 1, 0], [6, 1, 0], [7, 8, 1]])
-    >>> batches = evaluation_batches({"encoder_input_tokens": tokens_NxT}, batch_size=2)
-    >>> [(numbers, batch["encoder_input_tokens"][:, 0].tolist()) for numbers, batch in batches]
-    [([0, 1], [5, 6]), ([2], [7, 0])]
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, expected at least 1.")
-    tokens_NxT = arrays["encoder_input_tokens"]
-    chosen = np.arange(len(tokens_NxT)) if rows is None else np.asarray(rows, int)
-    used_N = (np.cumsum(tokens_NxT[chosen] != 0, axis=1).argmax(axis=1) if chosen.size else chosen) + 1
-    width_N = np.minimum(_width(used_N), tokens_NxT.shape[1])
-
-    def cut() -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        for width in sorted(set(width_N.tolist()), reverse=True):
-            together = chosen[width_N == width]
-            for start in range(0, len(together), batch_size):
-                taken = together[start : start + batch_size]
-                batch = {k: v[taken] for k, v in arrays.items()}
-                batch["encoder_input_tokens"] = batch["encoder_input_tokens"][:, :width]
-                padding = batch_size - len(taken)
-                yield (
-                    taken.tolist(),
-                    {k: np.pad(v, [(0, padding)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()},
-                )
-
-    return cut()

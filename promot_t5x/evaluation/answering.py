@@ -1,20 +1,24 @@
 """A model and examples -> answers, by generation or by ranking the given choices.
 
+While the devices work on one batch, the next one is prepared and the answers of the one before are decoded.
+
 Dimensions: B batch rows, T encoder length, U decoder length, N examples, C choices of one example.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import seqio
+from absl import logging
 from jax.sharding import PartitionSpec
 
-from promot_t5x.data import features
-from promot_t5x.data.evaluation_examples import EvaluationExamples, evaluation_batches
+from promot_t5x.data import evaluation_batches, features
+from promot_t5x.data.evaluation_batches import Batch, Room
+from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.models import parameter_names
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -66,15 +70,51 @@ class _Runner:
         if self.prompt_id is None:
             object.__setattr__(self, "params", parameter_names.split_adapters(self.params)[0])
 
-    def __call__(self, function, arrays: Mapping[str, np.ndarray], batch_size: int, rows: Sequence[int] | None):
-        """Yields (row numbers, the results of `function` for these rows)."""
+    def __call__(
+        self,
+        function: Callable[..., jax.Array],
+        arrays: Mapping[str, np.ndarray],
+        batches: Sequence[Batch],
+        rows: Sequence[int] | None,
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yields (row numbers, the results of `function` for these rows); runs the batches that hold one of `rows`."""
         features.check_ids(arrays, self.model.config.vocab_size, self.model.config.num_prompts)
-        for numbers, batch in evaluation_batches(arrays, batch_size, rows):
-            if self.prompt_id is not None:
-                batch = {**batch, features.SOFT_PROMPT_IDS: np.full(batch_size, self.prompt_id, np.int32)}
-            with self.partitioner.context():
-                of_batch = function(self.model, self.params, self.partitioner.place_batch(batch), numbers[0])
-            yield numbers, np.asarray(of_batch)[: len(numbers)]
+        wanted = set(range(len(arrays["encoder_input_tokens"])) if rows is None else rows)
+        batches = [batch for batch in batches if not wanted.isdisjoint(batch.numbers)]
+        if batches:
+            logging.info("%s", _described(batches, evaluation_batches.lengths(arrays["encoder_input_tokens"])))
+        running: tuple[Batch, jax.Array] | None = None
+        for batch in batches:
+            placed = self._placed(arrays, batch)
+            if running:
+                running[1].block_until_ready()  # two batches at once would need the memory of both
+            try:
+                with self.partitioner.context():
+                    upcoming = batch, function(self.model, self.params, placed, batch.numbers[0])
+            finally:  # also if this batch cannot start, or its compilation is interrupted
+                if running:
+                    yield _of_rows(*running, wanted)
+            running = upcoming
+        if running:
+            yield _of_rows(*running, wanted)
+
+    def _placed(self, arrays: Mapping[str, np.ndarray], batch: Batch) -> dict[str, jax.Array]:
+        gathered = evaluation_batches.gathered(arrays, batch)
+        if self.prompt_id is not None:
+            gathered[features.SOFT_PROMPT_IDS] = np.full(batch.shape.rows, self.prompt_id, np.int32)
+        return self.partitioner.place_batch(gathered)
+
+
+def _of_rows(batch: Batch, results: jax.Array, wanted: Collection[int]) -> tuple[list[int], np.ndarray]:
+    """The wanted rows of a batch: (their numbers, their results)."""
+    places = [place for place, number in enumerate(batch.numbers) if number in wanted]
+    return [batch.numbers[place] for place in places], np.asarray(results)[places]
+
+
+def _described(batches: Sequence[Batch], length_N: np.ndarray) -> str:
+    report = evaluation_batches.report(batches, length_N)
+    shapes = ", ".join("{batches} of {rows} rows x {width} tokens".format(**shape) for shape in report["shapes"])
+    return f"batches of inputs: {shapes}; {100 * report['padding']:.0f} % padding"
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -85,7 +125,8 @@ def predict(model: EncoderDecoderModel, params, batch, first):
       model: its `decoding` says how to decode.
       params: placed on the mesh.
       batch: placed on the mesh.
-      first: number of the batch's first row; affects sampling only.
+      first: number of the batch's first row; affects sampling only. Which rows share a batch depends on the lengths of
+        all of them, on their number and on the batch size.
     """
     # Only sampling uses the key, which differs between batches.
     tokens_BxU = model.predict_batch(params, batch, jax.random.fold_in(jax.random.key(0), first))
@@ -122,9 +163,9 @@ def predict_tokens(
       params: the network's parameters; a soft prompt that is not attached is ignored.
       arrays: encoder_input_tokens NxT and decoder_input_tokens NxU; predictions are U tokens wide.
       prompt_id: the soft prompt in front of every row; None runs the program of the plain (m)T5.
-      batch_size: rows per call.
+      batch_size: rows of a batch of the widest inputs; batches of shorter ones have more (`evaluation_batches.Room`).
       partitioner: places batches.
-      rows: the rows to decode; None decodes all.
+      rows: the rows to decode; None decodes all. Each is in the batch in which it is if all are decoded.
 
     Returns:
       An iterator over (row numbers, their tokens_BxU).
@@ -132,7 +173,15 @@ def predict_tokens(
     Raises:
       ValueError: a token outside the network's vocabulary, or a prompt that the parameters lack.
     """
-    return _Runner(model, params, prompt_id, partitioner)(predict, arrays, batch_size, rows)
+    inputs_NxT, decoder_NxU = arrays["encoder_input_tokens"], arrays["decoder_input_tokens"]
+    room = _room(batch_size, inputs_NxT.shape[1], decoder_NxU.shape[1], partitioner)
+    batches = evaluation_batches.batches(evaluation_batches.lengths(inputs_NxT), room)
+    return _Runner(model, params, prompt_id, partitioner)(predict, arrays, batches, rows)
+
+
+def _room(batch_size: int, inputs: int, decoder: int, partitioner: Partitioner) -> Room:
+    partitioner.check_rows(batch_size)
+    return Room(batch_size, inputs, decoder, partitioner.batch_devices())
 
 
 def ways(examples: EvaluationExamples, way: str) -> str:
@@ -169,19 +218,19 @@ def answers(
     Raises:
       ValueError: see `predict_tokens`.
     """
-    vocabulary = seqio.TaskRegistry.get(examples.task_name).output_features["targets"].vocabulary
     run = _Runner(model, params, prompt_id, partitioner)
+    batches = _planned(examples, way, batch_size, partitioner)
     if way == "generate":
-        for numbers, tokens_BxU in run(predict, examples.features, batch_size, rows):
+        vocabulary = _vocabulary(examples)
+        for numbers, tokens_BxU in run(predict, examples.features, batches, rows):
             yield numbers, [Answer(decode(vocabulary, tokens_U)) for tokens_U in tokens_BxU]
         return
     texts = [features.choices(example) for example in examples.examples]
-    end = int(vocabulary.eos_id or 0)
-    tokens = {choice: (*vocabulary.encode(choice), end) for choice in {c for choices in texts for c in choices}}
+    tokens = _choice_tokens(examples)
     # Equal tokens are scored once: rounding in another row could tell them apart.
     different = [list(dict.fromkeys(tokens[choice] for choice in choices)) for choices in texts]
     arrays = _with_choices(examples.features["encoder_input_tokens"], different)
-    for numbers, sums_BxC in run(score, arrays, batch_size, rows):
+    for numbers, sums_BxC in run(score, arrays, batches, rows):
         likeliest = []
         for number, sums_C in zip(numbers, sums_BxC.tolist(), strict=True):
             by_tokens = {
@@ -190,6 +239,39 @@ def answers(
             }
             likeliest.append(_likeliest(texts[number], [by_tokens[tokens[choice]] for choice in texts[number]]))
         yield numbers, likeliest
+
+
+def _planned(examples: EvaluationExamples, way: str, batch_size: int, partitioner: Partitioner) -> tuple[Batch, ...]:
+    """The batches in which `answers` runs all examples."""
+    inputs_NxT, decoder_NxU = examples.features["encoder_input_tokens"], examples.features["decoder_input_tokens"]
+    decoder = decoder_NxU.shape[1]
+    if way == "rank":
+        tokens, texts = _choice_tokens(examples), map(features.choices, examples.examples)
+        most = max(len({tokens[choice] for choice in choices}) for choices in texts)
+        decoder = most * max(map(len, tokens.values()))
+    room = _room(batch_size, examples.lengths.get("inputs", inputs_NxT.shape[1]), decoder, partitioner)
+    return evaluation_batches.batches(_lengths(examples), room)
+
+
+def _lengths(examples: EvaluationExamples) -> list[int]:
+    return [max(len(example["inputs"]), 1) for example in examples.examples]
+
+
+def report(examples: EvaluationExamples, way: str, batch_size: int, partitioner: Partitioner) -> dict[str, Any]:
+    """What `evaluation_batches.report` says of the batches in which `answers` runs all examples."""
+    return evaluation_batches.report(_planned(examples, way, batch_size, partitioner), _lengths(examples))
+
+
+def _vocabulary(examples: EvaluationExamples) -> seqio.Vocabulary:
+    return seqio.TaskRegistry.get(examples.task_name).output_features["targets"].vocabulary
+
+
+def _choice_tokens(examples: EvaluationExamples) -> dict[str, tuple[int, ...]]:
+    """The tokens of every choice of a task, each with the end of sequence."""
+    vocabulary = _vocabulary(examples)
+    end = int(vocabulary.eos_id or 0)
+    texts = dict.fromkeys(choice for example in examples.examples for choice in features.choices(example))
+    return {choice: (*vocabulary.encode(choice), end) for choice in texts}
 
 
 def _with_choices(inputs_NxT: np.ndarray, choices: Sequence[Sequence[Sequence[int]]]) -> dict[str, np.ndarray]:

@@ -65,7 +65,8 @@ def generate(
       decoding: None takes the model's own.
       inputs_length: in tokens, including the end of sequence.
       targets_length: in tokens.
-      batch_size: rows decoded together; it changes answers only if they are sampled.
+      batch_size: rows of a batch of inputs of the full length; batches of shorter ones have more. It changes answers
+        only if they are sampled.
       partitioner: the mesh that the parameters were loaded onto.
 
     Returns:
@@ -104,7 +105,7 @@ def generate(
     arrays, _ = encoder_features(texts, opened, inputs_length, targets_length)
     answers: dict[int, str] = {}
     for numbers, tokens_BxU in answering.predict_tokens(
-        model, params, arrays, prompt_id=prompt_id, batch_size=min(batch_size, len(texts)), partitioner=partitioner
+        model, params, arrays, prompt_id=prompt_id, batch_size=batch_size, partitioner=partitioner
     ):
         answers |= {n: answering.decode(opened, tokens_U) for n, tokens_U in zip(numbers, tokens_BxU, strict=True)}
     return [answers[number] for number in range(len(texts))]

@@ -51,6 +51,7 @@ class Row:
       prompts_sha256: hash of all prompts and targets in order; rows with equal hashes are about the same questions.
       split: the split that was scored.
       answers: path of the file with every prompt, answer and score, relative to the folder of scores.json.
+      batches: what `evaluation_batches.report` says.
 
     Raises:
       ValueError: a score outside [0, 100], or an unknown role.
@@ -72,6 +73,7 @@ class Row:
     prompts_sha256: str
     split: str
     answers: str
+    batches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.role not in ROLES:
@@ -98,6 +100,7 @@ class Row:
             "n": self.n,
             "lengths": dict(self.lengths),
             "truncated": self.truncated,
+            "batches": dict(self.batches),
             "cuts": dict(self.cuts),
             "answers": self.answers,
             "answering": self.answering,
@@ -120,12 +123,13 @@ def row(
     outcome: Evaluation,
     stderr: float | None,
     answers: str,
+    batches: Mapping[str, Any] | None = None,
 ) -> Row:
     """The row of one scored task; see `Row`.
 
     Args:
       checkpoint: has "run" and "step".
-      entry, role, prompt, answering, outcome, stderr, answers: see `Row`.
+      entry, role, prompt, answering, outcome, stderr, answers, batches: see `Row`.
       examples: the examples that were answered.
     """
     return Row(
@@ -145,6 +149,7 @@ def row(
         prompts_sha256=_prompts_hash(examples),
         split=examples.split,
         answers=answers,
+        batches=batches or {},
     )
 
 

@@ -1,10 +1,11 @@
 """A model and a seqio task -> answers and scores, with the soft prompt attached or removed."""
 
 import dataclasses
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from promot_t5x.evaluation.answering import Answer
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.runtime import arguments
+from promot_t5x.tasks import metrics
 
 
 @arguments.checked
@@ -27,7 +29,8 @@ class EvaluationConfig:
 
     Attributes:
       task_feature_lengths: most tokens of inputs and targets; longer inputs are cut.
-      batch_size: rows decoded together; only sampling depends on it.
+      batch_size: rows of a batch of inputs of the full length. A batch of shorter ones has more, as many as need no
+        more memory (`evaluation_batches.Room`). Only sampling depends on it.
       limit: number of examples, the first ones of a split; None for all.
       answering: "generate", or "rank": for tasks whose examples have choices, the likeliest choice is the answer.
       length_normalized: rank choices by their log-likelihood per token.
@@ -62,6 +65,8 @@ class Evaluation:
       predictions: the postprocessed answers.
       tied: for the number of each example with several best choices, their postprocessed texts. The numbers above are
         those expected if one of them is chosen at random.
+      of_examples: the values of the first metric on the single examples, if it is their mean and states them as
+        `metrics.Mean` does; else None.
     """
 
     metric: str
@@ -71,6 +76,7 @@ class Evaluation:
     notes: Mapping[str, str]
     predictions: list[Any]
     tied: Mapping[int, list[Any]] = dataclasses.field(default_factory=dict)
+    of_examples: list[float] | None = None
 
 
 def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation:
@@ -95,30 +101,59 @@ def score(examples: EvaluationExamples, answers: Sequence[Answer]) -> Evaluation
         best = ties.best_choices(features.choices(example), answer)
         if len(best) > 1:
             tied[number] = postprocessed(best, example)
-    draws = [_computed(task, examples.targets, drawn) for drawn in ties.drawn(predictions, tied)]
-    notes = draws[0][1]
-    metrics = {name: statistics.fmean(values[name] for values, _ in draws) for name in draws[0][0]}
-    if not metrics:
+    numbers: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    for metric_fn in task.predict_metric_fns:
+        of_metric, texts = _expected(metric_fn, examples.targets, predictions, tied)
+        numbers, notes = numbers | of_metric, notes | texts
+    if not numbers:
         raise ValueError(f"The task {task.name} has no metric to score predictions with; give it a metric_fn.")
-    metric = next(iter(metrics))
-    stderr = metrics.pop(f"{metric}_stderr", None)
-    return Evaluation(metric, metrics[metric], stderr, metrics, notes, predictions, tied)
+    metric = next(iter(numbers))
+    of_examples = getattr(numbers[metric], "of_examples", None)
+    values = {name: float(value) for name, value in numbers.items()}
+    stderr = values.pop(f"{metric}_stderr", None)
+    return Evaluation(metric, values[metric], stderr, values, notes, predictions, tied, of_examples)
+
+
+def _expected(
+    metric_fn: Callable[..., Mapping[str, Any]],
+    targets: Sequence[Any],
+    predictions: Sequence[Any],
+    tied: Mapping[int, Sequence[Any]],
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The numbers and texts that a metric computes, for ties the expected numbers; see `ties`."""
+    numbers, notes = _computed(metric_fn, targets, predictions)
+    if not tied:
+        return numbers, notes
+    if all(isinstance(value, metrics.Mean) for value in numbers.values()):
+        pairs = [(number, prediction) for number, several in tied.items() for prediction in several]
+        alone, _ = _computed(metric_fn, [targets[number] for number, _ in pairs], [one for _, one in pairs])
+        return {name: _with_ties(value, alone[name], tied) for name, value in numbers.items()}, notes
+    draws = [_computed(metric_fn, targets, drawn) for drawn in ties.drawn(predictions, tied)]
+    return {name: statistics.fmean(values[name] for values, _ in draws) for name in draws[0][0]}, draws[0][1]
+
+
+def _with_ties(value: metrics.Mean, of_tied: metrics.Mean, tied: Mapping[int, Sequence[Any]]) -> metrics.Mean:
+    """A mean over examples in which each example with ties has the mean of its tied predictions' values."""
+    of_examples, remaining = list(value.of_examples), iter(of_tied.of_examples)
+    for number, several in tied.items():
+        of_examples[number] = statistics.fmean(itertools.islice(remaining, len(several)))
+    return metrics.Mean(of_examples)
 
 
 def _computed(
-    task: seqio.Task, targets: Sequence[Any], predictions: Sequence[Any]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """The numbers and texts that a task's metrics compute."""
-    metrics: dict[str, float] = {}
+    metric_fn: Callable[..., Mapping[str, Any]], targets: Sequence[Any], predictions: Sequence[Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The numbers and texts that a metric computes."""
+    numbers: dict[str, Any] = {}
     notes: dict[str, str] = {}
-    for metric_fn in task.predict_metric_fns:
-        values: Mapping[str, Any] = metric_fn(targets, predictions)
-        for name, value in values.items():
-            if isinstance(value, seqio.metrics.Text):
-                notes[name] = str(value.textdata)
-            else:
-                metrics[name] = _number(value)
-    return metrics, notes
+    for name, value in metric_fn(targets, predictions).items():
+        if isinstance(value, seqio.metrics.Text):
+            notes[name] = str(value.textdata)
+        else:
+            is_of_all = isinstance(value, metrics.Mean) and len(value.of_examples) == len(targets)
+            numbers[name] = value if is_of_all else _number(value)
+    return numbers, notes
 
 
 def _number(value: Any) -> float:
@@ -130,6 +165,8 @@ def example_scores(examples: EvaluationExamples, outcome: Evaluation) -> list[fl
 
     None where it is not defined for a single example.
     """
+    if outcome.of_examples is not None:
+        return [score if math.isfinite(score) else None for score in outcome.of_examples]
     metric_fn = seqio.TaskRegistry.get(examples.task_name).predict_metric_fns[0]
 
     def alone(target: Any, prediction: Any) -> float | None:

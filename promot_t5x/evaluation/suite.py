@@ -1,27 +1,27 @@
 """Scores checkpoints on seqio tasks, with the soft prompt removed, attached, or both, and keeps answers on disk."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
 from etils import epath
 
-from promot_t5x.checkpoints import fingerprints, finished_run, loading, saving, soft_prompts
 from promot_t5x.data import definitions, evaluation_examples, features, vocabularies
 from promot_t5x.data.evaluation_examples import EvaluationExamples
 from promot_t5x.evaluation import answer_store, answering, results, scoring
 from promot_t5x.evaluation.results import ROLES, Row
-from promot_t5x.models import parameter_names
+from promot_t5x.evaluation.scored_checkpoint import Checkpoint, kept, load
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.partitioning.partitioner import Partitioner
 from promot_t5x.reports import scores
 from promot_t5x.reports.scores import ATTACHED, REMOVED, prompt_word
-from promot_t5x.runtime import arguments, files, settings
+from promot_t5x.runtime import arguments, background, files, settings
 from promot_t5x.runtime.versions import versions
 from promot_t5x.tasks import catalog
 
@@ -77,23 +77,6 @@ class Suite:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A model with its parameters, and what identifies them.
-
-    Attributes:
-      model: the network and how it decodes.
-      params: its parameters.
-      origin: run, step, path, base, base_fingerprint and prompt_fingerprint.
-      partitioner: the mesh.
-    """
-
-    model: EncoderDecoderModel
-    params: Mapping[str, Any]
-    origin: Mapping[str, Any]
-    partitioner: Partitioner
-
-
 @arguments.checked
 def evaluate_suite(
     model: EncoderDecoderModel,
@@ -131,89 +114,48 @@ def evaluate_suite(
         raise ValueError(
             f"CHECKPOINT_MODE is {checkpoint_mode!r}: expected 'best' or 'all' (checkpoints of a run's folder)."
         )
-    paths = [checkpoint_path] if checkpoint_mode == "best" else _kept_checkpoints(checkpoint_path)
+    paths = [checkpoint_path] if checkpoint_mode == "best" else kept(checkpoint_path)
     if checkpoint_mode == "all" and folder == files.absolute(checkpoint_path):
         raise ValueError(
             f"EVAL_OUTPUT_DIR is {output_dir}, the run's own folder, whose checkpoints would get files of answers "
             "among their own; give another folder."
         )
     check(suite, model)
-    rows: list[Row] = []
+    rows: list[concurrent.futures.Future[Row]] = []
     origins: list[Mapping[str, Any]] = []
     examples: dict[str, EvaluationExamples] = {}
+
+    def read(entry: catalog.Entry) -> EvaluationExamples:
+        return examples.pop(entry.name, None) or suite.read(entry, suite.config.limit)
+
     total = len(paths) * len(suite.entries) * len(suite.prompt_ids)
-    for path in paths:
-        subfolder = "" if checkpoint_mode == "best" else epath.Path(path).name
-        is_last = len(origins) == len(paths) - 1
-        checkpoint = load(path, model, partitioner, run=checkpoint_path)
-        if ATTACHED in suite.prompts:
-            answering.check_prompt(checkpoint.params, suite.prompt_id)
-        for entry in suite.entries:
-            task_examples = examples.pop(entry.name, None) or suite.read(entry, suite.config.limit)
-            for prompt_id in suite.prompt_ids:
-                place = f"{len(rows) + 1}/{total}"
-                rows.append(score_task(checkpoint, suite, entry, prompt_id, task_examples, folder, place, subfolder))
-            if is_last:
-                evaluation_examples.forget()  # a large task's examples take gigabytes
-            else:
-                examples[entry.name] = task_examples
-        origins.append(checkpoint.origin)
-        del checkpoint  # frees its parameters on the devices before the next ones are loaded
-    summary = results.contents(rows, config=_config(model, suite), checkpoints=origins, versions=versions())
+    with background.Worker() as worker:
+        for path in paths:
+            subfolder = "" if checkpoint_mode == "best" else epath.Path(path).name
+            is_last = len(origins) == len(paths) - 1
+            checkpoint = load(path, model, partitioner, run=checkpoint_path)
+            if ATTACHED in suite.prompts:
+                answering.check_prompt(checkpoint.params, suite.prompt_id)
+            # While the devices answer one task, the next one is read and the one before is scored.
+            upcoming = worker.ahead([functools.partial(read, entry) for entry in suite.entries])
+            for entry, task_examples in zip(suite.entries, upcoming, strict=True):
+                for prompt_id in suite.prompt_ids:
+                    place = f"{len(rows) + 1}/{total}"
+                    answered = answer_task(checkpoint, suite, entry, prompt_id, task_examples, folder, place, subfolder)
+                    if rows:
+                        rows[-1].result()  # raises its errors; at most one task waits for its scores
+                    rows.append(worker.submit(answered))
+                if is_last:
+                    evaluation_examples.forget()  # a large task's examples take gigabytes
+                else:
+                    examples[entry.name] = task_examples
+            origins.append(checkpoint.origin)
+            del checkpoint  # frees its parameters on the devices before the next ones are loaded
+        scored = [row.result() for row in rows]
+    summary = results.contents(scored, config=_config(model, suite), checkpoints=origins, versions=versions())
     files.write_json(folder / _SCORES, summary)
     print(f"\n{scores.text_table(summary)}\n\nResults: {folder / _SCORES}")
     return summary
-
-
-def _kept_checkpoints(path: str) -> list[str]:
-    """The checkpoints in a run's folder, in the order of their steps.
-
-    Raises:
-      FileNotFoundError: the path does not exist.
-      ValueError: it is not a run's folder, holds no checkpoint or a damaged one, or lacks its best.
-    """
-    folder = files.absolute(path)
-    if finished_run.chosen_step(folder) is not None:
-        return [str(saving.checkpoint_folder(folder, step)) for step in saving.scores(folder)]
-    if not folder.exists():
-        raise FileNotFoundError(f"There is no run's folder at {path}; check CHECKPOINT_PATH.")
-    if saving.is_checkpoint(folder):
-        content = "is a single checkpoint"
-    elif soft_prompts.is_prompt(folder):
-        content = "is a soft prompt alone"
-    else:
-        content = "holds no checkpoint of promot_t5x"
-    raise ValueError(
-        f"CHECKPOINT_MODE='all' scores the checkpoints in a run's folder, but {path} {content}; give a run's "
-        "MODEL_DIR, or CHECKPOINT_MODE='best'."
-    )
-
-
-def load(path: str, model: EncoderDecoderModel, partitioner: Partitioner, run: str) -> Checkpoint:
-    """Loads a checkpoint for scoring.
-
-    Args:
-      path, model, partitioner: see `loading.load`.
-      run: the name of its run in the results.
-    """
-    loaded = loading.load(path, model, partitioner)
-    prompt = loaded.params.get(parameter_names.SOFT_PROMPT)
-    origin = {
-        "run": run,
-        "step": _step(files.absolute(path)),
-        "path": path,
-        "base": loaded.base_path,
-        "base_fingerprint": loaded.base_fingerprint,
-        "prompt_fingerprint": None if prompt is None else fingerprints.of_prompt(prompt["embedding"]),
-    }
-    return Checkpoint(model, loaded.params, origin, partitioner)
-
-
-def _step(folder: epath.Path) -> int | None:
-    """The training step of a checkpoint of ours, or of a run's best one; None for other formats."""
-    if saving.is_checkpoint(folder):
-        return saving.read_metadata(folder)["step"]
-    return finished_run.chosen_step(folder)
 
 
 def check_output(suite: Suite, output_dir: str | os.PathLike[str]) -> epath.Path:
@@ -269,7 +211,21 @@ def score_task(
     place: str,
     subfolder: str = "",
 ) -> Row:
-    """Answers the examples of one task that have no answer yet, scores the task, and stores every answer.
+    """Answers one task, scores it, and stores every answer; takes the arguments of `answer_task`."""
+    return answer_task(checkpoint, suite, entry, prompt_id, examples, folder, place, subfolder)()
+
+
+def answer_task(
+    checkpoint: Checkpoint,
+    suite: Suite,
+    entry: catalog.Entry,
+    prompt_id: int | None,
+    examples: EvaluationExamples,
+    folder: epath.Path,
+    place: str,
+    subfolder: str = "",
+) -> Callable[[], Row]:
+    """Answers the examples of one task that have no answer yet.
 
     Args:
       checkpoint: what `load` returned.
@@ -280,13 +236,16 @@ def score_task(
       folder: the folder of scores.json.
       place: the beginning of the progress bar's text.
       subfolder: subfolder of `folder` for the answers.
+
+    Returns:
+      The function that scores the task and stores its answers with their scores; it needs no device.
     """
     way = answering.ways(examples, suite.config.answering)
     sampled = way == "generate" and checkpoint.model.decoding.method == "sample"
     determined_by = made_by(checkpoint, suite.config, _vocabulary(entry), way, prompt_id)
     keys = answer_store.keys(examples.examples, determined_by, numbered=sampled)
     name = str(pathlib.PurePosixPath(subfolder, suite.answers_name(entry, prompt_id)))
-    kept = answer_store.Answers(folder, name, keys)
+    stored = answer_store.Answers(folder, name, keys)
     answer = functools.partial(
         answering.answers,
         checkpoint.model,
@@ -299,12 +258,20 @@ def score_task(
         partitioner=checkpoint.partitioner,
     )
     description = f"{' '.join(filter(None, (place, subfolder, entry.name)))}, prompt {prompt_word(prompt_id)}"
-    answers = kept.complete(lambda missing: answer(rows=missing), description, together=sampled)
-    outcome = scoring.score(examples, answers)
-    scores_alone = scoring.example_scores(examples, outcome)
-    kept.finish(results.answer_rows(examples, outcome, scores_alone))
-    stderr = scoring.standard_error(outcome, scores_alone)
-    return results.row(checkpoint.origin, entry, suite.role, prompt_id, way, examples, outcome, stderr, f"{name}.jsonl")
+    answers = stored.complete(lambda missing: answer(rows=missing), description, together=sampled)
+    batches = answering.report(examples, way, suite.config.batch_size, checkpoint.partitioner)
+    origin = checkpoint.origin  # not the checkpoint, whose parameters are freed while this task is scored
+
+    def scored() -> Row:
+        outcome = scoring.score(examples, answers)
+        scores_alone = scoring.example_scores(examples, outcome)
+        stored.finish(results.answer_rows(examples, outcome, scores_alone))
+        stderr = scoring.standard_error(outcome, scores_alone)
+        return results.row(
+            origin, entry, suite.role, prompt_id, way, examples, outcome, stderr, f"{name}.jsonl", batches
+        )
+
+    return scored
 
 
 def made_by(

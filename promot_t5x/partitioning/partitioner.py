@@ -165,12 +165,16 @@ class Partitioner:
         """The sharding of a batch: its rows over the mesh axes of the logical axis `batch`."""
         return NamedSharding(self.mesh(), PartitionSpec(dict(self.all_rules())["batch"]))
 
+    def batch_devices(self) -> int:
+        """The number of parts into which the rows of a batch are divided."""
+        return _product(dict(self.mesh().shape), dict(self.all_rules())["batch"])
+
     def check_rows(self, batch_size: int) -> None:
         """Raises ValueError unless the rows of a batch divide evenly over the devices."""
-        sizes, axes = dict(self.mesh().shape), dict(self.all_rules())["batch"]
-        if batch_size % (devices := _product(sizes, axes)):
+        if batch_size % (devices := self.batch_devices()):
             raise ValueError(
-                f"A batch has {batch_size} rows, which do not divide over the {devices} devices of mesh axis {axes!r}; "
+                f"A batch has {batch_size} rows, which do not divide over the {devices} devices of mesh axis "
+                f"{dict(self.all_rules())['batch']!r}; "
                 "choose a batch size that is a multiple of it, or more num_partitions."
             )
 

@@ -19,6 +19,10 @@ EVALUATION = {"scoring": programs.scoring, "decoding": programs.decoding}
 
 _OTHER_PLACES = ("--search: another mesh or preset", "a bigger slice")
 
+_FILLED = 0.9  # part of a device's memory that a proposed batch may take
+
+_MOST_TIMES = 1024  # a proposed batch has at most so many times the rows of the configured one
+
 _WIDEST = 16  # largest `model` axis that a search tries; wider ones exchange more at every layer
 
 
@@ -120,7 +124,27 @@ def plan_programs(planned: Planned, topology: chips.Topology, only: Collection[s
             if not evaluation[name].fits:
                 advice[name] = ["--gin.EVAL_BATCH_SIZE: fewer rows per batch", *_OTHER_PLACES]
     partitioner = next(iter(planned.stages.values())).partitioner
-    return tables.Plan(topology, partitioner, groups, measured, evaluation, advice)
+    rows = proposed_rows(planned.evaluation, evaluation.values()) if planned.evaluation else None
+    return tables.Plan(topology, partitioner, groups, measured, evaluation, advice, rows)
+
+
+def proposed_rows(evaluation: programs.Answering, measured: Collection[measures.Measured]) -> int | None:
+    """An EVAL_BATCH_SIZE that fills the devices' memory: the configured one, doubled as often as there is room.
+
+    None if not even that one fits. Temporaries grow at most in proportion to the rows, so this is a low estimate; a
+    tenth of the memory stays free.
+
+    Args:
+      evaluation: the configured evaluation.
+      measured: its programs as measured.
+    """
+    if not measured or not all(program.fits for program in measured):
+        return None
+    room = (
+        (_FILLED * program.hbm - program.arguments) / max(program.needed - program.arguments, 1) for program in measured
+    )
+    times = min(max(int(min(room)), 1), _MOST_TIMES)
+    return evaluation.batch_size << (times.bit_length() - 1)
 
 
 def _measure(name: str, traced: programs.Traced, topology: chips.Topology, **options: int) -> measures.Measured:

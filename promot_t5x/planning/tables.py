@@ -24,6 +24,7 @@ class Plan:
       stages: one training step per stage.
       evaluation: the programs "scoring" and "decoding"; either may be missing.
       advice: for each program that does not fit, what to try, in order.
+      eval_batch_size: what `search.proposed_rows` proposes; None for nothing.
     """
 
     topology: Topology
@@ -32,6 +33,7 @@ class Plan:
     stages: Mapping[str, Measured]
     evaluation: Mapping[str, Measured]
     advice: Mapping[str, Sequence[str]]
+    eval_batch_size: int | None = None
 
     def __str__(self) -> str:
         return text(self)
@@ -49,6 +51,11 @@ def text(plan: Plan) -> str:
             short = f"{name} does not fit into {_gib(measured.hbm)} GiB"
         largest = "".join(f"\n  largest: {line}" for line in measured.largest)
         parts.append(short + largest + "".join(f"\n  {i}. {step}" for i, step in enumerate(steps, start=1)))
+    if plan.eval_batch_size is not None:
+        parts.append(
+            f"EVAL_BATCH_SIZE={plan.eval_batch_size} fits: rows of a batch of the longest inputs. Batches of shorter "
+            "inputs\nget more rows by themselves."
+        )
     parts.append(
         "Memory, FLOPs and bytes are read from the compiled programs. Seconds are estimates: products at the chip's\n"
         "peak rate, traffic at the full bandwidth of its links. No step is faster than the larger of the two."
@@ -125,6 +132,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         },
         "stages": {name: _measured(m) for name, m in plan.stages.items()},
         "evaluation": {name: _measured(m) for name, m in plan.evaluation.items()},
+        "eval_batch_size": plan.eval_batch_size,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from promot_t5x.data import evaluation_examples, features
+from promot_t5x.data import evaluation_batches, evaluation_examples, features
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.models.losses import LossSums
 from promot_t5x.partitioning.partitioner import Partitioner
@@ -32,8 +32,8 @@ def validation_loss(
       task: a seqio task.
       split: its split, read now and kept in memory.
       task_feature_lengths: {"inputs": T, "targets": U}, in tokens.
-      batch_size: examples in a batch.
-      steps: number of batches, fewer where the split ends before.
+      batch_size: rows of a batch of inputs of the full length; batches of shorter ones have more.
+      steps: batch_size times this many examples are read, fewer where the split ends before.
       prompt_id: the soft prompt attached to every example, None for none.
       partitioner: places batches.
 
@@ -47,13 +47,18 @@ def validation_loss(
     limit = batch_size * steps
     arrays = evaluation_examples.evaluation_examples(task, task_feature_lengths, split, limit=limit).features
     features.check_ids(arrays, model.config.vocab_size, model.config.num_prompts)
+    partitioner.check_rows(batch_size)
+    lengths = task_feature_lengths
+    room = evaluation_batches.Room(batch_size, lengths["inputs"], lengths["targets"], partitioner.batch_devices())
+    batches = evaluation_batches.batches(evaluation_batches.lengths(arrays["encoder_input_tokens"]), room)
 
     def loss_of(params: Mapping[str, Any]) -> dict[str, float]:
         total = LossSums._make([0.0] * 4)
-        for _, batch in evaluation_examples.evaluation_batches(arrays, batch_size):
+        for batch in batches:
+            gathered = evaluation_batches.gathered(arrays, batch)
             if prompt_id is not None:
-                batch = {**batch, features.SOFT_PROMPT_IDS: np.full(batch_size, prompt_id, np.int32)}
-            sums = jax.device_get(_loss_sums(model, params, partitioner.place_batch(batch)))
+                gathered[features.SOFT_PROMPT_IDS] = np.full(batch.shape.rows, prompt_id, np.int32)
+            sums = jax.device_get(_loss_sums(model, params, partitioner.place_batch(gathered)))
             total = LossSums._make(map(operator.add, total, map(float, sums)))
         tokens = max(float(total.weight_sum), 1.0)
         return {"validation/loss": float(total.loss) / tokens, "validation/accuracy": float(total.correct) / tokens}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from promot_t5x.checkpoints import conversion, finished_run, saving, sources
-from promot_t5x.evaluation import suite
+from promot_t5x.evaluation import scored_checkpoint
 
 PROMPT = {"soft_prompt/embedding": np.ones((1, 2, 3), np.float32)}
 
@@ -25,8 +25,8 @@ def run(tmp_path):
 READERS = [
     sources.open_source,
     lambda run: conversion.convert_checkpoint(str(run), str(run.parent / "out"), "t5x"),
-    lambda run: suite._step(run),
-    lambda run: suite._kept_checkpoints(str(run)),
+    lambda run: scored_checkpoint.step(run),
+    lambda run: scored_checkpoint.kept(str(run)),
 ]
 
 
@@ -70,7 +70,7 @@ def test_nobody_reads_a_runs_checkpoint_under_the_name_of_another_step(run):
 
 def test_what_a_finished_run_names_is_taken(run):
     finished_run.write(run, finished_run.Best(1, 10.0))
-    assert finished_run.chosen_step(run) == suite._step(run) == 1
+    assert finished_run.chosen_step(run) == scored_checkpoint.step(run) == 1
     (run / finished_run.FILE).unlink()
-    assert finished_run.chosen_step(run) == suite._step(run) == 2
+    assert finished_run.chosen_step(run) == scored_checkpoint.step(run) == 2
     assert finished_run.chosen_step(run / "checkpoint_1") is None

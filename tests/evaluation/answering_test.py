@@ -15,7 +15,7 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from promot_t5x.data import evaluation_examples
+from promot_t5x.data import evaluation_batches, evaluation_examples
 from promot_t5x.evaluation import answering
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -163,6 +163,43 @@ def test_answers_do_not_depend_on_the_batch(network, way):
             assert answer.output == expected[number].output
             if way == "rank":
                 np.testing.assert_allclose(answer.scores, expected[number].scores, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_missing_runs_in_the_batches_of_all_examples(network, monkeypatch):
+    """So an interrupted evaluation ends bit for bit as a whole one, through the same programs."""
+    shapes, gathered = [], evaluation_batches.gathered
+
+    def noting(arrays, batch):
+        shapes.append((batch.numbers, batch.shape))
+        return gathered(arrays, batch)
+
+    monkeypatch.setattr(evaluation_batches, "gathered", noting)
+    whole = _answers(network, "rank", batch_size=3)
+    of_all = list(shapes)
+    shapes.clear()
+    assert _answers(network, "rank", batch_size=3, rows=[6, 2]) == {number: whole[number] for number in (2, 6)}
+    assert shapes == [batch for batch in of_all if {2, 6} & set(batch[0])] and len(shapes) < len(of_all)
+
+
+def test_the_next_batch_starts_before_the_answers_of_the_last_are_used(network, monkeypatch):
+    started, predict = [], answering.predict
+
+    def noting(*args):
+        started.append(args[-1])
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        return predict(*args)
+
+    monkeypatch.setattr(answering, "predict", noting)
+    model, params = network
+    answers = answering.predict_tokens(
+        model, params, _examples().features, prompt_id=None, batch_size=3, partitioner=ONE
+    )
+    next(answers)
+    assert len(started) == 2
+    next(answers)  # the second batch is done and its answers are kept, though the third one is interrupted
+    with pytest.raises(KeyboardInterrupt):
+        next(answers)
 
 
 def test_a_task_is_ranked_only_where_every_example_has_choices():

@@ -134,6 +134,28 @@ def test_a_metric_that_is_no_mean_over_examples_has_no_analytic_error():
     assert (outcome.value, stderr, alone) == (40.0, None, [10.0, 20.0, 30.0, 40.0])
 
 
+def _plain_exact_match(targets, predictions):
+    """As somebody else's metric, which does not state the examples' values."""
+    return {"exact_match": float(metrics.exact_match(targets, predictions)["exact_match"])}
+
+
+def test_a_mean_over_examples_is_computed_once():
+    """The metric that states the examples' values is not called again for each of them, and gives the same numbers."""
+    calls = []
+
+    def counted(targets, predictions):
+        calls.append(len(targets))
+        return metrics.exact_match(targets, predictions)
+
+    stated = _score([counted])
+    assert calls == [4]
+    plain = _score([_plain_exact_match])
+    assert plain[0].of_examples is None and stated[0].of_examples == [100.0, 100.0, 100.0, 0.0]
+    assert (stated[0].value, *stated[1:]) == (plain[0].value, *plain[1:])
+    part = _score([lambda targets, predictions: metrics.accuracy(targets[1:], predictions[1:])])
+    assert part[0].value == pytest.approx(200 / 3) and part[0].of_examples is None, "a mean over others"
+
+
 def test_an_unknown_way_of_answering():
     with pytest.raises(ValueError, match="answering is 'guess': expected generate or rank"):
         scoring.EvaluationConfig(LENGTHS, answering="guess")
@@ -190,6 +212,16 @@ def test_only_the_best_choices_are_drawn_from(tmp_path):
     assert alone == pytest.approx([50.0, 0.0, 100.0, 100 / 3, 100.0]) and equal == 4
     assert outcome.value == pytest.approx(sum(alone) / 5, rel=1e-12)
     assert outcome.predictions == ["{", "{", "red", "(", "red"]
+
+
+def test_ties_of_a_mean_are_expected_without_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring.ties, "drawn", lambda *_: pytest.fail("the metric is computed for every draw"))
+    rows = [("{", ["{", "}"]), ("red", ["red", "cat"]), ("(", ["{", "}", "("]), ("cat", ["{", "}", "cat"])]
+    outcome, alone, _ = _ranked(tmp_path, rows, metric="exact_match")
+    monkeypatch.undo()
+    seqio.TaskRegistry.remove("ties")
+    plain, plain_alone, _ = _ranked(tmp_path, rows, metric=_plain_exact_match)
+    assert outcome.value == pytest.approx(plain.value, rel=1e-12) and alone == pytest.approx(plain_alone, rel=1e-12)
 
 
 def test_other_metrics_than_means_are_expected_values_too(tmp_path):

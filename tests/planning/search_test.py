@@ -110,6 +110,18 @@ def _untraced(training):
     return programs.Traced(None, None, None, training.partitioner)
 
 
+def test_the_proposed_evaluation_fills_the_memory():
+    """32 rows with 1 GiB of temporaries: 0.9 * 16 GiB less 2 GiB of weights have room for 12 times as much."""
+    own = _training()
+    evaluation = programs.Answering(own.model, own.lengths, 32, own.partitioner)
+    one = dataclasses.replace(_measured(arguments=2 * GIB), hbm=16 * GIB)
+    assert search.proposed_rows(evaluation, [one]) == 32 * 8
+    assert search.proposed_rows(evaluation, [one, dataclasses.replace(one, temporaries=4 * GIB)]) == 32 * 2
+    assert search.proposed_rows(evaluation, [dataclasses.replace(one, temporaries=13 * GIB)]) == 32
+    assert search.proposed_rows(evaluation, [one, _measured(False)]) is None
+    assert search.proposed_rows(evaluation, []) is None
+
+
 def test_the_fastest_that_fits_comes_first(monkeypatch):
     answers = {("mixed", 1): _measured(seconds=3.0), ("mixed", 2): _measured(seconds=1.0)}
     answers |= {("mixed", 4): _measured(False), ("tensor", 2): _measured(seconds=1.0, arguments=2 * GIB)}

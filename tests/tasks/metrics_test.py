@@ -296,3 +296,11 @@ def test_perfect_predictions_score_exactly_100(count):
 def test_lists_of_different_lengths_are_refused(metric):
     with pytest.raises(ValueError, match="argument 2 is shorter than argument 1"):
         metric(["a", "b"], ["a"])
+
+
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.exact_match, metrics.rouge])
+def test_means_state_the_value_of_each_example(metric):
+    """Each is the metric's value on that example alone."""
+    for name, value in metric(TARGETS, PREDICTIONS).items():
+        alone = [metric([t], [p])[name] for t, p in zip(TARGETS, PREDICTIONS, strict=True)]
+        assert value.of_examples == alone and value == pytest.approx(np.mean(alone), rel=1e-12)
