@@ -6,7 +6,7 @@ Dimensions: T encoder length, U decoder length, N examples.
 import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
