@@ -34,7 +34,7 @@ _MOST_TIMES_THE_ROWS = 8
 
 # One more program has to spare so many tokens, which a CPU computes while it compiles one (TPUs compute far more, but
 # compiled programs are kept on disk), and this part of the whole task.
-_PROGRAM_IN_TOKENS = 4096
+_PROGRAM_IN_TOKENS = 8192
 _PROGRAM_IN_TASKS = 1 / 64
 
 _ATTENTION = 1 / 1024  # the cost of attention for each token and width, in tokens
