@@ -29,7 +29,6 @@ _TRIVIA_QA_PUNCTUATION = frozenset(string.punctuation + "‘’´")
 _ENGLISH_WORDS = tokenizers.DefaultTokenizer(use_stemmer=False)
 _UNICODE_WORDS = languages.UnicodeWords()
 
-_ROUGE = ["rouge2", "rougeL"]
 _BOOTSTRAP_SAMPLES = 1000
 _NORMAL_97_5 = 1.959964  # half the width of a 95 % interval in standard errors
 
@@ -144,7 +143,7 @@ def bleu(targets: Sequence[str], predictions: Sequence[str], tokenizer: str = BL
 
 @functools.cache
 def _rouge(tokenizer: tokenizers.Tokenizer) -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(_ROUGE, tokenizer=tokenizer)
+    return rouge_scorer.RougeScorer(["rouge2", "rougeL"], tokenizer=tokenizer)
 
 
 def rouge(
@@ -168,7 +167,8 @@ def rouge(
                 "task's language, for a task of JSONL files with jsonl_task.language."
             )
     scores = [_rouge(tokenizer).score(t, p) for t, p in zip(targets, predictions, strict=True)]
-    values: dict[str, Any] = {name: Mean([100 * score[name].fmeasure for score in scores]) for name in _ROUGE}
+    names = ("rouge2", "rougeL")
+    values: dict[str, Any] = {name: Mean([100 * score[name].fmeasure for score in scores]) for name in names}
     if tokenizer is not _ENGLISH_WORDS:
         signature = f"tok:{type(tokenizer).__name__}|version:{importlib.metadata.version('rouge-score')}"
         values["rouge_signature"] = seqio.metrics.Text(signature)
