@@ -39,7 +39,7 @@ _PROGRAM_IN_TASKS = 1 / 64
 
 _ATTENTION = 1 / 1024  # the cost of attention for each token and width, in tokens
 
-_MOST_PARTS = 64  # the sorted inputs are divided at this many places
+_MOST_PARTS = 256  # the sorted inputs are divided at up to this many places
 
 
 @dataclasses.dataclass(frozen=True, order=True)
