@@ -34,12 +34,12 @@ _MOST_TIMES_THE_ROWS = 8
 
 # One more program has to spare so many tokens, which a CPU computes while it compiles one (TPUs compute far more, but
 # compiled programs are kept on disk), and this part of the whole task.
-_PROGRAM_IN_TOKENS = 4096
+_PROGRAM_IN_TOKENS = 8192
 _PROGRAM_IN_TASKS = 1 / 64
 
 _ATTENTION = 1 / 1024  # the cost of attention for each token and width, in tokens
 
-_MOST_PARTS = 64  # the sorted inputs are divided at this many places
+_MOST_PARTS = 256  # the sorted inputs are divided at up to this many places
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -186,7 +186,7 @@ def gathered(arrays: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.nda
 
 
 def report(planned: Sequence[Batch], length_N: Sequence[int] | np.ndarray) -> dict[str, Any]:
-    """What the results say about batches: {"shapes": [{"width", "rows", "batches"}, ...], "padding": share of tokens}.
+    """What results say about some batches: {"shapes": [{"width", "rows", "batches"}, ...], "padding": share of tokens}.
 
     >>> planned = batches([40, 4000, 30, 64], Room(2, inputs=4096, decoder=8))
     >>> round(report(planned, [40, 4000, 30, 64])["padding"], 2)
@@ -194,7 +194,8 @@ def report(planned: Sequence[Batch], length_N: Sequence[int] | np.ndarray) -> di
     """
     shapes = collections.Counter(batch.shape for batch in planned)
     tokens = sum(shape.width * shape.rows * number for shape, number in shapes.items())
+    used = sum(int(length_N[number]) for batch in planned for number in batch.numbers)
     return {
         "shapes": [{**dataclasses.asdict(shape), "batches": number} for shape, number in shapes.items()],
-        "padding": 1 - int(np.sum(length_N)) / tokens if tokens else 0.0,
+        "padding": 1 - used / tokens if tokens else 0.0,
     }

@@ -219,6 +219,8 @@ def answers(
       ValueError: see `predict_tokens`.
     """
     run = _Runner(model, params, prompt_id, partitioner)
+    if rows is not None and not rows:  # all answers are kept
+        return
     batches = _planned(examples, way, batch_size, partitioner)
     if way == "generate":
         vocabulary = _vocabulary(examples)

@@ -66,11 +66,11 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self._stops = kind is not None
         self._waiting.put(None)
-        if kind is None:
+        if not self._stops:
             self._thread.join()
             return
-        self._stops = True
         thread = ctypes.c_ulong(self._thread.ident or 0)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_Stopped))
         self._thread.join(_SECONDS_TO_STOP)

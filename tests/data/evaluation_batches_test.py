@@ -85,3 +85,11 @@ def test_a_batch_is_cut_and_padded_with_zeros():
     assert all(values.dtype == arrays[name].dtype for name, values in gathered.items())
     wider = evaluation_batches.gathered(arrays, Batch((1,), Shape(width=5, rows=1)))
     assert wider["encoder_input_tokens"].tolist() == [[6, 7, 1, 0, 0]]
+
+
+def test_the_report_of_some_batches_counts_only_their_tokens():
+    length_N = [60, 30] * 4
+    batches = evaluation_batches.batches(length_N, Room(4, 64, 8))
+    report = evaluation_batches.report(batches[1:], length_N)
+    assert report == {"shapes": [{"width": 64, "rows": 4, "batches": 1}], "padding": 1 - 4 * 30 / (4 * 64)}
+    assert evaluation_batches.report([], length_N) == {"shapes": [], "padding": 0.0}

@@ -14,7 +14,7 @@ from promot_t5x import eval
 from promot_t5x.checkpoints import loading, saving, soft_prompts
 from promot_t5x.configuration import program
 from promot_t5x.data import evaluation_examples
-from promot_t5x.evaluation import answering
+from promot_t5x.evaluation import answering, scoring
 from promot_t5x.runtime import files
 
 LENGTHS = "{'inputs': 28, 'targets': 6}"
@@ -433,6 +433,21 @@ def test_an_interrupted_evaluation_of_all_checkpoints_continues(tiny_model, run_
     assert _run(tiny_model, tmp_path / "out", **changes) == 0
     assert len(answered) == 3 * 4 * 12, "each example was answered once"
     assert _tree(tmp_path / "out") == _tree(tmp_path / "whole")
+
+
+def test_an_error_of_scoring_in_the_background_is_a_sentence(tiny_model, tmp_path, monkeypatch, capsys):
+    """The first task is scored while the second one is answered; an error ends the evaluation, and answers are kept."""
+    answered = _stop_after(monkeypatch, -1)
+
+    def fails(examples, answers):
+        raise ValueError(f"The metric of {examples.task_name} fails.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score", fails)
+        assert _run(tiny_model, tmp_path / "out", PROMPTS="('removed',)") == 1
+    assert "error: The metric of toy_wic fails." in capsys.readouterr().err
+    assert _run(tiny_model, tmp_path / "out", PROMPTS="('removed',)") == 0
+    assert len(answered) == 2 * 12, "each example was answered once"
 
 
 @pytest.mark.parametrize(
