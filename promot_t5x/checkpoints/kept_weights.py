@@ -75,7 +75,7 @@ def _everywhere(here: bool) -> bool:
 
 
 def _blocks(leaf: jax.Array) -> _Blocks:
-    # On a CPU this is the device's own memory, which JAX does not give to a step as long as something else refers to it.
+    # On a CPU this is the device's own memory, which no step may overwrite as long as something else refers to it.
     return {_ends(part.index, leaf.shape): np.asarray(part.data) for part in leaf.addressable_shards}
 
 
