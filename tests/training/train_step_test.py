@@ -1,6 +1,7 @@
 """promot_t5x.training.train_step: one program for all rates and seeds, with the numbers of a program of its own."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,14 @@ def _three_steps(optimizer, seed=0, num_microbatches=1):
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves((trainable, opt_state))]
 
 
-@pytest.mark.parametrize("make", [optimizers.adafactor, optimizers.adam])
+@pytest.mark.parametrize(
+    "make",
+    [
+        optimizers.adam,
+        optimizers.adafactor,
+        functools.partial(optimizers.adafactor, multiply_by_parameter_scale=False, weight_decay_rate=1e-5),
+    ],
+)
 def test_rate_and_seed_are_arguments_of_one_program(make):
     """The oracle is the program of optax's transformation with the rate as a constant, which `named` keeps apart."""
     cases = [(1e-3, 0), (0.3, 0), (1e-3, 2**32 - 1)]
