@@ -30,11 +30,7 @@ _SLAB = 2**20  # elements of a slab, at most
 
 
 def scale_by_clipped_factored_rms(
-    factored: bool = True,
-    decay_rate: float = 0.8,
-    min_dim_size_to_factor: int = 128,
-    threshold: float = 1.0,
-    rate: Any = None,
+    factored: bool = True, decay_rate: float = 0.8, min_dim_size_to_factor: int = 128, threshold: float = 1.0
 ) -> optax.GradientTransformation:
     """optax.scale_by_factored_rms followed by optax.clip_by_block_rms; in slabs where that pays.
 
@@ -43,7 +39,6 @@ def scale_by_clipped_factored_rms(
       decay_rate: exponent of their decay.
       min_dim_size_to_factor: the size from which on the two largest dimensions are factored.
       threshold: the root mean square that no leaf's update exceeds.
-      rate: multiplies the updates, if it is given.
 
     >>> transform, matrix = scale_by_clipped_factored_rms(), jnp.ones((130, 140))
     >>> updates, state = transform.update(matrix, transform.init(matrix), matrix)
@@ -51,15 +46,15 @@ def scale_by_clipped_factored_rms(
     ((130,), (140,))
     """
     by_moments = optax.scale_by_factored_rms(factored, decay_rate, min_dim_size_to_factor=min_dim_size_to_factor)
+    clip = optax.clip_by_block_rms(threshold)
 
     def update(updates, state, params=None):
         def of_leaf(gradient, v_row, v_col, v, param):
             slots = optax.FactoredState(state.count, v_row, v_col, v)
             if gradient.ndim == 2 and gradient.size >= _LARGE and v_row.size > 1 and on_one_cpu():
-                return _in_slabs(gradient, slots, decay_rate, threshold, rate)
-            moved: Any = by_moments.update(gradient, slots, param)
-            scaled, slots = moved
-            return _clipped(scaled, jnp.sqrt(jnp.mean(jnp.square(scaled))), threshold, rate), slots
+                return _in_slabs(gradient, slots, decay_rate, threshold)
+            scaled, slots = by_moments.update(gradient, slots, param)
+            return clip.update(scaled, optax.EmptyState())[0], slots
 
         by_leaf = jax.tree.map(of_leaf, updates, state.v_row, state.v_col, state.v, params)
 
@@ -72,13 +67,7 @@ def scale_by_clipped_factored_rms(
     return optax.GradientTransformation(by_moments.init, update)
 
 
-def _clipped(scaled: Any, rms: jax.Array, threshold: float, rate: Any) -> jax.Array:
-    """rate * scaled / max(1, rms / threshold)"""
-    size = jnp.maximum(1.0, rms / threshold)
-    return scaled / size if rate is None else scaled * (1.0 / size * rate)
-
-
-def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: float, rate: Any):
+def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: float):
     """The same for one matrix, cut along its longer axis.
 
     optax calls the moments along the longer axis `v_col`: a slab completes its own part of `v_col` and adds a partial
@@ -113,7 +102,7 @@ def _in_slabs(gradient: jax.Array, slots: Any, decay_rate: float, threshold: flo
 
     rms = jnp.sqrt(_for_slabs(add_size, length, width, jnp.float32(0.0)) / gradient.size)
     # Elementwise from here on: XLA fuses it into the parameter update and writes no array for it.
-    scaled = _clipped(gradient * row_factor * column_factor, rms, threshold, rate)
+    scaled = gradient * row_factor * column_factor / jnp.maximum(1.0, rms / threshold)
     moments = v_row.astype(slots.v_row.dtype), v_col.astype(slots.v_col.dtype)
     return scaled.astype(gradient.dtype), optax.FactoredState(slots.count, *moments, slots.v)
 

@@ -187,13 +187,14 @@ class adafactor:
         return optax.multi_transform(by_label, _prompt_or_model)
 
     def _with_moments(self, factored: bool, learning_rate: Any) -> optax.GradientTransformation:
-        # XLA multiplies a constant rate with the scalar next to it, the size of a parameter or an update. One that is
-        # an argument is multiplied with the same scalar here, so that the updates have the same bits.
-        constant = self.learning_rate if learning_rate is None else 1.0
-        of_update, of_size = (None, learning_rate) if self.multiply_by_parameter_scale else (learning_rate, None)
+        rate, of_size = self.learning_rate if learning_rate is None else learning_rate, None
+        if self.multiply_by_parameter_scale and learning_rate is not None:
+            # XLA multiplies a constant rate with the size of a parameter, as both are scalars. One that is an argument
+            # is multiplied with it here, so that the updates have the same bits.
+            rate, of_size = 1.0, learning_rate
         links = [
-            adafactor_in_slabs.scale_by_clipped_factored_rms(factored, self.decay_rate, rate=of_update),
-            optax.scale_by_learning_rate(constant, flip_sign=False),
+            adafactor_in_slabs.scale_by_clipped_factored_rms(factored, self.decay_rate),
+            optax.scale_by_learning_rate(rate, flip_sign=False),
         ]
         if self.multiply_by_parameter_scale:
             links.append(optax.stateless_with_tree_map(functools.partial(_scale_by_parameter_rms, rate=of_size)))
