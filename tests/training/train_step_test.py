@@ -4,50 +4,58 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
 from promot_t5x.runtime import between_runs
-from promot_t5x.training import optimizers, train_step
+from promot_t5x.training import optimizers, stages, train_step
 from tests.training import tiny
 
 MODEL = EncoderDecoderModel(tiny.ONE_LAYER)
 
 
-def _three_steps(optimizer, seed=0, num_microbatches=1):
-    """(the step, what is left of the trainable leaves and the optimizer's state after three steps)"""
-    _, staged, state, frozen = tiny.start(MODEL, "prompt_tuning", optimizer)
-    step = train_step.make_step(MODEL, staged, seed, num_microbatches)
-    trainable, opt_state = state.trainable, state.opt_state
-    for number in range(3):
-        trainable, opt_state, _ = step(trainable, opt_state, frozen, tiny.batch(number, rows=4), jnp.int32(number))
-    return step, [np.asarray(leaf) for leaf in jax.tree.leaves((trainable, opt_state))]
-
-
+@pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize(
     "make",
     [
         optimizers.adam,
+        functools.partial(optimizers.adam, clip_norm=1.0),
         optimizers.adafactor,
         functools.partial(optimizers.adafactor, multiply_by_parameter_scale=False, weight_decay_rate=1e-5),
     ],
 )
-def test_rate_and_seed_are_arguments_of_one_program(make):
-    """The oracle is the program of optax's transformation with the rate as a constant, which `named` keeps apart."""
-    cases = [(1e-3, 0), (0.3, 0), (1e-3, 2**32 - 1)]
-    with between_runs.keeping():
-        steps, results = zip(*(_three_steps(make(rate), seed) for rate, seed in cases), strict=True)
-        own, constant = _three_steps(optimizers.named("constant", make(0.3).build()))
-    assert len({id(step.program) for step in steps}) == 1
-    assert own.program is not steps[0].program
-    assert len(results[1]) == len(constant)
-    for leaf, expected in zip(results[1], constant, strict=True):
-        assert leaf.tobytes() == expected.tobytes()
-    for one, other in ((0, 1), (0, 2)):
-        assert any(a.tobytes() != b.tobytes() for a, b in zip(results[one], results[other], strict=True))
+def test_a_rate_as_an_argument_makes_the_bits_of_a_constant(make, stacked):
+    """The oracle is the program that has the rate as a constant."""
+    name = "layers" if stacked else "layers_0"
+    rng = np.random.default_rng(0)
+    trees = [
+        {side: {name: {"kernel": rng.normal(size=(2, 130, 140)).astype(np.float32)}} for side in ("encoder", "decoder")}
+        for _ in range(3)
+    ]
+    stage, params, gradients = stages.stage("fine_tuning"), trees[0], trees[1:]
+
+    def updated(staged, rate):
+        @jax.jit
+        def update(params, state, of_step, rate):
+            updates, state = staged.update(of_step, state, params, learning_rate=rate)
+            return optax.apply_updates(params, updates), state
+
+        moved, state = params, staged.init(params)
+        for of_step in gradients:
+            moved, state = update(moved, state, of_step, rate)
+        return moved, state
+
+    staged = optimizers.Staged(make(0.3), stage)
+    constant = updated(staged, None)
+    assert staged.learning_rate == 0.3
+    staged = optimizers.Staged(make(0.001), stage).with_any_rate
+    assert staged == optimizers.Staged(make(0.3), stage).with_any_rate
+    argument = updated(staged, 0.3)
+    assert jax.tree.structure(argument) == jax.tree.structure(constant)
+    for leaf, expected in zip(jax.tree.leaves(argument), jax.tree.leaves(constant), strict=True):
+        assert np.asarray(leaf).tobytes() == np.asarray(expected).tobytes()
 
 
 def test_dropout_has_the_key_of_the_seed():
