@@ -1,11 +1,13 @@
 """Weights that several runs read from one checkpoint: kept on the host once they were read for the second time.
 
-They are known by the digests in the checkpoint's metadata, so those of a checkpoint that was replaced are read. Every
-process keeps the blocks of its own devices. See `runtime.between_runs` for when weights are kept, and how many bytes.
+They are known by the digests in the checkpoint's metadata, those of a foreign format by its files' inodes, sizes and
+times, so a checkpoint that was replaced is read. Every process keeps the blocks of its own devices. See
+`runtime.between_runs` for when weights are kept, and how many bytes.
 """
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -60,12 +62,17 @@ def read(source: Source, leaves: Leaves, wanted: Mapping[str, Any]) -> tuple[dic
 
 
 def _identity(source: Source, wanted: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """What tells the model's weights from all others; None for a checkpoint that does not record its contents."""
+    """What tells the model's weights from all others; None if nothing does, as for foreign formats in a bucket."""
     folder = source.model.folder
     digests = saving.read_metadata(folder).get("digests") if source.model.format == "promot" else None
-    if digests is None:
+    if digests is not None:
+        contents = hashlib.sha256(json.dumps(digests["params"], sort_keys=True).encode()).hexdigest()
+    elif "://" not in str(folder):
+        # The kernel sets the time of change, also where a copy restores the time of modification.
+        stats = {str(path): path.stat() for path in sorted(pathlib.Path(folder).rglob("*"))}
+        contents = tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items())
+    else:
         return None
-    contents = hashlib.sha256(json.dumps(digests["params"], sort_keys=True).encode()).hexdigest()
     return str(folder), contents, tuple(parameter_names.split_adapters(wanted)[0].items())
 
 
@@ -75,7 +82,7 @@ def _everywhere(here: bool) -> bool:
 
 
 def _blocks(leaf: jax.Array) -> _Blocks:
-    # On a CPU this is the device's own memory, which JAX does not give to a step as long as something else refers to it.
+    # On a CPU this is the device's own memory, which no step may overwrite as long as something else refers to it.
     return {_ends(part.index, leaf.shape): np.asarray(part.data) for part in leaf.addressable_shards}
 
 

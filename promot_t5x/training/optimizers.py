@@ -179,26 +179,34 @@ class adafactor:
 
     def build(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """The optax transformation; its learning rate may be given as a traced number."""
-        rate = self.learning_rate if learning_rate is None else learning_rate
         by_label: dict[Hashable, optax.GradientTransformation]
-        by_label = {"prompt": self._with_moments(False, rate), "model": self._with_moments(True, rate)}
+        by_label = {
+            "prompt": self._with_moments(False, learning_rate),
+            "model": self._with_moments(True, learning_rate),
+        }
         return optax.multi_transform(by_label, _prompt_or_model)
 
-    def _with_moments(self, factored: bool, rate: Any) -> optax.GradientTransformation:
+    def _with_moments(self, factored: bool, learning_rate: Any) -> optax.GradientTransformation:
+        rate, of_size = self.learning_rate if learning_rate is None else learning_rate, None
+        if self.multiply_by_parameter_scale and learning_rate is not None:
+            # XLA multiplies a constant rate with the size of a parameter, as both are scalars. One that is an argument
+            # is multiplied with it here, so that the updates have the same bits.
+            rate, of_size = 1.0, learning_rate
         links = [
             adafactor_in_slabs.scale_by_clipped_factored_rms(factored, self.decay_rate),
             optax.scale_by_learning_rate(rate, flip_sign=False),
         ]
         if self.multiply_by_parameter_scale:
-            links.append(optax.stateless_with_tree_map(_scale_by_parameter_rms))
+            links.append(optax.stateless_with_tree_map(functools.partial(_scale_by_parameter_rms, rate=of_size)))
         if self.weight_decay_rate is not None:
             links.append(optax.add_decayed_weights(self.weight_decay_rate))
         return optax.chain(*links, optax.scale(-1.0))
 
 
-def _scale_by_parameter_rms(update: Any, param: Any) -> jax.Array:
+def _scale_by_parameter_rms(update: Any, param: Any, rate: Any) -> jax.Array:
     """optax.scale_by_param_block_rms without its guard for gradients through it, which costs a copy of the matrix."""
-    return update * jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(param))), 1e-3)
+    scale = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(param))), 1e-3)
+    return update * (scale if rate is None else scale * rate)
 
 
 def _prompt_or_model(params: stages.Params) -> stages.Params:

@@ -1,10 +1,12 @@
 """promot_t5x.checkpoints.kept_weights: the same bits from memory as from the files, and never another checkpoint's."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
 
-from promot_t5x.checkpoints import loading, placing, saving
+from promot_t5x.checkpoints import conversion, loading, networks, placing, saving
 from promot_t5x.models import parameter_names
 from promot_t5x.models.architecture import T5Config
 from promot_t5x.models.encoder_decoder import EncoderDecoderModel
@@ -18,7 +20,7 @@ def _write(folder, seed, names=lambda name: name != parameter_names.PROMPT, base
     rng = np.random.default_rng(seed)
     shapes = parameter_names.flatten(MODEL.abstract_params())
     leaves = {name: rng.normal(size=leaf.shape).astype(leaf.dtype) for name, leaf in shapes.items() if names(name)}
-    saving.export(folder, leaves, {"step": 0, "base": base})
+    saving.export(folder, leaves, {"step": 0, "base": base, **networks.described(CONFIG)})
     return leaves
 
 
@@ -68,6 +70,22 @@ def test_a_checkpoint_that_was_replaced_is_read(tmp_path, base, read):
         after = loading.load(tmp_path / "base", MODEL)
     assert len(read) == len(base) and _same(after, other)
     assert after.base_fingerprint != before.base_fingerprint
+
+
+def test_a_foreign_checkpoint_whose_file_was_rewritten_is_read(tmp_path, base, read):
+    """Of the same size, and with the time of modification that the file had."""
+    conversion.convert_checkpoint(tmp_path / "base", tmp_path / "numbered", "t5x")
+    folder = tmp_path / "numbered" / "checkpoint_0"
+    with between_runs.keeping():
+        for _ in range(3):
+            before = loading.load(folder, MODEL)
+        assert len(read) == 2 * len(base)
+        file = next(path for path in sorted(folder.rglob("*")) if path.is_file())
+        times, contents = file.stat(), file.read_bytes()
+        file.write_bytes(contents)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        after = loading.load(folder, MODEL)
+    assert len(read) == 3 * len(base) and _same(before, base) and _same(after, base)
 
 
 def test_a_soft_prompt_shares_its_models_weights_and_keeps_its_checks(tmp_path, base, read):
