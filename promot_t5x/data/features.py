@@ -4,6 +4,7 @@ The features are seqio's encoder-decoder features plus the prompt of each row, t
 Nothing is packed, since a prompt belongs to one example. Dimensions: B batch rows, T encoder length, U decoder length.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,11 +159,14 @@ def cached_source(task: seqio.Task, split: str) -> seqio.DataSource | None:
 
 
 def as_numpy(ds: tf.data.Dataset) -> Iterator[Any]:
-    """Iterates in a fixed order, on few threads, which leaves the cores to the model."""
+    """Iterates in a fixed order, on few threads, which leave the cores to the model.
+
+    More than one thread serves where there are cores enough: tokenization in TensorFlow then overlaps with Python's.
+    """
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False  # tuning hundreds of small ops costs more than running them
-    options.threading.private_threadpool_size = 1
+    options.threading.private_threadpool_size = max(1, min(4, (os.cpu_count() or 1) // 2))
     options.experimental_optimization.apply_default_optimizations = False  # takes longer than the first epoch gains
     options.threading.max_intra_op_parallelism = 1
     iterator: Any = ds.with_options(options).as_numpy_iterator()
