@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -129,7 +130,7 @@ def train(
             for step in range(state.step, config.total_steps):
                 counts, features = cuts.separated(progress.fetched(batches))
                 batch = partitioner.place_batch(features, rows, batch_size)
-                trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, np.int32(step))
+                trainable, opt_state, metrics = train_step(trainable, opt_state, frozen, batch, jnp.int32(step))
                 done = step + 1
                 progress.follow(done, metrics, counts)
                 profile(done)
