@@ -28,7 +28,7 @@ TfdsColumn = str | Callable[[Mapping[str, Any]], Any]
 JSONL_SPLITS = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
 UNLABELLED = -1
 
-_ROWS_AT_ONCE = 100_000
+_ROWS_AT_ONCE = 20_000
 
 _SLICED_FILE = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?")
 
@@ -180,7 +180,10 @@ class JsonlRows(seqio.FunctionDataSource):
         wanted = np.split(is_wanted_N, range(_ROWS_AT_ONCE, len(labelled), _ROWS_AT_ONCE))
         texts = [rows_N if keep.all() else rows_N[keep] for rows_N, keep in zip(parts, wanted, strict=True)]
         datasets = [tf.data.Dataset.from_tensor_slices({"row": rows_N}) for rows_N in texts]
-        return functools.reduce(lambda before, following: before.concatenate(following), datasets)
+        while len(datasets) > 1:  # in pairs of pairs, so that a row passes through few of them
+            pairs = zip(datasets[::2], datasets[1::2], strict=False)
+            datasets = [*(one.concatenate(other) for one, other in pairs), *datasets[len(datasets) // 2 * 2 :]]
+        return datasets[0]
 
     def _file(self, split: str) -> tuple[str, slice]:
         """The file of a split, which exists, and the slice of its rows."""
