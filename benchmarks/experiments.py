@@ -3,7 +3,7 @@
     git worktree add /tmp/before 07b7e47
     python benchmarks/experiments.py --before=/tmp/before --data=DATA --cases ranking reading
 
-The cases are in experiment_cases.py. Those on real text need DATA, a folder of JSONL data sets and a SentencePiece
+The cases are in experiment_cases.py. Those on real text (paper_tasks, reading, long_line) need DATA, a folder of JSONL data sets and a SentencePiece
 model: super_glue, nq_open, web_questions, ntrex128, wiki_lingua and spm. Without `--before` only this commit is
 measured.
 """
@@ -55,16 +55,20 @@ def compare(case: str, roots: dict[str, Path], data: Path, rounds: int) -> None:
 
 def main() -> None:
     """Measures the cases."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    epilog = "cases:\n" + "\n".join(f"  {name:18} {case.__doc__}" for name, case in CASES.items())
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=epilog, formatter_class=form)
     parser.add_argument("--before", type=Path, help="a checkout of the earlier commit")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of data sets")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of data sets (default: data)")
+    parser.add_argument("--rounds", type=int, default=1, help="of which the least numbers are printed (default: 1)")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES), help="default: all, half an hour")
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.measure:
         print(json.dumps(CASES[flags.measure](flags.data)._asdict()))
         return
+    if flags.before and not (flags.before / "promot_t5x").is_dir():
+        parser.error(f"--before={flags.before} holds no checkout of the package")
     before = {"before": flags.before.resolve()} if flags.before else {}
     for case in flags.cases:
         compare(case, {**before, "now": ROOT}, flags.data, flags.rounds)

@@ -18,7 +18,9 @@ def parser() -> argparse.ArgumentParser:
         "promot-t5x compare out/demo/seed0/fine_tuning_lr0.001 out/demo/seed0/promot_lr0.001 --out=out/paired",
     )
     result = flags.flag_parser("promot-t5x compare", __doc__, examples=examples)
-    result.add_argument("first", metavar="RUN_A", help="a folder with a scores.json that `eval` or the pipeline wrote")
+    result.add_argument(
+        "first", metavar="RUN_A", help="a folder with a scores.json that `eval` or the pipeline wrote, or that file"
+    )
     result.add_argument("second", metavar="RUN_B", help="another one; differences are RUN_B minus RUN_A")
     result.add_argument("--out", metavar="DIR", help="a folder for paired.json and paired.md")
     return result
@@ -34,4 +36,4 @@ def main(argv: list[str]) -> None:
     compared = paired_evaluations.compare(extra["first"], extra["second"])
     print(paired_evaluations.text_table(compared))
     if extra["out"] is not None:
-        print(f"\nWritten: {paired_evaluations.write(compared, extra['out'])}")
+        print(f"\nWritten: {paired_evaluations.write(compared, extra['out'])}, and paired.json next to it")

@@ -5,6 +5,7 @@ import os
 import platform
 
 from promot_t5x.configuration import flags, gin_files
+from promot_t5x.runtime import files
 from promot_t5x.runtime.versions import versions
 
 
@@ -15,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
-    """Prints versions, the data folder and the folder of the gin files at once, then the devices."""
+    """Prints versions and the folders of data, caches and gin files at once, then the devices."""
     invocation = flags.parse_flags(argv, parser())
     flags.refuse_configuration(invocation, "doctor", but=("tfds_data_dir",))
     for name, version in versions().items():
@@ -23,8 +24,9 @@ def main(argv: list[str]) -> None:
     _show("machine", f"{platform.platform()}, {os.cpu_count()} CPU cores")
     data_dir = invocation.tfds_data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets (the default)"
     _show("TFDS data", data_dir)
-    files = gin_files.gin_files_packaged()
-    _show("gin files", f"{len(files)} in {files[0].parents[1] if files else 'nowhere'}")
+    _show("cache", f"{files.cache_folder()} (PROMOT_CACHE)")
+    shipped = gin_files.gin_files_packaged()
+    _show("gin files", f"{len(shipped)} in {shipped[0].parents[1] if shipped else 'nowhere'}")
 
     import jax  # only now, as finding devices can take long or fail
 

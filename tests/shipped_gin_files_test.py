@@ -341,7 +341,7 @@ def test_one_draw_of_one_exemplar():
 
 
 @pytest.mark.parametrize("size, embed_dim", [("small", 512), ("base", 768)])
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", [name for name in PAPER if not name.startswith("t5")])
 def test_the_papers_experiments_at_a_smaller_size(name, size, embed_dim):
     files = [f"recipes/{name}.gin", f"recipes/at_mt5_{size}.gin"]
     gin_files.parse(files, ["WORK_DIR = '/w'"])

@@ -96,7 +96,9 @@ def read(task_name: str, definition: str) -> Columns | None:
     except FileNotFoundError:  # another process has just made room
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s is damaged (%s); the examples are read again", file, str(error).split("\n")[0])
+        # numpy takes what is no archive for a pickle, and tells how to load it unsafely.
+        reason = "no archive" if "pickle" in str(error) else str(error).split("\n")[0]
+        logging.warning("%s is damaged (%s); the examples are read again", file, reason)
         return None
     if "://" not in os.fspath(file):
         try:

@@ -4,6 +4,7 @@ Examples are matched by prompt and target, never by their position, so the evalu
 orders and limits.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -15,16 +16,16 @@ from typing import Any
 from etils import epath
 
 from promot_t5x.evaluation import statistics
-from promot_t5x.evaluation.statistics import Difference
 from promot_t5x.reports import result_files, scores, tables
 from promot_t5x.reports.averages import grouped
-from promot_t5x.reports.result_files import NUMBER, TEXT
+from promot_t5x.reports.result_files import ANY, NUMBER, TEXT, Table
 from promot_t5x.runtime import files, strict_json
 from promot_t5x.runtime.text import aligned
 
 _ROW = {
     **{name: TEXT for name in ("run", "task", "role", "metric", "seqio_task", "split", "answers")},
     **{name: NUMBER for name in ("step", "k", "exemplar_seed", "prompt", "value")},
+    **{"answering?": TEXT, "notes?": Table(ANY)},
 }
 _KIND = dataclasses.replace(scores.KIND, contents={**scores.KIND.contents, "rows": [_ROW]})
 
@@ -68,10 +69,12 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> di
         "second": os.fspath(second),
         "entries": entries,
         "means": [_mean(members) for members in grouped(others, ("k", "prompt")).values()],
-        "not_compared": sorted(
-            {rows[key]["seqio_task"] for rows in (one.rows, other.rows) for key in rows}
-            - {one.rows[key]["seqio_task"] for key in common}
-        ),
+        "not_compared": [
+            f"{_described(row)} (only in {path})"
+            for rows, others, path in ((one.rows, other.rows, first), (other.rows, one.rows, second))
+            for key, row in rows.items()
+            if key not in others
+        ],
     }
 
 
@@ -90,23 +93,29 @@ def _open(path: str | os.PathLike[str]) -> _Evaluation:
             f"{file} has the scores of {len(checkpoints)} checkpoints, expected one: evaluate each into a folder "
             "of its own (CHECKPOINT_MODE='best')."
         )
-    return _Evaluation(file.parent, {_key(row): row for row in rows})
+    targets = collections.Counter((row["seqio_task"], row["split"]) for row in rows if row["role"] == _TARGET)
+    return _Evaluation(file.parent, {_key(row, targets[row["seqio_task"], row["split"]] == 1): row for row in rows})
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two rows must share to be compared; a target is scored with whatever prompt its run has."""
-    prompt = _TARGET if row["role"] == _TARGET else scores.prompt_word(row["prompt"])
+def _key(row: Mapping[str, Any], is_only_target: bool) -> tuple[Any, ...]:
+    """What two rows must share to be compared; a target that is scored once is so with whatever prompt its run has."""
+    prompt = _TARGET if is_only_target else scores.prompt_word(row["prompt"])
     return row["task"], row["k"], row["exemplar_seed"], row["split"], prompt
 
 
+def _described(row: Mapping[str, Any]) -> str:
+    return f"{row['seqio_task']}/{row['split']}, prompt {scores.prompt_word(row['prompt'])}"
+
+
 def _tasks(rows: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> str:
-    named = [f"{row['seqio_task']}/{row['split']}, prompt {scores.prompt_word(row['prompt'])}" for row in rows.values()]
+    named = [_described(row) for row in rows.values()]
     return "; ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
 
 
 def _compared(one: _Evaluation, other: _Evaluation, key: tuple[Any, ...]) -> dict[str, Any]:
     """One task, one draw of exemplars: the difference, and what it was computed from."""
     row, files_of_answers = one.rows[key], [of.folder / of.rows[key]["answers"] for of in (one, other)]
+    _check_alike(row, other.rows[key])
     answers = [_read_answers(file) for file in files_of_answers]
     positions = statistics.matched(*([_identity(answer) for answer in of_one] for of_one in answers))
     _check_matched([str(file) for file in files_of_answers], [len(of_one) for of_one in answers], len(positions[0]))
@@ -115,11 +124,23 @@ def _compared(one: _Evaluation, other: _Evaluation, key: tuple[Any, ...]) -> dic
         **{name: row[name] for name in ("task", "k", "exemplar_seed", "role", "metric")},
         "prompt": key[-1],
         "rows": [len(of_one) for of_one in answers],
-        "first": _mean_score(first),
-        "second": _mean_score(second),
-        "difference": _difference(first, second, row),
+        **_scores(first, second, row),
         "chance": _chance(first, second),
     }
+
+
+def _check_alike(row: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raises ValueError unless two rows have the same metric, tokenizer and way of answering."""
+    for what, mine, theirs in (
+        ("the metric", row["metric"], other["metric"]),
+        ("BLEU's tokenizer", _tokenizer(row), _tokenizer(other)),
+        ("answers by", row.get("answering"), other.get("answering")),
+    ):
+        if mine != theirs:
+            raise ValueError(
+                f"{_described(row)}: one evaluation has {what} {mine!r}, the other {theirs!r}; expected the same: "
+                "evaluate both in the same way."
+            )
 
 
 def _read_answers(file: epath.Path) -> list[dict[str, Any]]:
@@ -134,7 +155,16 @@ def _read_answers(file: epath.Path) -> list[dict[str, Any]]:
     for number, answer in enumerate(answers, start=1):
         if not strict_json.is_sealed(answer):
             raise ValueError(f"{file} line {number} does not have its checksum; make the evaluation again.")
+        if not {"prompt", "target", "prediction", "output"} <= set(answer) or not _is_score(answer.get("score", "")):
+            raise ValueError(
+                f"{file} line {number} is no scored answer (prompt, target, prediction, output, score); make the "
+                "evaluation again."
+            )
     return answers
+
+
+def _is_score(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _identity(answer: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
@@ -152,30 +182,39 @@ def _check_matched(names: Sequence[str], counts: Sequence[int], common: int) -> 
         )
 
 
-def _mean_score(answers: Sequence[Mapping[str, Any]]) -> float | None:
-    values = [answer["score"] for answer in answers]
-    return None if None in values else means.fmean(values)
-
-
-def _difference(
+def _scores(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], row: Mapping[str, Any]
-) -> Difference | None:
-    """None for a metric that single examples do not have."""
+) -> dict[str, Any]:
+    """Both scores on the same examples and their difference; None for a metric that single examples do not have."""
     if row["metric"] == "bleu":
-        targets, tokenizer = [answer["target"] for answer in first], _tokenizer(row)
+        targets, tokenizer = [answer["target"] for answer in first], _tokenizer(row) or "13a"
         texts = [[answer["prediction"] for answer in answers] for answers in (first, second)]
-        return statistics.paired_bleu(targets, texts[0], texts[1], tokenizer)
+        _check_texts([*targets, *texts[0], *texts[1]], tokenizer, row)
+        difference = statistics.paired_bleu(targets, texts[0], texts[1], tokenizer)
+        score = statistics.corpus_bleu(targets, texts[0], tokenizer)
+        return {"first": score, "second": score + difference.value, "difference": difference}
     values = [[answer["score"] for answer in answers] for answers in (first, second)]
     if any(None in of_one for of_one in values):
-        return None
-    return statistics.paired(values[0], values[1])
+        return dict.fromkeys(("first", "second", "difference"))
+    means_of = {name: means.fmean(of_one) for name, of_one in zip(("first", "second"), values, strict=True)}
+    return {**means_of, "difference": statistics.paired(values[0], values[1])}
+
+
+def _check_texts(texts: Sequence[Any], tokenizer: str, row: Mapping[str, Any]) -> None:
+    """Raises ValueError for what sacrebleu cannot score."""
+    import sacrebleu  # slow to import
+
+    if tokenizer not in sacrebleu.BLEU.TOKENIZERS or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"{_described(row)}: BLEU is of texts, by a tokenizer of sacrebleu ({tokenizer!r} is given); make the "
+            "evaluation again."
+        )
 
 
 def _tokenizer(row: Mapping[str, Any]) -> str:
-    """The tokenizer in sacrebleu's signature, `…|tok:intl|…`."""
-    signature = row.get("notes", {}).get("bleu_signature", "")
-    of_signature = dict(part.split(":", 1) for part in signature.split("|") if ":" in part)
-    return of_signature.get("tok", "13a")
+    """The tokenizer in sacrebleu's signature, `…|tok:intl|…`; empty for other metrics."""
+    signature = str((row.get("notes") or {}).get("bleu_signature", ""))
+    return dict(part.split(":", 1) for part in signature.split("|") if ":" in part).get("tok", "")
 
 
 def _chance(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> int | None:
@@ -255,8 +294,9 @@ _HEADS = ("task", "k", "prompt", "n", "first", "second", "difference", "95 %", "
 
 
 def text_table(compared: Mapping[str, Any]) -> str:
-    """The entries and means of `compare` as aligned text, with a line on what could not be compared."""
-    return "\n".join([aligned([_HEADS, *_lines(compared)], numbers=range(3, len(_HEADS))), *_notes(compared)])
+    """The entries and means of `compare` as aligned text, with lines on what a reader has to know."""
+    table = aligned([_HEADS, *_lines(compared)], numbers=range(3, len(_HEADS)))
+    return "\n".join([f"first: {compared['first']}", f"second: {compared['second']}", table, *_notes(compared)])
 
 
 def write(compared: Mapping[str, Any], out_dir: str | os.PathLike[str]) -> epath.Path:
@@ -293,6 +333,8 @@ def _notes(compared: Mapping[str, Any]) -> list[str]:
         f"{row['task']}: the {row['n']} examples that both have, of {row['rows'][0]} and {row['rows'][1]}."
         for row in parts
     ]
-    if compared["not_compared"]:
-        notes.append(f"In one of the two only: {', '.join(compared['not_compared'])}.")
-    return notes
+    if any(row["draws"] > 1 for row in compared["entries"]):
+        notes.append("lost and gained count the answers with all draws of exemplars.")
+    if compared["means"]:
+        notes.append("The p of a mean is that of a normal test, not adjusted.")
+    return notes + [f"Not compared: {row}." for row in compared["not_compared"]]

@@ -184,6 +184,17 @@ def paired_bleu(targets: Sequence[str], first: Sequence[str], second: Sequence[s
     return Difference(value, stderr, n, lost, gained, p) if n > 1 else Difference(value, None, n, lost, gained, None)
 
 
+def corpus_bleu(targets: Sequence[str], predictions: Sequence[str], tokenizer: str) -> float:
+    """Corpus BLEU as `paired_bleu` computes it.
+
+    >>> corpus_bleu(["the cat sat down here"], ["the cat sat down here"], "13a")
+    100.0
+    """
+    import sacrebleu
+
+    return min(sacrebleu.corpus_bleu(predictions, [targets], tokenize=tokenizer).score, 100.0)
+
+
 def matched(first: Sequence[Any], second: Sequence[Any]) -> tuple[list[int], list[int]]:
     """Which example of one evaluation is which of another: by identity and occurrence, never by position.
 

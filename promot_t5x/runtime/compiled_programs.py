@@ -4,6 +4,7 @@ JAX writes and reads them, under a hash of the program, the devices and the comp
 of its size, and what happens when it is damaged or full.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -56,8 +57,8 @@ def _show(message: Any, *args: Any, following: Callable[..., None], own: bool, t
         following(message, *args, **kwargs)
         return
     doing, reason = trouble.groups()
-    if doing == "reading" and own:
-        _clear()
+    if doing == "reading" and own and not re.match(r"(\w*Error: )?\[Errno", reason):
+        _clear()  # damaged; what the file system refuses would be refused again, and others may read it
     if doing in told:
         return
     told.add(doing)
@@ -68,4 +69,5 @@ def _show(message: Any, *args: Any, following: Callable[..., None], own: bool, t
 def _clear() -> None:
     """Deletes all programs: JAX replaces none that exists, so a damaged one would fail at every start."""
     for file in epath.Path(os.environ[_FOLDER]).glob("*-cache"):
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)

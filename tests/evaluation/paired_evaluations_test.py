@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import sacrebleu
 
 from promot_t5x import cli
 from promot_t5x.evaluation import paired_evaluations
@@ -139,6 +140,58 @@ def test_bleu_is_compared_as_a_corpus(evaluation):
     assert (entry["difference"], entry["stderr"]) == (0.0, 0.0)
 
 
+def test_both_bleus_are_of_the_corpus(evaluation):
+    targets = ["the cat sat on the mat", "a dog ran over the hill", "it rains again today here"]
+    bleu = [row(metric="bleu", notes={"bleu_signature": "nrefs:1|case:mixed|tok:intl|version:2"})]
+    first = [{**answer(i, True), "prediction": text, "target": text} for i, text in enumerate(targets)]
+    second = [{**line, "prediction": line["target"].replace("the", "a")} for line in first]
+    entry = compared(evaluation("a", first, bleu), evaluation("b", second, bleu))
+    expected = sacrebleu.corpus_bleu([line["prediction"] for line in second], [targets], tokenize="intl").score
+    assert (entry["first"], entry["second"]) == pytest.approx((100.0, expected))
+    assert entry["difference"] == pytest.approx(expected - 100.0)
+    for wrong, given in (("tok:nope", second), ("tok:intl", [{**line, "prediction": None} for line in second])):
+        odd = [row(metric="bleu", notes={"bleu_signature": wrong})]
+        with pytest.raises(ValueError, match="BLEU is of texts, by a tokenizer of sacrebleu"):
+            compared(evaluation(f"c{wrong[4:]}", first, odd), evaluation(f"d{wrong[4:]}", given, odd))
+
+
+@pytest.mark.parametrize(
+    "other", [{"metric": "rouge2"}, {"answering": "rank"}, {"notes": {"bleu_signature": "nrefs:1|tok:intl"}}]
+)
+def test_different_ways_of_scoring_are_refused(evaluation, other):
+    with pytest.raises(ValueError, match="cb_1shot_seed0/test, prompt removed: one evaluation has .* the other"):
+        compared(evaluation("a"), evaluation("b", rows=[row(**other)]))
+
+
+def test_a_target_scored_with_both_prompts_is_compared_by_prompt(evaluation):
+    rows = [row("rte", role="target", prompt=prompt, answers=f"{prompt}.jsonl") for prompt in (None, 0)]
+    first, second = evaluation("a", rows=rows), evaluation("b", rows=rows[::-1])
+    for folder in (first, second):
+        lines = [json.dumps(strict_json.sealed(answer(i, False))) for i in range(40)]
+        (folder / "None.jsonl").write_text("\n".join(lines))
+    results = paired_evaluations.compare(first, second)
+    assert [(entry["prompt"], entry["difference"]) for entry in results["entries"]] == [
+        ("removed", 0.0),
+        ("attached", 0.0),
+    ]
+    alone = evaluation("c", rows=rows[:1])
+    with pytest.raises(ValueError, match="no task in common"):
+        paired_evaluations.compare(first, alone)
+
+
+def test_rows_of_one_evaluation_alone_are_named(evaluation):
+    first, second = evaluation("a"), evaluation("b", rows=[row(), row(prompt=0, answers="attached.jsonl")])
+    results = paired_evaluations.compare(first, second)
+    assert results["not_compared"] == [f"cb_1shot_seed0/test, prompt attached (only in {second})"]
+    assert "Not compared: cb_1shot_seed0/test, prompt attached" in paired_evaluations.text_table(results)
+
+
+@pytest.mark.parametrize("odd", [{"prompt": "?"}, {**BASE[0], "score": "1"}, {**BASE[0], "score": True}])
+def test_a_line_that_is_no_scored_answer(evaluation, odd):
+    with pytest.raises(ValueError, match="cb.jsonl line 1 is no scored answer"):
+        compared(evaluation("a"), evaluation("b", [odd]))
+
+
 def test_what_cannot_be_compared_is_one_sentence(evaluation, tmp_path):
     first = evaluation("a")
     with pytest.raises(ValueError, match="no task in common .* cb_1shot_seed0/test, prompt removed"):
@@ -159,7 +212,8 @@ def test_what_cannot_be_compared_is_one_sentence(evaluation, tmp_path):
 def test_the_command_prints_and_writes_the_table(evaluation, tmp_path, capsys):
     second = evaluation("b", [answer(i, i % 4 != 0 and i > 8) for i in range(40)])
     assert cli.main(["compare", str(evaluation("a")), str(second), f"--out={tmp_path / 'out'}"]) == 0
-    line = capsys.readouterr().out.splitlines()[1].split()
-    assert line == "cb 1 removed 40 75.0 60.0 -15.0 -26.2 to -3.8 6 0 0.031".split()
+    first, other, _, line, *notes = capsys.readouterr().out.splitlines()
+    assert first.endswith("/a") and other == f"second: {second}" and "not adjusted" in notes[1]
+    assert line.split() == "cb 1 removed 40 75.0 60.0 -15.0 -26.2 to -3.8 6 0 0.031".split()
     assert json.loads((tmp_path / "out" / "paired.json").read_text())["entries"][0]["difference"] == -15.0
     assert "| cb | 1 | removed |" in (tmp_path / "out" / "paired.md").read_text()

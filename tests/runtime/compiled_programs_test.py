@@ -76,6 +76,29 @@ def test_a_full_disk_costs_a_line(start):
     assert start()[0] == results
 
 
+@pytest.mark.parametrize(
+    "reason, remain",
+    [
+        ("OSError: [Errno 30] Read-only file system: '/c/x'", 1),
+        ("[Errno 28] No space left on device", 1),
+        ("zlib.error: incorrect header check", 0),
+    ],
+)
+def test_only_damaged_programs_are_deleted(reason, remain, tmp_path, monkeypatch, caplog):
+    (tmp_path / "a-cache").write_text("a program")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    message = f"Error reading persistent compilation cache entry for 'jit_f': {reason}"
+    with caplog.at_level("WARNING", logger="absl"):
+        compiled_programs._show(message, following=print, own=True, told=set())
+    assert len(list(tmp_path.iterdir())) == remain and "are compiled again" in caplog.text
+
+
+def test_damaged_programs_that_cannot_be_deleted_stop_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a-cache").mkdir()  # which unlink refuses, as it does in a folder that is read-only
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    compiled_programs._clear()
+
+
 def test_a_folder_of_ones_own_is_left_as_it_is(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://bucket/programs")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
