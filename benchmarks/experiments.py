@@ -3,9 +3,9 @@
     git worktree add /tmp/before 07b7e47
     python benchmarks/experiments.py --before=/tmp/before --data=DATA --cases ranking reading
 
-The cases are in experiment_cases.py. Those on real text (paper_tasks, reading, long_line) need DATA, a folder of JSONL data sets and a SentencePiece
-model: super_glue, nq_open, web_questions, ntrex128, wiki_lingua and spm. Without `--before` only this commit is
-measured.
+The cases are in experiment_cases.py. Those on real text (paper_tasks, reading, long_line) need DATA, a folder of JSONL
+data sets and a SentencePiece model: super_glue, nq_open, web_questions, ntrex128, wiki_lingua and spm. Without
+`--before` only this commit is measured.
 """
 
 import argparse
