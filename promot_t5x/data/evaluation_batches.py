@@ -131,8 +131,9 @@ def batches(length_N: Sequence[int] | np.ndarray, room: Room) -> tuple[Batch, ..
     program = _PROGRAM_IN_TOKENS + _PROGRAM_IN_TASKS * sum(map(room.cost, width_N))
 
     def cost(begin: int, end: int) -> float:
-        rows = _rows_of_each(width_N[begin], end - begin, room, program)
-        return sum(rows) * room.cost(width_N[begin]) + len(set(rows)) * program
+        full, rows, last = _rows_of_each(width_N[begin], end - begin, room, program)
+        programs = (full > 0) + (last > 0)
+        return (full * rows + last) * room.cost(width_N[begin]) + programs * program
 
     step = room.multiple << max(-(-len(order) // (_MOST_PARTS * room.multiple)) - 1, 0).bit_length()
     bounds = [*range(0, len(order), step), len(order)]
@@ -143,20 +144,25 @@ def batches(length_N: Sequence[int] | np.ndarray, room: Room) -> tuple[Batch, ..
     planned: list[Batch] = []
     for begin, end in itertools.pairwise([*best[-1][1], len(order)]):
         numbers = iter(order[begin:end])
-        for rows in _rows_of_each(width_N[begin], end - begin, room, program):
+        full, rows_of_full, last = _rows_of_each(width_N[begin], end - begin, room, program)
+        for rows in (*itertools.repeat(rows_of_full, full), *([last] if last else [])):
             planned.append(Batch(tuple(itertools.islice(numbers, rows)), Shape(width_N[begin], rows)))
     return tuple(planned)
 
 
-def _rows_of_each(width: int, count: int, room: Room, program: float) -> list[int]:
-    """Rows of the batches that hold some inputs of one width: full ones, and a last one that may have fewer."""
+def _rows_of_each(width: int, count: int, room: Room, program: float) -> tuple[int, int, int]:
+    """The batches that hold `count` inputs of one width.
+
+    Returns:
+      How many have the rows of a full one, these rows, and the rows of a last one that has fewer (0 without it).
+    """
     rows = room.rows(width)
     full, rest = divmod(count, rows)
     if not rest:
-        return [rows] * full
+        return full, rows, 0
     last = min(room.multiple << (-(-rest // room.multiple) - 1).bit_length(), rows)  # a power of two times `multiple`
     spares_enough = not full or (rows - last) * room.cost(width) > program
-    return [*[rows] * full, last if spares_enough else rows]
+    return (full, rows, last) if last < rows and spares_enough else (full + 1, rows, 0)
 
 
 def gathered(arrays: Mapping[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:

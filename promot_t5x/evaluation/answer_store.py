@@ -95,8 +95,10 @@ class Answers:
         self._keys = keys
         on_disk = self._read()
         self.by_number = {number: on_disk[key] for number, key in enumerate(keys) if key in on_disk}
-        needed = set(keys)
-        self._others = {key: answer for key, answer in on_disk.items() if key not in needed}
+        self._numbers_of: dict[str, list[int]] = {}
+        for number, key in enumerate(keys):
+            self._numbers_of.setdefault(key, []).append(number)
+        self._others = {key: answer for key, answer in on_disk.items() if key not in self._numbers_of}
         self._waiting: list[int] = []
         self._written = time.monotonic()
 
@@ -117,6 +119,8 @@ class Answers:
         together: bool = False,
     ) -> list[Answer]:
         """Answers the examples that have no answer yet, and shows the progress; what was answered survives an error.
+
+        Of examples with equal keys only the first is answered, as scores of another batch may have other last digits.
 
         Args:
           answer: for the numbers of examples, yields (some of them, their answers).
@@ -139,9 +143,9 @@ class Answers:
             file=sys.stderr if sys.stderr.isatty() else text.Lines(sys.stderr),
         ) as bar:
             try:
-                for numbers, answers in answer(missing):
+                for numbers, answers in answer([n for n in missing if n == self._of_equal_key(n)[0]]):
                     self.add(numbers, answers)
-                    bar.update(len(numbers))
+                    bar.update(sum(len(self._of_equal_key(n)) for n in numbers))
             except KeyboardInterrupt as interrupt:
                 done = f"{len(self.by_number)} of {len(self._keys)} answers of {description}"
                 interrupt.add_note(f"{done} are kept; the same command continues after them")
@@ -151,11 +155,16 @@ class Answers:
         return [self.by_number[number] for number in range(len(self._keys))]
 
     def add(self, numbers: Sequence[int], answers: Sequence[Answer]) -> None:
-        """Adds answers; they are on disk within about ten seconds if answers keep coming."""
-        self.by_number |= zip(numbers, answers, strict=True)
+        """Adds answers, also for examples of equal keys; on disk within about ten seconds if answers keep coming."""
+        for number, answer in zip(numbers, answers, strict=True):
+            self.by_number |= dict.fromkeys(self._of_equal_key(number), answer)
         self._waiting += numbers
         if time.monotonic() - self._written > _SECONDS_PER_PART:
             self.flush()
+
+    def _of_equal_key(self, number: int) -> list[int]:
+        """The numbers of the examples that share an example's answer, its own among them."""
+        return self._numbers_of[self._keys[number]]
 
     def flush(self) -> None:
         """Writes what has been added since the last part."""

@@ -109,15 +109,17 @@ class Staged:
     @property
     def learning_rate(self) -> float | None:
         """The constant learning rate, None for a schedule or an optimizer of your own."""
-        rate = self.optimizer.learning_rate if isinstance(self.optimizer, adafactor | adam) else None
+        optimizer = _built_with_any_rate(self.optimizer)
+        rate = optimizer.learning_rate if optimizer else None
         return float(rate) if isinstance(rate, int | float) else None
 
     @property
     def with_any_rate(self) -> "Staged":
         """The same for optimizers that differ in nothing but their constant learning rate."""
-        if self.learning_rate is None or not isinstance(self.optimizer, adafactor | adam):
+        optimizer = _built_with_any_rate(self.optimizer)
+        if self.learning_rate is None or optimizer is None:
             return self
-        return dataclasses.replace(self, optimizer=dataclasses.replace(self.optimizer, learning_rate=1.0))
+        return dataclasses.replace(self, optimizer=dataclasses.replace(optimizer, learning_rate=1.0))
 
     def init(self, trainable: stages.Params) -> Any:
         """The state before the first step for `stages.partition(params, stage)[0]`."""
@@ -134,8 +136,9 @@ class Staged:
         return by_label.update(updates, state, params, gradient_norm=optax.tree.norm(updates))
 
     def _by_label(self, trainable: stages.Params, learning_rate: Any) -> optax.GradientTransformationExtraArgs:
-        if learning_rate is not None and isinstance(self.optimizer, adafactor | adam):
-            transform = self.optimizer.build(learning_rate)
+        optimizer = _built_with_any_rate(self.optimizer)
+        if learning_rate is not None and optimizer:
+            transform = optimizer.build(learning_rate)
         else:
             transform = built(self.optimizer)
         by_leaf = labels(trainable, self.stage)
@@ -245,6 +248,11 @@ class adam:
         rate = self.learning_rate if learning_rate is None else learning_rate
         transform = optax.adam(rate, b1=self.b1, b2=self.b2)
         return transform if self.clip_norm is None else optax.chain(_clip(self.clip_norm), transform)
+
+
+def _built_with_any_rate(optimizer: Optimizer) -> adafactor | adam | None:
+    """An optimizer whose `build` takes a learning rate, else None; a subclass may build in a way of its own."""
+    return optimizer if type(optimizer) is adafactor or type(optimizer) is adam else None
 
 
 def _check_rate(optimizer: str, learning_rate: Any) -> None:

@@ -177,6 +177,36 @@ def test_what_was_answered_before_an_error_is_not_answered_again(together, again
     assert _kept(tmp_path).complete(answer, "third", together=together) == ANSWERS and asked == []
 
 
+def test_equal_prompts_are_answered_once(tmp_path, monkeypatch):
+    """Each in a batch of its own got scores of its own, and the same command again wrote another file."""
+    monkeypatch.setattr(answer_store, "_SECONDS_PER_PART", 0.0)
+    keys, asked, bars = [KEYS[n] for n in (0, 1, 0, 2, 1)], [], []
+    progress = answer_store.tqdm.tqdm
+    monkeypatch.setattr(answer_store.tqdm, "tqdm", lambda **settings: bars.append(progress(**settings)) or bars[-1])
+
+    def answer(missing, until=5):
+        for number in missing:
+            if number >= until:
+                raise KeyboardInterrupt
+            asked.append(number)
+            yield [number], [Answer("eins", (-1.5 - number * 1e-7,))]
+
+    def complete(folder):
+        kept = _kept(folder, keys)
+        answers = kept.complete(answer, "run")
+        kept.finish([{}] * 5)
+        assert [n for n, answer in enumerate(answers) if answer is not answers[keys.index(keys[n])]] == []
+        return (folder / "run.jsonl").read_bytes()
+
+    whole = complete(tmp_path / "whole")
+    assert asked == [0, 1, 3]
+    assert complete(tmp_path / "whole") == whole and asked == [0, 1, 3]
+    with pytest.raises(KeyboardInterrupt):
+        _kept(tmp_path / "resumed", keys).complete(lambda missing: answer(missing, until=1), "run")
+    assert complete(tmp_path / "resumed") == whole and asked == [0, 1, 3, 0, 1, 3]
+    assert [(bar.initial, bar.n, bar.total) for bar in bars] == [(0, 5, 5), (5, 5, 5), (0, 2, 5), (2, 5, 5)]
+
+
 def test_an_interrupt_says_what_is_kept(tmp_path):
     def answer(missing):
         yield [0, 1], ANSWERS[:2]

@@ -1,11 +1,13 @@
 """Optimizers as settings; what they compute is tested with the stages that they train."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from promot_t5x.training import optimizers
+from promot_t5x.training import optimizers, stages
 
 
 def test_settings_are_printable_values():
@@ -59,3 +61,22 @@ def test_weight_decay_is_not_scaled_by_the_learning_rate(learning_rate):
 def test_a_constant_rate_with_which_nothing_is_learnt(optimizer, rate):
     with pytest.raises(ValueError, match=rf"^{optimizer.__name__}.learning_rate is {rate!r}: expected a positive"):
         optimizer(rate)
+
+
+@pytest.mark.parametrize("base", [optimizers.adafactor, optimizers.adam])
+@pytest.mark.parametrize("takes_a_rate", [False, True])
+def test_a_subclass_that_builds_in_its_own_way_keeps_its_rate(base, takes_a_rate):
+    """One with `build(self)` raised TypeError; one that read its learning_rate trained with a rate of 1."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(base):
+        def build(self, *learning_rate):
+            assert takes_a_rate or not learning_rate, "as `build(self)` would raise"
+            return optax.sgd(self.learning_rate)
+
+    staged = optimizers.Staged(Own(0.25), stages.stage("fine_tuning"))
+    params = {"encoder": {"w": jnp.ones((2, 2))}}
+    assert staged.learning_rate is None and staged.with_any_rate == staged
+    for rate in (None, 0.5):
+        updates, _ = staged.with_any_rate.update(params, staged.init(params), params, learning_rate=rate)
+        np.testing.assert_array_equal(updates["encoder"]["w"], np.full((2, 2), -0.25))
