@@ -9,6 +9,7 @@ Dimensions: B batch rows, T encoder length, U decoder length, N examples.
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -124,7 +125,13 @@ def batches(length_N: Sequence[int] | np.ndarray, room: Room) -> tuple[Batch, ..
     >>> [(batch.numbers, batch.shape) for batch in batches([40, 4000, 30, 64], Room(2, inputs=4096, decoder=8))]
     [((1,), Shape(width=4096, rows=1)), ((3, 0, 2), Shape(width=64, rows=4))]
     """
-    length_N = np.asarray(length_N)
+    return _batches(np.asarray(length_N, np.int64).tobytes(), room)
+
+
+# A task is planned at every validation, and for its answers and its report.
+@functools.lru_cache(maxsize=32)
+def _batches(length_bytes: bytes, room: Room) -> tuple[Batch, ...]:
+    length_N = np.frombuffer(length_bytes, np.int64)
     order = np.argsort(-length_N, kind="stable").tolist()
     widths = np.array([*(width for width in WIDTHS if width < room.inputs), room.inputs])
     width_N = widths[np.searchsorted(widths[:-1], length_N[order])].tolist()
