@@ -9,13 +9,13 @@ import itertools
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from measured_commands import IMPORTED, IS_BEFORE, command
 
 SIZES = {"vocab_size": 32128, "embed_dim": 512, "num_heads": 8, "head_dim": 64, "mlp_dim": 1024}
 LAYERS = 8
@@ -39,10 +39,6 @@ class Measured(NamedTuple):
 
     numbers: dict[str, float]
     results: list[float]
-
-
-# Whether this process runs that commit: its working directory is the checkout.
-IS_BEFORE = Path("promot_t5x/examples.py").exists()
 
 
 def _module(name: str) -> Any:
@@ -216,54 +212,6 @@ def long_line(data: Path) -> Measured:
     return Measured({"": seconds}, tokens_T[tokens_T != 0].tolist())
 
 
-# A command line under measurement: what it needs is imported first, then it says so.
-_MODULES = ("train", "eval", "pipeline") if IS_BEFORE else ("training.stage_run", "recipes.running", "tasks.toy_world")
-_IMPORTED = "everything is imported"
-_COMMAND = f"""
-import sys
-from promot_t5x import cli
-import {", ".join(f"promot_t5x.{name}" for name in _MODULES)}
-print({_IMPORTED!r}, file=sys.stderr, flush=True)
-sys.exit(cli.main())
-"""
-
-
-class Moment(NamedTuple):
-    """Where a process was when it wrote a line: its CPU seconds, wall seconds and peak memory in GB."""
-
-    cpu: float
-    wall: float
-    gigabytes: float
-
-
-def command(arguments: list[str], *lines: str) -> list[Moment]:
-    """Runs a verb of promot-t5x; returns the moments at which it wrote lines that contain these texts, and its end."""
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-c", _COMMAND, *arguments], stderr=subprocess.PIPE, text=True, cwd=os.getcwd()
-    )
-    moments: dict[str, Moment] = {}
-    written: list[str] = []
-    assert process.stderr is not None
-    for line in process.stderr:
-        written.append(line)
-        for text in lines:
-            if text in line and text not in moments:
-                moments[text] = _moment(process.pid, began)
-    _, status, used = os.wait4(process.pid, 0)
-    if status or len(moments) < len(lines):
-        raise RuntimeError(f"{arguments} ended with {status}: {''.join(written)[-3000:]}")
-    end = Moment(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss * 1024 / 1e9)
-    return [*(moments[text] for text in lines), end]
-
-
-def _moment(pid: int, began: float) -> Moment:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return Moment(cpu, time.monotonic() - began, int(status["VmHWM"].split()[0]) * 1024 / 1e9)
-
-
 _TOY = ["--gin_file=models/toy.gin"]
 _TOY_STAGE = [
     *_TOY,
@@ -286,7 +234,7 @@ def start_up(data: Path) -> Measured:
             start = ["--gin.INITIAL_CHECKPOINT_PATH=promot_t5x/demo_checkpoint"]
             imported, stepped, _ = command(
                 ["train", *_TOY_STAGE, *flags, *start, "--gin.TRAIN_STEPS=1", "--gin.CHECKPOINT_PERIOD=1"],
-                _IMPORTED,
+                IMPORTED,
                 "step 1/1",
             )
             numbers[f"imports, {name} start"] = imported.cpu

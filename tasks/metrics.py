@@ -33,7 +33,7 @@ _TRIVIA_QA_PUNCTUATION = frozenset(string.punctuation + "‘’´")
 
 _ROUGE = ["rouge2", "rougeL"]
 _BOOTSTRAP_SAMPLES = 1000
-_NORMAL_97_5 = 1.959964  # half the width of a 95 % interval in standard errors
+NORMAL_97_5 = 1.959964  # half the width of a 95 % interval in standard errors
 
 
 class Mean(float):
@@ -140,7 +140,7 @@ def bleu(targets: Sequence[str], predictions: Sequence[str], tokenizer: str = BL
     score = scorer.corpus_score(list(predictions), [list(targets)], n_bootstrap=samples)
     values: dict[str, Any] = {"bleu": min(score.score, 100.0)}  # 100.00000000000004 for equal texts
     if not is_single:
-        values["bleu_stderr"] = float(score._ci) / _NORMAL_97_5
+        values["bleu_stderr"] = float(score._ci) / NORMAL_97_5
     return {**values, "bleu_signature": seqio.metrics.Text(str(scorer.get_signature()))}
 
 

@@ -17,7 +17,7 @@ from etils import epath
 
 from promot_t5x.evaluation import statistics
 from promot_t5x.reports import result_files, scores, tables
-from promot_t5x.reports.averages import grouped
+from promot_t5x.reports.averages import grouped, overall
 from promot_t5x.reports.result_files import ANY, NUMBER, TEXT, Table
 from promot_t5x.runtime import files, strict_json
 from promot_t5x.runtime.text import aligned
@@ -237,12 +237,17 @@ def _entry(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     differences = [member["difference"] for member in members]
     if None in differences:
         return {**entry, **dict.fromkeys(("difference", "stderr", "interval", "seed_std", "lost", "gained", "p"))}
-    value = means.fmean(d.value for d in differences)
+    of_draws = overall({"value": d.value} for d in differences)
+    value, seed_std = of_draws["value"], of_draws["std"]
     stderr = _mean_or_none([d.stderr for d in differences])
-    seed_std = means.stdev(d.value for d in differences) if len(differences) > 1 else None
     lost, gained = (sum(getattr(d, name) for d in differences) for name in ("lost", "gained"))
     p = differences[0].p if len(differences) == 1 else _normal_p(value, stderr)
-    entry |= {"difference": value, "stderr": stderr, "interval": _interval(value, stderr), "seed_std": seed_std}
+    entry |= {
+        "difference": value,
+        "stderr": stderr,
+        "interval": _interval(value, stderr),
+        "seed_std": seed_std,
+    }
     return {**entry, "lost": lost, "gained": gained, "p": p, **_adjusted(members, lost, gained)}
 
 
@@ -273,15 +278,12 @@ def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return means.fmean(numbers) if len(numbers) == len(values) else None
+    return overall({"value": value} for value in values)["value"]
 
 
 def _interval(value: float | None, stderr: float | None) -> list[float] | None:
-    if value is None or stderr is None:
-        return None
-    half = statistics.NORMAL_97_5 * stderr
-    return [value - half, value + half]
+    low_high = statistics.interval(value, stderr)
+    return None if low_high is None else list(low_high)
 
 
 def _normal_p(value: float | None, stderr: float | None) -> float | None:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-NORMAL_97_5 = 1.959964
-"""Half the width of a 95 % interval in standard errors."""
+from promot_t5x.tasks.metrics import NORMAL_97_5
 
 _RESAMPLES = 1000
 
@@ -40,10 +39,19 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, value -+ 1.96 stderr; None without a standard error."""
-        if self.stderr is None:
-            return None
-        return self.value - NORMAL_97_5 * self.stderr, self.value + NORMAL_97_5 * self.stderr
+        """The 95 % interval of the value; None without a standard error."""
+        return interval(self.value, self.stderr)
+
+
+def interval(value: float | None, stderr: float | None) -> tuple[float, float] | None:
+    """The 95 % interval, value -+ 1.96 stderr; None if one of the two is unknown.
+
+    >>> interval(3.0, 1.0)
+    (1.040036, 4.959964)
+    """
+    if value is None or stderr is None:
+        return None
+    return value - NORMAL_97_5 * stderr, value + NORMAL_97_5 * stderr
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Difference:

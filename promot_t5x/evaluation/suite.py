@@ -201,20 +201,6 @@ def _config(model: EncoderDecoderModel, suite: Suite) -> dict[str, Any]:
     }
 
 
-def score_task(
-    checkpoint: Checkpoint,
-    suite: Suite,
-    entry: catalog.Entry,
-    prompt_id: int | None,
-    examples: EvaluationExamples,
-    folder: epath.Path,
-    place: str,
-    subfolder: str = "",
-) -> Row:
-    """Answers one task, scores it, and stores every answer; takes the arguments of `answer_task`."""
-    return answer_task(checkpoint, suite, entry, prompt_id, examples, folder, place, subfolder)()
-
-
 def answer_task(
     checkpoint: Checkpoint,
     suite: Suite,

@@ -86,7 +86,7 @@ def scores(
         (entry,) = questions_suite.entries
         examples = questions_suite.read(entry, config.limit)
         place = f"{number}/{len(questions)}"
-        rows.append(suite.score_task(checkpoint, questions_suite, entry, prompt, examples, folder, place))
+        rows.append(suite.answer_task(checkpoint, questions_suite, entry, prompt, examples, folder, place)())
     summary = results.contents(rows, config={}, checkpoints=[checkpoint.origin], versions=versions())
     chosen = saving.read_metadata(decided_by["checkpoint"]) if planned.trains else {}
     details = {"chosen step": chosen["step"], "validation score": chosen["score"]} if chosen else {}

@@ -218,7 +218,7 @@ def test_runs_moved_what_they_should(tiny, finished):
 
 def test_a_second_call_does_nothing_again(tiny, finished, monkeypatch):
     trained = _count(monkeypatch, trainer, "train")
-    evaluated = _count(monkeypatch, suite, "score_task")
+    evaluated = _count(monkeypatch, suite, "answer_task")
     before = (finished / "comparison.json").read_text()
     assert _run(tiny, finished) == 0
     assert not trained and not evaluated
@@ -227,7 +227,7 @@ def test_a_second_call_does_nothing_again(tiny, finished, monkeypatch):
 
 def test_lost_scores_are_measured_again_and_no_others(tiny, finished, monkeypatch):
     trained = _count(monkeypatch, trainer, "train")
-    evaluated = _count(monkeypatch, suite, "score_task")
+    evaluated = _count(monkeypatch, suite, "answer_task")
     answered = _count(monkeypatch, answering._Runner, "__call__")
     before = json.loads((finished / "comparison.json").read_text())
     (finished / "seed0" / "promot_lr0.001" / "scores.json").unlink()
@@ -240,7 +240,7 @@ def test_lost_scores_are_measured_again_and_no_others(tiny, finished, monkeypatc
 
 
 def test_scores_in_an_older_format_are_measured_again(tiny, finished, monkeypatch):
-    evaluated = _count(monkeypatch, suite, "score_task")
+    evaluated = _count(monkeypatch, suite, "answer_task")
     file = finished / "seed0" / "pretrained" / "scores.json"
     before = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in before.items() if name != "checkpoints"}))
@@ -270,7 +270,7 @@ def test_another_setting_in_the_same_folder_is_refused(tiny, finished, capsys):
 
 def test_other_settings_of_the_evaluation_are_measured_again(tiny, finished, monkeypatch):
     """Also settings that only a task knows: the same names may mean other data."""
-    evaluated = _count(monkeypatch, suite, "score_task")
+    evaluated = _count(monkeypatch, suite, "answer_task")
     methods = "pipeline.Recipe.methods=('pretrained',)"
     assert _run(tiny, finished, methods) == 0 and not evaluated
     assert _run(tiny, finished, methods, "scoring.EvaluationConfig.limit=8") == 0 and len(evaluated) == 2
@@ -290,7 +290,7 @@ def test_another_base_at_the_same_path_is_refused(tiny, tmp_path, capsys):
 @pytest.mark.parametrize("foreign", [False, True])
 def test_another_checkpoint_at_the_path_of_a_method_is_measured_again(tiny, tmp_path, monkeypatch, foreign):
     """Its path alone had decided, so the old scores stayed."""
-    evaluated, loaded = (_count(monkeypatch, *named) for named in ((suite, "score_task"), (suite, "load")))
+    evaluated, loaded = (_count(monkeypatch, *named) for named in ((suite, "answer_task"), (suite, "load")))
     monkeypatch.setattr(sources, "recorded_weights", (lambda path: None) if foreign else sources.recorded_weights)
     other = Method("other", (), starts_from=(str(tmp_path / "other"),), prompt=None, grid=False)
     recipe = Recipe((other,), "toy_enfr", (), (1e-3,), headline=("other", "other", "pretrained"))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from etils import epath
 
 from promot_t5x.runtime import compiled_programs
 
@@ -94,9 +95,14 @@ def test_only_damaged_programs_are_deleted(reason, remain, tmp_path, monkeypatch
 
 
 def test_damaged_programs_that_cannot_be_deleted_stop_nothing(tmp_path, monkeypatch):
-    (tmp_path / "a-cache").mkdir()  # which unlink refuses, as it does in a folder that is read-only
+    def refuse(path, missing_ok):
+        raise OSError(30, "Read-only file system", str(path))
+
+    (tmp_path / "a-cache").write_text("a program")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "unlink", refuse)
     compiled_programs._clear()
+    assert (tmp_path / "a-cache").is_file()
 
 
 def test_a_folder_of_ones_own_is_left_as_it_is(monkeypatch):

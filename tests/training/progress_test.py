@@ -7,18 +7,12 @@ import pytest
 
 from promot_t5x.models.losses import LossSums
 from promot_t5x.training import progress
+from tests.training import tiny
 
 
 @pytest.mark.parametrize("slow", [False, True])
 def test_waiting_for_data_is_measured_and_logged_where_it_is_noticeable(slow, caplog):
-    written = {}
-
-    class Writer:
-        def write_scalars(self, step, scalars):
-            written[step] = scalars
-
-        def flush(self):
-            pass
+    written = tiny.Written()
 
     def batches():
         for number in range(4):
@@ -27,7 +21,7 @@ def test_waiting_for_data_is_measured_and_logged_where_it_is_noticeable(slow, ca
             yield number
 
     stream, metrics = batches(), {"sums": LossSums(1.0, 1.0, 1.0, 1.0), "gradient_norm": 1.0}
-    reported = progress.Progress(4, 2, 0, Writer())
+    reported = progress.Progress(4, 2, 0, written)
     with caplog.at_level(python_logging.INFO):
         for step in range(1, 5):
             assert reported.fetched(stream) == step - 1

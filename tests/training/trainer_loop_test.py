@@ -56,14 +56,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
     batches[1]["decoder_loss_weights"][:, 1:] = 0.0
     for number, batch in enumerate(batches):
         batch[cuts.FEATURE] = np.outer(np.arange(B), [0, number, 0, 0, 1]).astype(np.int32)
-    written = {}
-
-    class Writer:
-        def write_scalars(self, step, scalars):
-            written[step] = scalars
-
-        def flush(self):
-            pass
+    written = tiny.Written()
 
     trainer.train(
         model,
@@ -77,7 +70,7 @@ def test_the_logged_loss_is_the_mean_over_tokens_since_the_last_report(tmp_path)
         save_period=100,
         evaluate=lambda _: None,
         save=lambda *_: None,
-        writer=Writer(),  # pyright: ignore[reportArgumentType]
+        writer=written,  # pyright: ignore[reportArgumentType]
     )
     for name, counts in {"target_cut": (3, 6), "article_cut": (6, 3), "input_cut": (0, 0)}.items():
         assert tuple(written[n][f"train/{name}"] for n in (2, 3)) == counts, "what was cut in the same steps"
